@@ -1,0 +1,1 @@
+"""Understudy: VM replication and disaster recovery."""

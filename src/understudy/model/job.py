@@ -1,0 +1,95 @@
+"""Saved settings: hosts, datastores, proxies, jobs."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from understudy.units import KIB, MIB
+
+BLOCK_SIZES = {"256K": 256 * KIB, "512K": 512 * KIB, "1M": MIB, "4M": 4 * MIB}
+DEFAULT_POINTS = 7
+DEFAULT_SUFFIX = "_replica"
+DEFAULT_BLOCK_SIZE = MIB
+
+
+class SnapshotMode(enum.StrEnum):
+    """How the source is held still while it is read."""
+
+    AUTO = "auto"
+    BACKUP = "backup"
+    EXTERNAL = "external"
+
+
+class GuestPolicy(enum.StrEnum):
+    """Guest processing: not at all, if possible, or the task fails without it."""
+
+    OFF = "off"
+    TRY = "try"
+    REQUIRE = "require"
+
+
+class Compression(enum.StrEnum):
+    """Codec on the wire between two proxies."""
+
+    NONE = "none"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+    ZSTD_HIGH = "zstd-high"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A hypervisor host.
+
+    :ivar scratch_dir: directory on the host for copy-before-write files; the emulator must be able to write there.
+    """
+
+    name: str
+    uri: str
+    scratch_dir: str
+
+
+@dataclass(frozen=True)
+class Datastore:
+    """A place for replicas: a directory ``path`` on ``host``."""
+
+    name: str
+    host: str
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A data mover with ``slots`` task slots; a proxy without ``host`` serves every host of this machine."""
+
+    name: str
+    host: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Saved settings of a job.
+
+    :ivar id: stable, unique among controllers; part of every tag that the job leaves on a platform.
+    :ivar excluded_disks: ``(vm, disk)`` pairs that are not replicated.
+    """
+
+    id: str
+    name: str
+    source: str
+    target: str
+    datastore: str
+    vms: tuple[str, ...]
+    points: int = DEFAULT_POINTS
+    suffix: str = DEFAULT_SUFFIX
+    snapshot_mode: SnapshotMode = SnapshotMode.AUTO
+    guest_policy: GuestPolicy = GuestPolicy.TRY
+    block_size: int = DEFAULT_BLOCK_SIZE
+    compression: Compression = Compression.ZSTD
+    source_proxy: str = ""
+    target_proxy: str = ""
+    excluded_disks: tuple[tuple[str, str], ...] = ()
+    enabled: bool = True

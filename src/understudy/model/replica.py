@@ -1,0 +1,126 @@
+"""Replicas and their restore points, as ``replica.json`` tells them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from understudy.errors import NotFound
+
+
+class Consistency(enum.StrEnum):
+    """How consistent a restore point is: applications quiesced, file systems frozen, or as after a power cut."""
+
+    APPLICATION = "application"
+    FILESYSTEM = "filesystem"
+    CRASH = "crash"
+
+
+class ReplicaState(enum.StrEnum):
+    """States of a replica that an operator can tell apart."""
+
+    READY = "ready"
+    FAILOVER = "failover"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Where the next incremental starts on the source.
+
+    :ivar checkpoint: name of the platform's marker (libvirt: checkpoint).
+    :ivar disks: the disks that the marker tracks.
+    """
+
+    checkpoint: str
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PointDisk:
+    """One disk in a restore point.
+
+    :ivar size: virtual size in bytes at that instant.
+    :ivar layer: file name below ``layers/``; it and all layers below it are the content.
+    :ivar backing: file name of the layer below, or empty.
+    :ivar digest: file name below ``digests/``.
+    :ivar file_bytes: length of the layer file when it was published: a cheap sign of damage.
+    :ivar source_path: image on the source that it was read from.
+    """
+
+    name: str
+    size: int
+    layer: str
+    backing: str
+    digest: str
+    file_bytes: int
+    source_path: str = ""
+
+
+@dataclass(frozen=True)
+class RestorePoint:
+    """A consistent state of the replica to fail over to.
+
+    :ivar id: sortable by creation, unique in the replica.
+    :ivar created_at: the instant of the source snapshot, ISO 8601 in UTC.
+    :ivar block_size: bytes per digest.
+    """
+
+    id: str
+    created_at: str
+    consistency: Consistency
+    session: int
+    block_size: int
+    disks: tuple[PointDisk, ...]
+    baseline: Baseline | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def disk(self, name: str) -> PointDisk | None:
+        """The disk called ``name``, or None if the VM had none at that instant."""
+        return next((disk for disk in self.disks if disk.name == name), None)
+
+
+@dataclass(frozen=True)
+class ReplicaIdentity:
+    """Whose replica it is.
+
+    :ivar id: UUID of the replica.
+    :ivar domain_uuid: UUID of the replica VM on the target host.
+    """
+
+    id: str
+    name: str
+    job_id: str
+    job_name: str
+    source_vm: str
+    source_uuid: str
+    domain_uuid: str
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The content of ``replica.json``.
+
+    :ivar points: oldest first.
+    :ivar head_point: the point on which ``head/`` lies, or empty before the first bind.
+    """
+
+    identity: ReplicaIdentity
+    state: ReplicaState
+    points: tuple[RestorePoint, ...]
+    head_point: str = ""
+
+    @property
+    def newest(self) -> RestorePoint | None:
+        """The newest restore point, or None."""
+        return self.points[-1] if self.points else None
+
+    def point(self, point_id: str) -> RestorePoint:
+        """The point called ``point_id``.
+
+        :raises NotFound: if there is none.
+        """
+        for point in self.points:
+            if point.id == point_id:
+                return point
+        raise NotFound(f"restore point {point_id!r} of replica {self.identity.name!r}", "no such restore point",
+                       "see 'understudy replica points'")

@@ -1,0 +1,45 @@
+"""What is to be done with one disk, and why: transfer modes and reason codes."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class TransferMode(enum.StrEnum):
+    """How the changes of a disk are found."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    DIGEST_SCAN = "digest_scan"
+
+
+class Reason(enum.StrEnum):
+    """Why a disk was not incremental; an incremental one has ``NONE``."""
+
+    NONE = ""
+    FIRST_RUN = "first_run"
+    NEW_DISK = "new_disk"
+    NO_BASELINE = "no_baseline"
+    CHECKPOINT_MISSING = "checkpoint_missing"
+    BITMAP_INCONSISTENT = "bitmap_inconsistent"
+    TRACKING_UNSUPPORTED = "tracking_unsupported"
+    DISK_RESIZED = "disk_resized"
+    BLOCK_SIZE_CHANGED = "block_size_changed"
+    REPLICA_CHANGED = "replica_changed"
+    SOURCE_REPLACED = "source_replaced"
+    FORCED = "forced"
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """The decision for one disk.
+
+    :ivar chained: the new layer lies on the newest point's layer; else it stands alone and holds the whole disk.
+    """
+
+    name: str
+    size: int
+    mode: TransferMode
+    reason: Reason
+    chained: bool

@@ -1,0 +1,202 @@
+"""Replica stores: where restore points live on a target datastore.
+
+A store kind is one module or package below this one; :func:`open_store` imports it by kind, lazily. All verbs run on the
+target proxy, next to the files.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from understudy.errors import UsageError
+from understudy.model.replica import Baseline, Consistency, Replica, ReplicaIdentity, ReplicaState, RestorePoint
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class NewDisk:
+    """A disk of a new restore point.
+
+    :ivar chained: the layer lies on the newest point's layer of this disk; else it stands alone.
+    """
+
+    name: str
+    size: int
+    chained: bool
+    source_path: str = ""
+
+
+@dataclass(frozen=True)
+class PointMeta:
+    """What is recorded with a restore point at publish.
+
+    :ivar definition: the source VM's definition at that instant (libvirt XML), stored beside the layers, mode 0600.
+    """
+
+    id: str
+    created_at: str
+    consistency: Consistency
+    session: int
+    block_size: int
+    baseline: Baseline | None
+    versions: dict[str, str]
+    definition: str
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """State of the throw-away layer that the replica VM uses.
+
+    :ivar point: the point it lies on, or empty if there is no head.
+    :ivar empty: nothing was written to it since it was made.
+    :ivar files: absolute path per disk name.
+    """
+
+    point: str
+    empty: bool
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DatastoreFacts:
+    """Space and state of a datastore directory."""
+
+    path: str
+    exists: bool
+    writable: bool
+    total_bytes: int
+    free_bytes: int
+
+
+class LayerWriter(Protocol):
+    """Writes one disk's new layer. Positions are guest offsets; calls may come from several threads."""
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write ``data`` at ``offset``; both multiples of 64 KiB except that the last piece ends with the disk.
+
+        :raises DatastoreError: if the datastore is full or fails.
+        """
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, whatever a layer below has there; alignment as in :meth:`write_at`."""
+
+    def finish(self) -> None:
+        """Complete the layer's metadata and make it durable; no write may follow."""
+
+
+class PointDraft(Protocol):
+    """A restore point in the making; nobody sees it until :meth:`publish` returned."""
+
+    def layer(self, disk: str) -> LayerWriter:
+        """The writer of ``disk``'s layer."""
+
+    def digest_path(self, disk: str) -> Path:
+        """The partial digest file of ``disk``; the caller makes it, complete, before publish."""
+
+    def base_digest_path(self, disk: str) -> Path | None:
+        """The digest file of the newest published point for ``disk`` if the layer is chained and the file exists."""
+
+    def publish(self, meta: PointMeta) -> RestorePoint:
+        """Make the point visible: everything durable, renamed, then recorded in one rename (S2).
+
+        :raises ReplicaError: if a layer was not finished or a digest file is missing.
+        """
+
+    def abandon(self) -> None:
+        """Remove everything of the draft; does nothing after publish."""
+
+
+class ReplicaStore(Protocol):
+    """One replica in a datastore."""
+
+    def exists(self) -> bool:
+        """Whether the replica has been made."""
+
+    def load(self) -> Replica:
+        """The replica's record.
+
+        :raises NotFound: if there is no replica.
+        :raises ReplicaError: if the record is damaged or of a newer format.
+        """
+
+    def lock(self, attempt: int) -> AbstractContextManager[None]:
+        """Own the replica for attempt number ``attempt`` (S11); leaving the context gives it back.
+
+        :raises Fenced: if another process owns it, or ``attempt`` is lower than one seen before.
+        """
+
+    def last_attempt(self) -> int:
+        """The highest attempt number seen, 0 if none."""
+
+    def create(self, identity: ReplicaIdentity) -> Replica:
+        """Make an empty replica; the same identity again is no error.
+
+        :raises Refused: if the place holds a replica of another identity.
+        """
+
+    def sweep(self) -> list[str]:
+        """Remove leftovers of dead sessions (partial files) and finish an interrupted merge; say what was done."""
+
+    def begin_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> PointDraft:
+        """Start a restore point with a layer for each of ``disks``. The lock must be held."""
+
+    def damage(self, point_id: str) -> list[str]:
+        """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none."""
+
+    def image(self, point_id: str, disk: str) -> Path:
+        """Absolute path of the layer that shows ``disk`` at that point."""
+
+    def digest_path(self, point_id: str, disk: str) -> Path:
+        """Absolute path of the digest file."""
+
+    def definition(self, point_id: str) -> str:
+        """The VM definition stored with the point."""
+
+    def retire(self, point_ids: tuple[str, ...]) -> Replica:
+        """Remove these points, which must be the oldest, keeping the content of all others at every instant.
+
+        :raises Refused: if the newest point, or the point under a head that is in use, is among them.
+        """
+
+    def head(self) -> HeadFacts:
+        """Facts about the head."""
+
+    def bind_head(self, point_id: str) -> HeadFacts:
+        """Make a new, empty head on a point, dropping the old one. The replica VM must not run."""
+
+    def set_state(self, state: ReplicaState) -> Replica:
+        """Record the replica's state."""
+
+    def set_identity(self, identity: ReplicaIdentity) -> Replica:
+        """Record a changed identity: another controller or job took the replica over, or its VM was defined again."""
+
+    def remove(self) -> None:
+        """Delete every file of the replica."""
+
+
+def open_store(kind: str, datastore: Path, replica: str) -> ReplicaStore:
+    """The store of ``replica`` (a VM name: any characters) in a datastore directory of ``kind``.
+
+    :raises UsageError: if the kind is unknown.
+    """
+    if kind == "qcow2":
+        from understudy.storage.qcow2.store import Qcow2Store
+
+        return Qcow2Store(datastore, replica)
+    raise UsageError(f"datastore {datastore}", f"unknown kind {kind!r}", "known kinds: qcow2")
+
+
+def list_replicas(kind: str, datastore: Path) -> tuple[str, ...]:
+    """Names of the replicas in a datastore.
+
+    :raises UsageError: if the kind is unknown.
+    """
+    if kind == "qcow2":
+        from understudy.storage.qcow2.store import replica_names
+
+        return replica_names(datastore)
+    raise UsageError(f"datastore {datastore}", f"unknown kind {kind!r}", "known kinds: qcow2")
