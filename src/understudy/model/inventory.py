@@ -22,6 +22,7 @@ class Disk:
     :ivar path: absolute path or volume of the active image on the source host.
     :ivar image_format: ``qcow2``, ``raw``, ...
     :ivar size: virtual size in bytes.
+    :ivar allocated: bytes that the image takes on the source, as far as the platform knows.
     :ivar tracked: whether the image can hold changed block tracking.
     :ivar obstacle: why this disk cannot be replicated, or empty (shared, pass-through, network disk ...).
     """
@@ -30,6 +31,7 @@ class Disk:
     path: str
     image_format: str
     size: int
+    allocated: int = 0
     bus: str = "virtio"
     tracked: bool = False
     obstacle: str = ""
@@ -49,6 +51,7 @@ class Nic:
 class Vm:
     """One VM as the platform reports it.
 
+    :ivar clean_shutdown: it is off because the guest shut itself down.
     :ivar definition: the platform's own full definition (libvirt: inactive XML). May hold secrets: never log it.
     :ivar obstacle: why this VM cannot be replicated at all, or empty.
     """
@@ -64,8 +67,10 @@ class Vm:
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     has_agent_channel: bool
+    agent_connected: bool
     definition: str = field(repr=False)
     obstacle: str = ""
+    clean_shutdown: bool = False
 
     def disk(self, name: str) -> Disk:
         """The disk called ``name``.

@@ -24,6 +24,11 @@ class ReplicaRef:
 
 
 @dataclass(frozen=True)
+class About:
+    """Ask who answers; see :class:`MoverInfo`."""
+
+
+@dataclass(frozen=True)
 class MoverInfo:
     """Who answers: versions of everything that touches data, for the record of each point."""
 
@@ -54,6 +59,26 @@ class ScratchFacts:
     """Space in the scratch directory."""
 
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class ProbeImage:
+    """Ask what an image file is; it may be in use."""
+
+    image: str
+    image_format: str
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image file is.
+
+    :ivar can_track: it can hold dirty bitmaps (qcow2 version 3).
+    :ivar bitmaps: the consistent bitmaps in it; those of a running VM are in its memory and do not show.
+    """
+
+    can_track: bool
+    bitmaps: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,7 +125,7 @@ class CloseExport:
 
 @dataclass(frozen=True)
 class RemoveTagged:
-    """Remove plain files and sockets in ``directory`` whose name contains ``tag``, except those containing a ``keep``."""
+    """Remove plain files and sockets in ``directory`` whose name contains ``tag``, but not one of ``keep``."""
 
     directory: str
     tag: str
@@ -116,7 +141,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class DigestRef:
-    """A source side digest copy: which replica, disk and point."""
+    """A source side digest copy: which replica, disk and point. As a request: answered by :class:`DigestHolding`."""
 
     replica_id: str
     disk: str
@@ -128,6 +153,26 @@ class DigestHolding:
     """Whether the source mover holds a usable digest copy of the point."""
 
     usable: bool
+
+
+@dataclass(frozen=True)
+class KeepDigests:
+    """The point was published: keep the source side digest copies that its transfers made, drop those of older points.
+
+    Again is no error. :class:`~understudy.errors.NotFound` if a disk has no copy of this point.
+    """
+
+    replica_id: str
+    point: str
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DropDigests:
+    """Remove source side digest copies, unfinished ones too: of one ``point``, or all of the replica if it is empty."""
+
+    replica_id: str
+    point: str = ""
 
 
 # --- target side ------------------------------------------------------------------------------------------------------
@@ -174,6 +219,7 @@ class ReplicaFacts:
     """What the target knows of a replica.
 
     :ivar replica: None if it does not exist.
+    :ivar head_definition: the definition stored with the point on which the head lies, or empty.
     :ivar damage: damaged layers per point id, points without damage left out.
     :ivar images: absolute path per (point id, disk name), as nested dicts.
     :ivar digests: the same for digest files.
@@ -185,6 +231,7 @@ class ReplicaFacts:
     damage: dict[str, list[str]]
     images: dict[str, dict[str, str]]
     digests: dict[str, dict[str, str]]
+    head_definition: str = ""
 
 
 @dataclass(frozen=True)

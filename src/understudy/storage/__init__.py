@@ -1,7 +1,7 @@
 """Replica stores: where restore points live on a target datastore.
 
-A store kind is one module or package below this one; :func:`open_store` imports it by kind, lazily. All verbs run on the
-target proxy, next to the files.
+A store kind is one module or package below this one; :func:`open_store` imports it by kind, lazily. All verbs run on
+the target proxy, next to the files.
 """
 
 from __future__ import annotations

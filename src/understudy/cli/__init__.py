@@ -1,0 +1,1 @@
+"""The command line: one module per group, one function per command. Text for people, or JSON."""

@@ -1,0 +1,37 @@
+"""``understudy failover``: running a replica instead of the lost original, and going back."""
+
+from __future__ import annotations
+
+import click
+
+from understudy.cli.app import App, Group, pass_app
+from understudy.cli.output import answer_line
+from understudy.cli.replica import chosen_point
+from understudy.cli.shapes import replica_shape
+from understudy.controller import replicas
+
+
+@click.group(cls=Group)
+def failover() -> None:
+    """Failover: run a replica from a restore point instead of the source VM."""
+
+
+@failover.command()
+@click.argument("name", metavar="REPLICA")
+@click.option("--point", default=None, help="Restore point; without it, the newest.")
+@pass_app
+def start(app: App, name: str, point: str | None) -> None:
+    """Start REPLICA from a restore point. JSON: as of `replica list`, one object."""
+    record = replicas.find_replica(app.database, name)
+    chosen = chosen_point(record, point)
+    after = app.services.start_failover(record, chosen)
+    answer_line(app, replica_shape(after), f"Replica {name} runs on host {after.host} from restore point {chosen}.")
+
+
+@failover.command()
+@click.argument("name", metavar="REPLICA")
+@pass_app
+def undo(app: App, name: str) -> None:
+    """Stop REPLICA and drop what it wrote. JSON: as of `replica list`, one object."""
+    after = app.services.undo_failover(replicas.find_replica(app.database, name))
+    answer_line(app, replica_shape(after), f"Replica {name} is a replica again; what it wrote is dropped.")

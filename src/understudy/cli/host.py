@@ -1,0 +1,100 @@
+"""``understudy host``: hypervisor hosts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from understudy.cli.app import App, Group, pass_app
+from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
+from understudy.cli.shapes import Shape, vm_shape
+from understudy.controller import catalog
+from understudy.model.job import Host
+from understudy.units import format_size
+
+
+@click.group(cls=Group)
+def host() -> None:
+    """Hypervisor hosts: where VMs run, and where replicas are kept."""
+
+
+@host.command()
+@click.argument("name")
+@click.argument("uri")
+@click.option("--scratch-dir", default=catalog.DEFAULT_SCRATCH_DIR, show_default=True,
+              help="Directory on the host for what the guest overwrites while it is read.")  # fmt: skip
+@pass_app
+def add(app: App, name: str, uri: str, scratch_dir: str) -> None:
+    """Add host NAME, reached by the libvirt URI. JSON: {name, uri, scratch_dir}."""
+    added = catalog.add_host(app.database, Host(name, uri, scratch_dir))
+    answer_line(app, asdict(added), f"Host {name} added.")
+
+
+@host.command("list")
+@pass_app
+def list_(app: App) -> None:
+    """List hosts. JSON: [{name, uri, scratch_dir}]."""
+    hosts = [asdict(item) for item in catalog.list_hosts(app.database)]
+    columns = {"Host": "name", "URI": "uri", "Scratch directory": "scratch_dir"}
+    answer_table(app, hosts, columns, "No hosts. Add one: understudy host add NAME URI")
+
+
+@host.command()
+@click.argument("name")
+@pass_app
+def check(app: App, name: str) -> None:
+    """Connect to host NAME.
+
+    JSON: {name, hostname, platform_version, hypervisor_version, cpus, memory_bytes, emulator_uid, emulator_gid}.
+    """
+    facts = app.services.check_host(name)
+    document = {
+        "name": name,
+        "hostname": facts.hostname,
+        "platform_version": facts.platform_version,
+        "hypervisor_version": facts.hypervisor_version,
+        "cpus": facts.cpus,
+        "memory_bytes": facts.memory_bytes,
+        "emulator_uid": facts.emulator_user[0],
+        "emulator_gid": facts.emulator_user[1],
+    }
+    answer_facts(app, document)
+
+
+@host.command()
+@click.argument("name")
+@pass_app
+def vms(app: App, name: str) -> None:
+    """List the VMs of host NAME.
+
+    JSON: [{name, uuid, state, firmware, memory_bytes, vcpus, has_agent_channel, agent_connected, obstacle, disks,
+    nics}].
+    """
+    documents = [vm_shape(vm) for vm in app.services.list_vms(name)]
+    answer(app, documents, lambda: _show_vms(documents))
+
+
+@host.command()
+@click.argument("name")
+@pass_app
+def remove(app: App, name: str) -> None:
+    """Forget host NAME. JSON: {name, removed}."""
+    catalog.remove_host(app.database, name)
+    answer_line(app, {"name": name, "removed": True}, f"Host {name} removed.")
+
+
+def _show_vms(documents: list[Shape]) -> None:
+    if not documents:
+        click.echo("No VMs on this host.")
+        return
+    titles = ("VM", "State", "Memory", "vCPUs", "Disks", "Guest agent", "Obstacle")
+    table(titles, [_vm_row(vm) for vm in documents])
+
+
+def _vm_row(vm: Shape) -> tuple[str, ...]:
+    disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in vm["disks"])
+    obstacles = [vm["obstacle"], *(f"{disk['name']}: {disk['obstacle']}" for disk in vm["disks"] if disk["obstacle"])]
+    agent = "answers" if vm["agent_connected"] else "silent" if vm["has_agent_channel"] else "no channel"
+    return (vm["name"], vm["state"], format_size(vm["memory_bytes"]), str(vm["vcpus"]), disks, agent,
+            "; ".join(filter(None, obstacles)) or "-")  # fmt: skip

@@ -1,0 +1,168 @@
+"""``understudy job``: what is replicated, where to, and running it."""
+
+from __future__ import annotations
+
+import click
+
+from understudy.cli.app import App, Group, pass_app
+from understudy.cli.follow import run_to_end
+from understudy.cli.output import answer_facts, answer_line, answer_table
+from understudy.cli.shapes import job_shape, session_shape
+from understudy.cli.summary import raise_if_bad
+from understudy.controller import jobs, journal
+from understudy.controller.reports import session_report
+from understudy.errors import UnderstudyError, UsageError
+from understudy.model.job import (
+    BLOCK_SIZES,
+    DEFAULT_POINTS,
+    DEFAULT_SUFFIX,
+    Compression,
+    GuestPolicy,
+    Job,
+    SnapshotMode,
+)
+
+DEFAULT_BLOCK_SIZE_NAME = "1M"
+
+
+@click.group(cls=Group)
+def job() -> None:
+    """Jobs: which VMs are replicated, where to, and how."""
+
+
+@job.command()
+@click.argument("name")
+@click.option("--source", required=True, help="Host where the VMs run.")
+@click.option("--vm", "vms", multiple=True, required=True, help="VM to replicate; may be given again.")
+@click.option("--target", required=True, help="Host where the replicas are kept.")
+@click.option("--datastore", required=True, help="Datastore of the target host.")
+@click.option("--points", type=click.IntRange(1, jobs.MAX_POINTS), default=DEFAULT_POINTS, show_default=True,
+              help="Restore points to keep.")  # fmt: skip
+@click.option("--suffix", default=DEFAULT_SUFFIX, show_default=True, help="Ends the names of the replica VMs.")
+@click.option("--snapshot-mode", type=click.Choice([mode.value for mode in SnapshotMode]),
+              default=SnapshotMode.AUTO.value, show_default=True, help="How the source is held still.")  # fmt: skip
+@click.option("--guest-processing", type=click.Choice([policy.value for policy in GuestPolicy]),
+              default=GuestPolicy.TRY.value, show_default=True, help="Whether the guest is frozen.")  # fmt: skip
+@click.option("--block-size", type=click.Choice(list(BLOCK_SIZES)), default=DEFAULT_BLOCK_SIZE_NAME, show_default=True,
+              help="Bytes that one digest stands for.")  # fmt: skip
+@click.option("--compression", type=click.Choice([codec.value for codec in Compression]),
+              default=Compression.ZSTD.value, show_default=True, help="Codec between two proxies.")  # fmt: skip
+@click.option("--source-proxy", default="", help="Proxy that reads; without it, the local one.")
+@click.option("--target-proxy", default="", help="Proxy that writes; without it, the local one.")
+@click.option("--exclude-disk", "excluded", multiple=True, metavar="VM:DISK",
+              help="Disk that is not replicated; may be given again.")  # fmt: skip
+@pass_app
+def create(
+    app: App,
+    *,
+    name: str,
+    source: str,
+    vms: tuple[str, ...],
+    target: str,
+    datastore: str,
+    points: int,
+    suffix: str,
+    snapshot_mode: str,
+    guest_processing: str,
+    block_size: str,
+    compression: str,
+    source_proxy: str,
+    target_proxy: str,
+    excluded: tuple[str, ...],
+) -> None:
+    """Create job NAME. JSON: as of `job show`."""
+    created = Job(
+        id=jobs.new_job_id(),
+        name=name,
+        source=source,
+        target=target,
+        datastore=datastore,
+        vms=vms,
+        points=points,
+        suffix=suffix,
+        snapshot_mode=SnapshotMode(snapshot_mode),
+        guest_policy=GuestPolicy(guest_processing),
+        block_size=BLOCK_SIZES[block_size],
+        compression=Compression(compression),
+        source_proxy=source_proxy,
+        target_proxy=target_proxy,
+        excluded_disks=tuple(_excluded_disk(name, text) for text in excluded),
+    )
+    answer_line(app, job_shape(jobs.create_job(app.database, created)), f"Job {name} created.")
+
+
+@job.command()
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Start it, and return at once.")
+@click.option("--full-scan", is_flag=True, help="Read every disk whole and compare digests; trust no tracking.")
+@pass_app
+def run(app: App, name: str, no_wait: bool, full_scan: bool) -> None:
+    """Run job NAME now, and show how it goes. JSON: as of `session show`."""
+    # Opened before anything is queued: a session that nobody can run must not be left behind.
+    services = app.services
+    session_id = journal.insert_session(app.database, name, full_scan)
+    if not no_wait:
+        raise_if_bad(run_to_end(app, session_id))
+        return
+    try:
+        services.start_background_controller()
+    except UnderstudyError:
+        journal.request_cancel(app.database, session_id)
+        raise
+    report = session_report(app.database, session_id)
+    answer_line(app, session_shape(report), f"Session {session_id} of job {name} queued.")
+
+
+@job.command("list")
+@pass_app
+def list_(app: App) -> None:
+    """List jobs. JSON: array of what `job show` gives."""
+    columns = {"Job": "name", "Enabled": "enabled", "Source": "source", "VMs": "vms", "Target": "target",
+               "Datastore": "datastore", "Points": "points"}  # fmt: skip
+    documents = [job_shape(item) for item in jobs.list_jobs(app.database)]
+    answer_table(app, documents, columns, "No jobs. Create one: understudy job create --help")
+
+
+@job.command()
+@click.argument("name")
+@pass_app
+def show(app: App, name: str) -> None:
+    """Show the settings of job NAME.
+
+    JSON: {name, id, enabled, source, vms, target, datastore, points, suffix, snapshot_mode, guest_processing,
+    block_size, compression, source_proxy, target_proxy, excluded_disks: [{vm, disk}]}.
+    """
+    answer_facts(app, job_shape(jobs.get_job(app.database, name)))
+
+
+@job.command()
+@click.argument("name")
+@pass_app
+def enable(app: App, name: str) -> None:
+    """Let job NAME run again. JSON: as of `job show`."""
+    answer_line(app, job_shape(jobs.set_enabled(app.database, name, True)), f"Job {name} enabled.")
+
+
+@job.command()
+@click.argument("name")
+@pass_app
+def disable(app: App, name: str) -> None:
+    """Keep job NAME from running; a running session goes on. JSON: as of `job show`."""
+    answer_line(app, job_shape(jobs.set_enabled(app.database, name, False)), f"Job {name} disabled.")
+
+
+@job.command()
+@click.argument("name")
+@pass_app
+def delete(app: App, name: str) -> None:
+    """Forget job NAME; its replicas stay. JSON: {name, removed}."""
+    jobs.delete_job(app.database, name)
+    answer_line(app, {"name": name, "removed": True}, f"Job {name} deleted.")
+
+
+def _excluded_disk(job_name: str, text: str) -> tuple[str, str]:
+    """``VM:DISK``; the VM's name may have colons itself."""
+    vm, colon, disk = text.rpartition(":")
+    if not colon or not vm or not disk:
+        raise UsageError(f"create job {job_name!r}", f"{text!r} names no disk", "give --exclude-disk VM:DISK")
+    return vm, disk

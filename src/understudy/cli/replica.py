@@ -1,0 +1,154 @@
+"""``understudy replica``: what is kept on the target."""
+
+from __future__ import annotations
+
+import click
+
+from understudy.cli.app import App, Group, pass_app
+from understudy.cli.follow import verify_to_end
+from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
+from understudy.cli.shapes import Shape, points_shape, replica_facts_shape, replica_shape, verify_shape
+from understudy.controller import replicas
+from understudy.controller.records import ReplicaRecord
+from understudy.errors import NotFound, ReplicaError, UsageError
+from understudy.mover.api import ReplicaFacts
+from understudy.units import format_size
+
+
+@click.group(cls=Group)
+def replica() -> None:
+    """Replicas: VMs kept ready on a target. REPLICA is a name, or DATASTORE/NAME."""
+
+
+@replica.command("list")
+@pass_app
+def list_(app: App) -> None:
+    """List replicas.
+
+    JSON: [{name, id, datastore, host, job, source_vm, domain_uuid, state, points, newest_point, newest_created_at,
+    point}].
+    """
+    documents = [replica_shape(record) for record in replicas.list_replicas(app.database)]
+    columns = {"Replica": "name", "State": "state", "Host": "host", "Datastore": "datastore", "Job": "job",
+               "Points": "points", "Newest": "newest_created_at"}  # fmt: skip
+    answer_table(app, documents, columns, "No replicas. Run a job, or adopt one: understudy replica adopt")
+
+
+@replica.command()
+@click.argument("name", metavar="REPLICA")
+@pass_app
+def show(app: App, name: str) -> None:
+    """Show REPLICA and the state of its files.
+
+    JSON: as of `replica list`, and {head_empty, damage: {point: [problem]}}.
+    """
+    record, facts = _inspect(app, name)
+    answer_facts(app, replica_facts_shape(record, facts))
+
+
+@replica.command()
+@click.argument("name", metavar="REPLICA")
+@pass_app
+def points(app: App, name: str) -> None:
+    """List the restore points of REPLICA, oldest first.
+
+    JSON: [{id, created_at, consistency, session, disks: [{name, size, image, digest}]}].
+    """
+    _, facts = _inspect(app, name)
+    documents = points_shape(facts)
+    answer(app, documents, lambda: _show_points(documents, facts))
+
+
+@replica.command()
+@click.argument("name", metavar="REPLICA")
+@click.option("--point", default=None, help="Restore point; without it, the newest.")
+@pass_app
+def verify(app: App, name: str, point: str | None) -> None:
+    """Prove a restore point of REPLICA by its digests; fails if one does not match.
+
+    JSON: {replica, datastore, point, ok, disks: [{name, blocks, bad_count, bad_blocks, problem}]}.
+    """
+    record = replicas.find_replica(app.database, name)
+    chosen = chosen_point(record, point)
+    document = verify_shape(record, chosen, verify_to_end(app, record, chosen))
+    answer(app, document, lambda: _show_verified(document))
+    if not document["ok"]:
+        bad = "; ".join(f"{disk['name']}: {_finding(disk)}" for disk in document["disks"] if _finding(disk) != "ok")
+        raise ReplicaError(f"verify restore point {chosen!r} of replica {name!r}", bad,
+                           "use another point, and run the job with --full-scan")
+
+
+@replica.command()
+@click.argument("place", metavar="DATASTORE/REPLICA")
+@pass_app
+def adopt(app: App, place: str) -> None:
+    """Take a replica that lies in a datastore into this controller. JSON: as of `replica list`, one object."""
+    datastore, slash, name = place.partition("/")
+    if not slash or not datastore or not name:
+        raise UsageError(f"adopt replica {place!r}", "this is not DATASTORE/REPLICA", "see 'understudy datastore list'")
+    record = app.services.adopt_replica(datastore, name)
+    answer_line(app, replica_shape(record), f"Replica {record.full_name} adopted.")
+
+
+@replica.command()
+@click.argument("name", metavar="REPLICA")
+@click.option("--delete-files", is_flag=True, help="Delete the replica VM and all restore points too.")
+@pass_app
+def remove(app: App, name: str, delete_files: bool) -> None:
+    """Forget REPLICA; its files and its VM stay unless --delete-files.
+
+    JSON: {name, datastore, removed, files_deleted}.
+    """
+    record = replicas.find_replica(app.database, name)
+    if delete_files:
+        app.services.delete_replica(record)
+    else:
+        replicas.forget_replica(app.database, record.replica.identity.id)
+    document = {"name": record.name, "datastore": record.datastore, "removed": True, "files_deleted": delete_files}
+    answer_line(app, document, f"Replica {record.full_name} {'deleted' if delete_files else 'forgotten'}.")
+
+
+def chosen_point(record: ReplicaRecord, point: str | None) -> str:
+    """The id of the point that the operator means: the newest one, if none is named.
+
+    :raises NotFound: if there is no such point, or none at all.
+    """
+    if point is not None:
+        return record.replica.point(point).id
+    if record.replica.newest is None:
+        raise NotFound(f"replica {record.full_name!r}", "it has no restore point", "run its job first")
+    return record.replica.newest.id
+
+
+def _inspect(app: App, name: str) -> tuple[ReplicaRecord, ReplicaFacts]:
+    record = replicas.find_replica(app.database, name)
+    facts = app.services.replica_facts(record)
+    if facts.replica is None:
+        raise ReplicaError(f"replica {record.full_name!r}", "its files are gone",
+                           f"forget it: understudy replica remove {record.full_name!r}")
+    return record, facts
+
+
+def _show_points(documents: list[Shape], facts: ReplicaFacts) -> None:
+    if not documents:
+        click.echo("No restore points.")
+        return
+    titles = ("Restore point", "Created", "Consistency", "Session", "Disks", "Files")
+    table(titles, [_point_row(point, facts.damage.get(point["id"], [])) for point in documents])
+
+
+def _point_row(point: Shape, damage: list[str]) -> tuple[str, ...]:
+    disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in point["disks"])
+    files = "; ".join(damage) or "ok"
+    return point["id"], point["created_at"], point["consistency"], str(point["session"]), disks, files
+
+
+def _show_verified(document: Shape) -> None:
+    rows = [(disk["name"], str(disk["blocks"]), str(disk["bad_count"]), _finding(disk)) for disk in document["disks"]]
+    table(("Disk", "Blocks", "Bad", "Finding"), rows, f"Restore point {document['point']}")
+
+
+def _finding(disk: Shape) -> str:
+    if disk["problem"]:
+        return str(disk["problem"])
+    return f"{disk['bad_count']} of {disk['blocks']} blocks do not match" if disk["bad_count"] else "ok"

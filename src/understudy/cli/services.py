@@ -1,0 +1,119 @@
+"""What the command line needs from the controller beyond the configuration database.
+
+Commands that only read or write the database call :mod:`understudy.controller` themselves. Everything that talks to a
+platform or a proxy goes through this protocol, which ``understudy.controller.services`` fulfils.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from understudy.controller.database import Database
+from understudy.controller.records import ReplicaRecord
+from understudy.model.inventory import HostFacts, Vm
+from understudy.model.session import SessionReport
+from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
+from understudy.storage import DatastoreFacts
+
+
+class Services(Protocol):
+    """The controller's acts. Each raises an error of our tree, or returns a complete answer."""
+
+    def check_host(self, name: str) -> HostFacts:
+        """Connect to the platform of the host and ask what it is.
+
+        :raises NotFound: if there is no such host.
+        :raises HostUnreachable: if its platform does not answer.
+        """
+
+    def list_vms(self, name: str) -> tuple[Vm, ...]:
+        """All VMs of the host, by name.
+
+        :raises NotFound: if there is no such host.
+        :raises HostUnreachable: if its platform does not answer.
+        """
+
+    def check_datastore(self, name: str) -> DatastoreFacts:
+        """Ask the proxy of the datastore's host about it, trying a write. A missing directory is a fact, no error.
+
+        :raises NotFound: if there is no such datastore.
+        """
+
+    def check_proxy(self, name: str) -> MoverInfo:
+        """Start the proxy if need be, and ask who it is.
+
+        :raises NotFound: if there is no such proxy.
+        :raises MoverError: if it does not answer.
+        """
+
+    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+        """See a queued session to its end, and return its final report.
+
+        Becomes the controller if no other process is; else follows. ``on_progress`` gets a report about twice a
+        second, always in the calling thread. The first Ctrl-C (SIGINT) or SIGTERM requests the cancellation of the
+        session and goes on waiting for its orderly end, so the report returned is then of a cancelled session; a second
+        one raises KeyboardInterrupt.
+        """
+
+    def start_background_controller(self) -> None:
+        """Make sure that a controller lives, as a process of its own that outlives this command. Returns at once.
+
+        It runs ``understudy --home HOME controller``, which ends up in :meth:`run_controller`.
+        """
+
+    def run_controller(self) -> None:
+        """Be the controller until no session is queued or running; do nothing if another process is."""
+
+    def replica_facts(self, replica: ReplicaRecord) -> ReplicaFacts:
+        """Ask the target proxy for everything known of the replica, reading its files.
+
+        :raises ReplicaError: if its record is damaged, or of a newer format.
+        """
+
+    def verify_point(
+        self, replica: ReplicaRecord, point: str, on_progress: Callable[[Progress], None]
+    ) -> tuple[VerifiedDisk, ...]:
+        """Recompute the digests of a restore point from its layers, on the target, and compare. Ctrl-C stops it.
+
+        :param point: id of a point that the replica has.
+        """
+
+    def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:
+        """Take a replica that lies in a datastore into the configuration database; define its VM if it is missing.
+
+        :raises NotFound: if the datastore is unknown, or has no such replica.
+        :raises Refused: if a job of this controller owns it already under another id.
+        """
+
+    def delete_replica(self, replica: ReplicaRecord) -> None:
+        """Undefine the replica VM, delete the replica's files, then forget its record.
+
+        :raises Refused: if the replica VM runs, or a session is working on it.
+        """
+
+    def start_failover(self, replica: ReplicaRecord, point: str) -> ReplicaRecord:
+        """Make a new head on the restore point and start the replica VM; the replica as it then is.
+
+        :param point: id of a point that the replica has.
+        :raises Refused: if it is in failover, its VM runs, or a session is working on it.
+        """
+
+    def undo_failover(self, replica: ReplicaRecord) -> ReplicaRecord:
+        """Stop the replica VM and drop what it wrote; the replica as it then is.
+
+        :raises Refused: if it is not in failover.
+        """
+
+    def run_demo(self, say: Callable[[str], None]) -> SessionReport:
+        """Replicate a small VM between two hosts made for the purpose, and clean up; ``say`` gets a line per act.
+
+        :return: the report of the last session.
+        """
+
+    def close(self) -> None:
+        """End the proxies and connections that this process started; may be called again."""
+
+
+OpenServices = Callable[[Path, Database], Services]

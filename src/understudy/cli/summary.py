@@ -1,0 +1,77 @@
+"""What became of a session, for people: a table of its disks and a line for each VM; and whether that is an error."""
+
+from __future__ import annotations
+
+import click
+
+from understudy.cli.output import printable, table
+from understudy.errors import Cancelled, UnderstudyError
+from understudy.model.session import DiskReport, SessionReport, SessionState, TaskReport
+from understudy.units import format_seconds, format_size
+
+DISK_TITLES = ("VM", "Disk", "Mode", "Reason", "Size", "Read", "Sent", "Reduction", "Time", "Bottleneck")
+VM_TITLES = ("VM", "State", "Restore point", "Consistency", "Frozen")
+
+
+def show_session(report: SessionReport) -> None:
+    """Print the session."""
+    ended = f", ended {report.ended_at}" if report.ended_at else ""
+    click.echo(printable(f"Session {report.id} of job {report.job}: {report.state.value}"))
+    click.echo(f"Started {report.started_at}{ended}")
+    table(VM_TITLES, [_vm_row(task) for task in report.tasks])
+    rows = [_disk_row(task.vm, disk) for task in report.tasks for disk in task.disks]
+    if rows:
+        table(DISK_TITLES, rows)
+    for task in report.tasks:
+        for line in _remarks(task):
+            click.echo(printable(line))
+
+
+def raise_if_bad(report: SessionReport) -> None:
+    """Nothing for success and warning.
+
+    :raises Cancelled: if the session was cancelled.
+    :raises UnderstudyError: if it failed; says why when one VM did, else how many.
+    """
+    what = f"run job {report.job!r}"
+    if report.state is SessionState.CANCELLED:
+        raise Cancelled(what, f"session {report.id} was cancelled", "run the job again when it suits")
+    if report.state is not SessionState.FAILED:
+        return
+    failed = [task for task in report.tasks if task.state is SessionState.FAILED]
+    if len(failed) == 1 and failed[0].error:
+        raise UnderstudyError(what, failed[0].error)
+    names = ", ".join(repr(task.vm) for task in failed)
+    raise UnderstudyError(what, f"{len(failed)} of {len(report.tasks)} VMs failed ({names})",
+                          f"see 'understudy session show {report.id}'")
+
+
+def reduction(disk: DiskReport) -> str:
+    """How much less than it read was put on the way, e.g. ``3.2x``; ``-`` when nothing was sent."""
+    sent = disk.wire_bytes or disk.sent_bytes
+    return f"{disk.read_bytes / sent:.1f}x" if sent else "-"
+
+
+def _vm_row(task: TaskReport) -> tuple[str, ...]:
+    frozen = "-" if task.frozen_ms is None else f"{task.frozen_ms:.0f} ms"
+    return task.vm, task.state.value, task.restore_point or "-", task.consistency or "-", frozen
+
+
+def _disk_row(vm: str, disk: DiskReport) -> tuple[str, ...]:
+    return (
+        vm,
+        disk.name,
+        disk.mode.value,
+        disk.reason.value or "-",
+        format_size(disk.size),
+        format_size(disk.read_bytes),
+        format_size(disk.wire_bytes or disk.sent_bytes),
+        reduction(disk),
+        format_seconds(disk.seconds),
+        disk.bottleneck or "-",
+    )
+
+
+def _remarks(task: TaskReport) -> list[str]:
+    remarks = [f"warning: {task.vm}: {warning}" for warning in task.warnings]
+    return [*remarks, f"failed: {task.vm}: {task.error}"] if task.error else remarks

@@ -1,0 +1,1 @@
+"""The controller: configuration database, sessions and the acts on replicas. It moves no disk data."""

@@ -1,0 +1,227 @@
+"""Hosts, datastores and proxies in the configuration database: one transaction per function.
+
+Removing what something else uses is refused, and the refusal names the users.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from understudy.controller.database import Database
+from understudy.controller.naming import check_name, check_path, check_uri
+from understudy.controller.schema import DatastoreRow, FrozenGuestRow, HostRow, JobRow, ProxyRow, ReplicaRow
+from understudy.errors import NotFound, Refused, UsageError
+from understudy.model.job import Datastore, Host, Proxy
+
+DEFAULT_SCRATCH_DIR = "/var/tmp/understudy-scratch"
+STORE_KINDS = ("qcow2",)
+LOCAL_PROXY = "local"
+
+_SHOWN_USERS = 5
+
+T = TypeVar("T")
+
+
+def add_host(database: Database, host: Host) -> Host:
+    """Store a new host.
+
+    :raises UsageError: if a field is not acceptable; a URI with a password never is.
+    :raises Refused: if the name is taken.
+    """
+    what = f"add host {host.name!r}"
+    check_name(what, host.name)
+    check_uri(what, host.uri)
+    check_path(what, host.scratch_dir)
+    with database.transaction() as session:
+        refuse_taken(session, HostRow, host.name, what)
+        session.add(HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir))
+    return host
+
+
+def list_hosts(database: Database) -> tuple[Host, ...]:
+    """All hosts by name."""
+    with database.reading() as session:
+        return tuple(_host(row) for row in session.scalars(select(HostRow).order_by(HostRow.name)))
+
+
+def get_host(database: Database, name: str) -> Host:
+    """The host called ``name``.
+
+    :raises NotFound: if there is none.
+    """
+    with database.reading() as session:
+        return _host(host_row(session, name))
+
+
+def remove_host(database: Database, name: str) -> None:
+    """Forget a host.
+
+    :raises NotFound: if there is none of that name.
+    :raises Refused: if a job, datastore, proxy, replica or frozen guest refers to it.
+    """
+    with database.transaction() as session:
+        row = host_row(session, name)
+        used = or_(JobRow.source == name, JobRow.target == name)
+        users = [f"job {job!r}" for job in session.scalars(select(JobRow.name).where(used))]
+        users += [f"datastore {it!r}" for it in session.scalars(select(DatastoreRow.name).filter_by(host=name))]
+        users += [f"proxy {it!r}" for it in session.scalars(select(ProxyRow.name).filter_by(host=name))]
+        users += [f"replica {it!r}" for it in session.scalars(select(ReplicaRow.name).filter_by(target_host=name))]
+        users += [f"frozen VM {it}" for it in session.scalars(select(FrozenGuestRow.vm_uuid).filter_by(host=name))]
+        _refuse_used(f"remove host {name!r}", users)
+        session.delete(row)
+
+
+def add_datastore(database: Database, datastore: Datastore) -> Datastore:
+    """Store a new datastore; returned with its path in normal form.
+
+    :raises UsageError: if a field is not acceptable.
+    :raises NotFound: if the host is unknown.
+    :raises Refused: if the name is taken, or another datastore is the same directory.
+    """
+    what = f"add datastore {datastore.name!r}"
+    check_name(what, datastore.name)
+    check_path(what, datastore.path)
+    if datastore.kind not in STORE_KINDS:
+        raise UsageError(what, f"unknown kind {datastore.kind!r}", f"known kinds: {', '.join(STORE_KINDS)}")
+    # A leading double slash survives normalisation, by POSIX.
+    path = "/" + str(PurePosixPath(datastore.path)).lstrip("/")
+    with database.transaction() as session:
+        host_row(session, datastore.host)
+        refuse_taken(session, DatastoreRow, datastore.name, what)
+        twin = session.scalar(select(DatastoreRow.name).filter_by(host=datastore.host, path=path))
+        if twin is not None:
+            raise Refused(what, f"datastore {twin!r} is the same directory", "use that one, or choose another path")
+        row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path)
+        session.add(row)
+        return _datastore(row)
+
+
+def list_datastores(database: Database) -> tuple[Datastore, ...]:
+    """All datastores by name."""
+    with database.reading() as session:
+        return tuple(_datastore(row) for row in session.scalars(select(DatastoreRow).order_by(DatastoreRow.name)))
+
+
+def get_datastore(database: Database, name: str) -> Datastore:
+    """The datastore called ``name``.
+
+    :raises NotFound: if there is none.
+    """
+    with database.reading() as session:
+        return _datastore(datastore_row(session, name))
+
+
+def remove_datastore(database: Database, name: str) -> None:
+    """Forget a datastore; its files stay.
+
+    :raises NotFound: if there is none of that name.
+    :raises Refused: if a job uses it, or a replica lies in it.
+    """
+    with database.transaction() as session:
+        row = datastore_row(session, name)
+        users = [f"job {job!r}" for job in session.scalars(select(JobRow.name).filter_by(datastore=name))]
+        users += [f"replica {it!r}" for it in session.scalars(select(ReplicaRow.name).filter_by(datastore=name))]
+        _refuse_used(f"remove datastore {name!r}", users)
+        session.delete(row)
+
+
+def add_proxy(database: Database, proxy: Proxy) -> Proxy:
+    """Store a new proxy; 0 slots mean as many as this machine has cores.
+
+    :raises UsageError: if a field is not acceptable.
+    :raises NotFound: if its host is unknown.
+    :raises Refused: if the name is taken.
+    """
+    what = f"add proxy {proxy.name!r}"
+    check_name(what, proxy.name)
+    if not 0 <= proxy.slots <= 1000:
+        raise UsageError(what, f"{proxy.slots} is no number of task slots", "choose 1 to 1000")
+    with database.transaction() as session:
+        if proxy.host:
+            host_row(session, proxy.host)
+        refuse_taken(session, ProxyRow, proxy.name, what)
+        row = ProxyRow(name=proxy.name, host=proxy.host or None, slots=proxy.slots)
+        session.add(row)
+        return _proxy(row)
+
+
+def list_proxies(database: Database) -> tuple[Proxy, ...]:
+    """All proxies by name; ``local`` is always among them."""
+    with database.reading() as session:
+        return tuple(_proxy(row) for row in session.scalars(select(ProxyRow).order_by(ProxyRow.name)))
+
+
+def get_proxy(database: Database, name: str) -> Proxy:
+    """The proxy called ``name``.
+
+    :raises NotFound: if there is none.
+    """
+    with database.reading() as session:
+        return _proxy(proxy_row(session, name))
+
+
+def remove_proxy(database: Database, name: str) -> None:
+    """Forget a proxy.
+
+    :raises NotFound: if there is none of that name.
+    :raises Refused: if it is the built-in one, or a job uses it.
+    """
+    what = f"remove proxy {name!r}"
+    if name == LOCAL_PROXY:
+        raise Refused(what, "it is built in", "jobs can name another proxy instead")
+    with database.transaction() as session:
+        row = proxy_row(session, name)
+        used = or_(JobRow.source_proxy == name, JobRow.target_proxy == name)
+        _refuse_used(what, [f"job {job!r}" for job in session.scalars(select(JobRow.name).where(used))])
+        session.delete(row)
+
+
+def host_row(session: Session, name: str) -> HostRow:
+    """For the controller package: the host's row, or NotFound."""
+    return _found(session.get(HostRow, name), "host", name)
+
+
+def datastore_row(session: Session, name: str) -> DatastoreRow:
+    """For the controller package: the datastore's row, or NotFound."""
+    return _found(session.get(DatastoreRow, name), "datastore", name)
+
+
+def proxy_row(session: Session, name: str) -> ProxyRow:
+    """For the controller package: the proxy's row, or NotFound."""
+    return _found(session.get(ProxyRow, name), "proxy", name)
+
+
+def refuse_taken(session: Session, table: type[HostRow | DatastoreRow | ProxyRow], name: str, what: str) -> None:
+    """For the controller package: Refused if the table has a row called ``name``."""
+    if session.get(table, name) is not None:
+        raise Refused(what, "the name is taken", "choose another name, or remove the old one first")
+
+
+def _found(row: T | None, kind: str, name: str) -> T:
+    if row is None:
+        raise NotFound(f"{kind} {name!r}", f"no such {kind}", f"see 'understudy {kind} list'")
+    return row
+
+
+def _refuse_used(what: str, users: list[str]) -> None:
+    if users:
+        shown = ", ".join(users[:_SHOWN_USERS])
+        more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
+        raise Refused(what, f"it is used by {shown}{more}", "remove what uses it first")
+
+
+def _host(row: HostRow) -> Host:
+    return Host(row.name, row.uri, row.scratch_dir)
+
+
+def _datastore(row: DatastoreRow) -> Datastore:
+    return Datastore(row.name, row.host, row.kind, row.path)
+
+
+def _proxy(row: ProxyRow) -> Proxy:
+    return Proxy(row.name, row.host or "", row.slots or os.cpu_count() or 1)

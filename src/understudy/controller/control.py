@@ -1,0 +1,159 @@
+"""Being the controller, or following the one that is: the loop behind ``job run``."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from understudy.context import CancelToken
+from understudy.controller import catalog, journal, lock
+from understudy.controller.database import Database
+from understudy.controller.engine import Engine, LocalEngine
+from understudy.controller.frozen import clear_frozen, list_frozen
+from understudy.controller.reports import session_report
+from understudy.controller.sites import SiteBuilder
+from understudy.errors import Refused, UnderstudyError
+from understudy.model.session import SessionReport
+
+LOG = logging.getLogger(__name__)
+_TICK_S = 0.05
+_REPORT_S = 0.4
+_THAW_TIMEOUT_S = 5.0
+
+
+class Control:
+    """The controller's duties, for as long as this process holds the lock of its home."""
+
+    def __init__(self, home: Path, database: Database, sites: SiteBuilder) -> None:
+        self._home = home
+        self._database = database
+        self._sites = sites
+        self._engine: Engine = LocalEngine(database, sites)
+        self._lock: lock.ControllerLock | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether this process has no session to see to its end."""
+        return not self._engine.active()
+
+    def tick(self) -> bool:
+        """Become the controller if nobody is; as the controller start what is queued and pass cancellations on.
+
+        :return: whether this process is the controller.
+        """
+        if self._lock is None:
+            self._lock = lock.try_acquire(self._home)
+            if self._lock is None:
+                return False
+            self._recover()
+        while (claimed := journal.claim_session(self._database)) is not None:
+            self._engine.submit(claimed)
+        for session_id in self._engine.active():
+            if journal.is_cancel_requested(self._database, session_id):
+                self._engine.cancel(session_id)
+        return True
+
+    def release(self) -> None:
+        """Stop being the controller; only when idle."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _recover(self) -> None:
+        """What a dead controller left: sessions that will never end, guests that may be frozen (S9)."""
+        for session_id in journal.fail_dead_sessions(self._database):
+            LOG.warning("session=%s was left by a controller that died", session_id)
+        for guest in list_frozen(self._database):
+            try:
+                platform = self._sites.platforms.get(catalog.get_host(self._database, guest.host).uri)
+                platform.thaw(guest.vm_uuid, _THAW_TIMEOUT_S)
+            except UnderstudyError as exc:
+                # It stays recorded, and is tried again when the next controller starts.
+                LOG.error("guest %s on host %s may be frozen: %s", guest.vm_uuid, guest.host, exc)
+            else:
+                clear_frozen(self._database, guest.host, guest.vm_uuid)
+
+
+def follow_session(
+    control: Control, database: Database, session_id: int, on_progress: Callable[[SessionReport], None]
+) -> SessionReport:
+    """See a session to its end, as the controller if there is no other."""
+    with _interrupts() as interrupted, ExitStack() as undo:
+        undo.callback(control.release)
+        asked = False
+        next_report = 0.0
+        while True:
+            if interrupted() and not asked:
+                asked = True
+                _ask_to_stop(database, session_id)
+            control.tick()
+            if time.monotonic() >= next_report:
+                next_report = time.monotonic() + _REPORT_S
+                on_progress(session_report(database, session_id))
+            if session_state_ended(database, session_id) and control.idle:
+                report = session_report(database, session_id)
+                on_progress(report)
+                return report
+            time.sleep(_TICK_S)
+
+
+def control_until_idle(control: Control) -> None:
+    """Be the controller until nothing is queued or running; return at once if another process is."""
+    try:
+        while control.tick():
+            if control.idle:
+                return
+            time.sleep(_TICK_S)
+    finally:
+        control.release()
+
+
+def session_state_ended(database: Database, session_id: int) -> bool:
+    """Whether a session has ended."""
+    return session_report(database, session_id).state.ended
+
+
+def _ask_to_stop(database: Database, session_id: int) -> None:
+    try:
+        journal.request_cancel(database, session_id)
+    except Refused:
+        LOG.info("session=%s ended before it could be cancelled", session_id)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Count SIGINT and SIGTERM inside the block: the first is an orderly wish, the second ends the command."""
+    count = 0
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: count > 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def cancel_on_interrupt(token: CancelToken) -> Iterator[None]:
+    """Inside the block Ctrl-C cancels ``token`` instead of interrupting whatever runs."""
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        token.cancel()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,120 @@
+"""The local engine: executes sessions with a thread per task, in this process."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from understudy.context import CancelToken, Context
+from understudy.controller import journal
+from understudy.controller.database import Database
+from understudy.controller.records import ClaimedSession
+from understudy.controller.replicas import list_replicas, save_replica
+from understudy.controller.sites import SiteBuilder
+from understudy.controller.task_journal import DatabaseJournal
+from understudy.errors import Cancelled, UnderstudyError
+from understudy.model.session import SessionState
+from understudy.mover import api
+from understudy.replication.run import replicate_vm
+from understudy.replication.site import Site, Task
+from understudy.replication.target_side import replica_ref
+
+LOG = logging.getLogger(__name__)
+_TASK_THREADS = 16
+
+
+class Engine(Protocol):
+    """Who executes sessions."""
+
+    def submit(self, session: ClaimedSession) -> None:
+        """Begin to execute a session; returns at once."""
+
+    def cancel(self, session_id: int) -> None:
+        """Ask for the end of a session; unknown ones are no error."""
+
+    def active(self) -> frozenset[int]:
+        """Sessions that have not ended."""
+
+
+class LocalEngine:
+    """Executes sessions in threads of this process."""
+
+    def __init__(self, database: Database, sites: SiteBuilder) -> None:
+        self._database = database
+        self._sites = sites
+        self._tokens: dict[int, CancelToken] = {}
+        self._lock = threading.Lock()
+
+    def submit(self, session: ClaimedSession) -> None:
+        """Begin to execute a session in a thread of its own."""
+        with self._lock:
+            self._tokens[session.id] = CancelToken()
+        threading.Thread(target=self._run_session, args=(session,), name=f"session-{session.id}").start()
+
+    def cancel(self, session_id: int) -> None:
+        """Ask for the end of a session."""
+        with self._lock:
+            token = self._tokens.get(session_id)
+        if token is not None:
+            token.cancel()
+
+    def active(self) -> frozenset[int]:
+        """Sessions that have not ended."""
+        with self._lock:
+            return frozenset(self._tokens)
+
+    def _run_session(self, session: ClaimedSession) -> None:
+        token = self._tokens[session.id]
+        try:
+            self._sites.warm_up(session.job)
+            with ThreadPoolExecutor(min(_TASK_THREADS, len(session.job.vms)), f"session-{session.id}") as pool:
+                list(pool.map(lambda vm: self._run_task(token, session, vm), session.job.vms))
+        except UnderstudyError as exc:
+            LOG.error("session=%s %s", session.id, exc)
+        finally:
+            try:
+                journal.end_session(self._database, session.id)
+            finally:
+                with self._lock:
+                    del self._tokens[session.id]
+
+    def _run_task(self, token: CancelToken, session: ClaimedSession, vm: str) -> None:
+        """One task from its first to its last row; whatever goes wrong ends in that last row."""
+        if token.cancelled:
+            return  # the end of the session cancels it
+        task_id = journal.start_task(self._database, session.id, vm)
+        rows = DatabaseJournal(self._database, task_id, session.id, session.job.source)
+        ctx = Context(token, {"session": session.id, "vm": vm})
+        try:
+            task = Task(session.job, vm, session.id, session.full_scan, self._adoptable())
+            site = self._sites.build(session.job, rows)
+            outcome = replicate_vm(ctx, task, site)
+            self._remember(task, site)
+            state = SessionState.WARNING if rows.warnings else SessionState.SUCCESS
+            journal.end_task(
+                self._database, task_id, state, restore_point=outcome.point, consistency=outcome.consistency,
+                frozen_ms=outcome.frozen_ms, warnings=tuple(rows.warnings),
+            )
+        except Cancelled:
+            journal.end_task(self._database, task_id, SessionState.CANCELLED, warnings=tuple(rows.warnings))
+        except UnderstudyError as exc:
+            ctx.log(__name__).error("%s", exc)
+            self._fail(task_id, rows, str(exc))
+        except Exception as exc:
+            ctx.log(__name__).exception("a defect ended the task")
+            self._fail(task_id, rows, f"replicate {vm!r}: internal error: {exc!r}; see the log, and report it")
+
+    def _fail(self, task_id: int, rows: DatabaseJournal, error: str) -> None:
+        journal.end_task(self._database, task_id, SessionState.FAILED, error=error, warnings=tuple(rows.warnings))
+
+    def _adoptable(self) -> tuple[str, ...]:
+        """Replicas that no job of this controller keeps: a job for the same VM and place may take them over."""
+        return tuple(item.replica.identity.id for item in list_replicas(self._database) if item.job is None)
+
+    def _remember(self, task: Task, site: Site) -> None:
+        """Copy the replica's record into the database."""
+        facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
+        if facts.replica is not None:
+            save_replica(self._database, facts.replica, site.datastore.name, site.target_host.name)

@@ -1,0 +1,180 @@
+"""Jobs in the configuration database: one transaction per function, and what makes a job acceptable."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from understudy.controller.catalog import datastore_row, host_row, proxy_row
+from understudy.controller.database import Database
+from understudy.controller.naming import check_name, has_control_characters
+from understudy.controller.schema import ExcludedDiskRow, JobRow, JobVmRow, SessionRow
+from understudy.errors import NotFound, Refused, UsageError
+from understudy.model.job import BLOCK_SIZES, Compression, GuestPolicy, Job, SnapshotMode
+from understudy.model.session import SessionState
+
+MAX_POINTS = 1000
+UNFINISHED = (SessionState.QUEUED.value, SessionState.RUNNING.value)
+
+
+def new_job_id() -> str:
+    """An id for a new job, unique among all controllers."""
+    return uuid.uuid4().hex
+
+
+def create_job(database: Database, job: Job) -> Job:
+    """Store a new job.
+
+    :raises UsageError: if a setting is not acceptable.
+    :raises NotFound: if a host, the datastore or a proxy is unknown.
+    :raises Refused: if the name is taken.
+    """
+    what = f"create job {job.name!r}"
+    _check_settings(job, what)
+    with database.transaction() as session:
+        _check_references(session, job, what)
+        if session.scalar(select(JobRow.id).filter_by(name=job.name)) is not None:
+            raise Refused(what, "the name is taken", "choose another name, or delete the old job first")
+        session.add(_row(job))
+    return job
+
+
+def list_jobs(database: Database) -> tuple[Job, ...]:
+    """All jobs by name."""
+    with database.reading() as session:
+        return tuple(job_value(row) for row in session.scalars(select(JobRow).order_by(JobRow.name)))
+
+
+def get_job(database: Database, name: str) -> Job:
+    """The job called ``name``.
+
+    :raises NotFound: if there is none.
+    """
+    with database.reading() as session:
+        return job_value(job_row(session, name))
+
+
+def set_enabled(database: Database, name: str, enabled: bool) -> Job:
+    """Let sessions of the job start, or not; a running session goes on.
+
+    :raises NotFound: if there is no such job.
+    """
+    with database.transaction() as session:
+        row = job_row(session, name)
+        row.enabled = enabled
+        return job_value(row)
+
+
+def delete_job(database: Database, name: str) -> None:
+    """Forget a job; its replicas stay, and so does the history of its sessions.
+
+    :raises NotFound: if there is no such job.
+    :raises Refused: if it has a session that has not ended.
+    """
+    with database.transaction() as session:
+        row = job_row(session, name, lock=True)
+        active = unfinished_session(session, row.id)
+        if active is not None:
+            raise Refused(f"delete job {name!r}", f"session {active} has not ended",
+                          f"wait for it, or 'understudy session stop {active}'")
+        session.delete(row)
+
+
+def job_row(session: Session, name: str, lock: bool = False) -> JobRow:
+    """For the controller package: the job's row, or NotFound; ``lock`` keeps other sessions away on PostgreSQL."""
+    query = select(JobRow).filter_by(name=name)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFound(f"job {name!r}", "no such job", "see 'understudy job list'")
+    return row
+
+
+def unfinished_session(session: Session, job_id: str) -> int | None:
+    """For the controller package: the id of the job's session that is queued or running."""
+    return session.scalar(select(SessionRow.id).where(SessionRow.job_id == job_id, SessionRow.state.in_(UNFINISHED)))
+
+
+def job_value(row: JobRow) -> Job:
+    """For the controller package: the row as a value of the model."""
+    return Job(
+        id=row.id,
+        name=row.name,
+        source=row.source,
+        target=row.target,
+        datastore=row.datastore,
+        vms=tuple(item.vm for item in row.vms),
+        points=row.points,
+        suffix=row.suffix,
+        snapshot_mode=SnapshotMode(row.snapshot_mode),
+        guest_policy=GuestPolicy(row.guest_policy),
+        block_size=row.block_size,
+        compression=Compression(row.compression),
+        source_proxy=row.source_proxy or "",
+        target_proxy=row.target_proxy or "",
+        excluded_disks=tuple((item.vm, item.disk) for item in row.excluded_disks),
+        enabled=row.enabled,
+    )
+
+
+def _row(job: Job) -> JobRow:
+    return JobRow(
+        id=job.id,
+        name=job.name,
+        source=job.source,
+        target=job.target,
+        datastore=job.datastore,
+        points=job.points,
+        suffix=job.suffix,
+        snapshot_mode=job.snapshot_mode.value,
+        guest_policy=job.guest_policy.value,
+        block_size=job.block_size,
+        compression=job.compression.value,
+        source_proxy=job.source_proxy or None,
+        target_proxy=job.target_proxy or None,
+        enabled=job.enabled,
+        vms=[JobVmRow(vm=vm, position=position) for position, vm in enumerate(job.vms)],
+        excluded_disks=[
+            ExcludedDiskRow(vm=vm, disk=disk, position=position)
+            for position, (vm, disk) in enumerate(job.excluded_disks)
+        ],
+    )
+
+
+def _check_settings(job: Job, what: str) -> None:
+    check_name(what, job.name)
+    if not 1 <= job.points <= MAX_POINTS:
+        raise UsageError(what, f"{job.points} restore points cannot be kept", f"choose 1 to {MAX_POINTS}")
+    if not job.suffix.strip() or "/" in job.suffix or has_control_characters(job.suffix) or len(job.suffix) > 100:
+        raise UsageError(what, f"the suffix {job.suffix!r} is empty or no part of a VM name", "choose e.g. _replica")
+    if job.block_size not in BLOCK_SIZES.values():
+        raise UsageError(what, f"unknown block size {job.block_size}", f"choose one of {', '.join(BLOCK_SIZES)}")
+    _check_vms(job, what)
+
+
+def _check_vms(job: Job, what: str) -> None:
+    if not job.vms:
+        raise UsageError(what, "no VM is named", "add at least one --vm")
+    for vm in job.vms:
+        if not vm or len(vm) > 255 or "/" in vm or has_control_characters(vm):
+            raise UsageError(what, f"{vm!r} is no VM name", "see 'understudy host vms'")
+    if len(set(job.vms)) != len(job.vms):
+        raise UsageError(what, "a VM is named twice", "name each VM once")
+    if len(set(job.excluded_disks)) != len(job.excluded_disks):
+        raise UsageError(what, "an excluded disk is named twice", "name each disk once")
+    for vm, disk in job.excluded_disks:
+        if vm not in job.vms or not disk or has_control_characters(disk):
+            raise UsageError(what, f"excluded disk '{vm}:{disk}' is not a disk of a VM of this job",
+                             "give --exclude-disk VM:DISK with a VM named by --vm")
+
+
+def _check_references(session: Session, job: Job, what: str) -> None:
+    host_row(session, job.source)
+    host_row(session, job.target)
+    datastore = datastore_row(session, job.datastore)
+    if datastore.host != job.target:
+        raise UsageError(what, f"datastore {job.datastore!r} is on host {datastore.host!r}, not on {job.target!r}",
+                         "choose a datastore of the target host")
+    for proxy in filter(None, (job.source_proxy, job.target_proxy)):
+        proxy_row(session, proxy)

@@ -1,0 +1,263 @@
+"""Sessions and their progress, as they happen: one transaction per function.
+
+Reports are read by :mod:`understudy.controller.reports`. A session is queued, claimed by the one controller, and
+ended by it; what a controller left behind when it died is ended by the next one.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from understudy.controller.clock import now_iso, seconds_since
+from understudy.controller.database import Database
+from understudy.controller.jobs import job_row, job_value, unfinished_session
+from understudy.controller.records import ClaimedSession
+from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
+from understudy.errors import DatabaseError, NotFound, Refused
+from understudy.model.session import DiskReport, SessionState, Step, StepState, session_state
+
+# The legal moves of a session and of a task; an end is final.
+TRANSITIONS = {
+    SessionState.QUEUED: frozenset({SessionState.RUNNING, SessionState.FAILED, SessionState.CANCELLED}),
+    SessionState.RUNNING: frozenset(
+        {SessionState.SUCCESS, SessionState.WARNING, SessionState.FAILED, SessionState.CANCELLED}
+    ),
+}
+
+CONTROLLER_DIED = "controller ended unexpectedly"
+
+# How a step that was not ended by its task ends with it.
+_STEP_END = {SessionState.FAILED: StepState.FAILED, SessionState.CANCELLED: StepState.CANCELLED}
+
+
+def insert_session(database: Database, job: str, full_scan: bool = False) -> int:
+    """Queue a session of the job called ``job``, with a task per VM; its id.
+
+    :raises NotFound: if there is no such job.
+    :raises Refused: if the job is disabled, or has a session that has not ended.
+    """
+    what = f"run job {job!r}"
+    with database.transaction() as session:
+        found = job_row(session, job, lock=True)
+        if not found.enabled:
+            raise Refused(what, "the job is disabled", f"enable it: understudy job enable {job!r}")
+        active = unfinished_session(session, found.id)
+        if active is not None:
+            raise Refused(what, f"its session {active} has not ended",
+                          f"wait for it, or 'understudy session stop {active}'")
+        row = SessionRow(job_id=found.id, job=job, state=SessionState.QUEUED.value, full_scan=full_scan,
+                         cancel_requested=False, queued_at=now_iso())
+        row.tasks = [TaskRow(vm=item.vm, state=SessionState.QUEUED.value, warnings=[]) for item in found.vms]
+        session.add(row)
+        session.flush()
+        return row.id
+
+
+def claim_session(database: Database) -> ClaimedSession | None:
+    """Take the oldest queued session and call it running; None if nothing is queued."""
+    oldest = select(SessionRow).filter_by(state=SessionState.QUEUED.value).order_by(SessionRow.id).limit(1)
+    # A controller asks many times a second: it must not take SQLite's only write lock each time.
+    with database.reading() as session:
+        if session.scalar(oldest) is None:
+            return None
+    with database.transaction() as session:
+        row = session.scalar(oldest.with_for_update(skip_locked=True))
+        if row is None:
+            return None
+        job = session.get(JobRow, row.job_id)
+        if job is None:
+            raise DatabaseError(f"start session {row.id}", f"its job {row.job!r} is missing", "stop the session")
+        _move(row, SessionState.RUNNING, f"session {row.id}")
+        row.started_at = now_iso()
+        return ClaimedSession(row.id, job_value(job), row.full_scan)
+
+
+def request_cancel(database: Database, session_id: int) -> SessionState:
+    """Ask for the end of a session; a queued one ends here. The state after that.
+
+    :raises NotFound: if there is no such session.
+    :raises Refused: if it has ended.
+    """
+    with database.transaction() as session:
+        row = session_row(session, session_id, lock=True)
+        state = SessionState(row.state)
+        if state.ended:
+            raise Refused(f"stop session {session_id}", f"it has ended ({state})", "nothing is to be stopped")
+        row.cancel_requested = True
+        if state is SessionState.QUEUED:
+            for task in row.tasks:
+                _end_task(task, SessionState.CANCELLED)
+            _end_session(row, SessionState.CANCELLED)
+        return SessionState(row.state)
+
+
+def is_cancel_requested(database: Database, session_id: int) -> bool:
+    """Whether the operator asked for the end of the session.
+
+    :raises NotFound: if there is no such session.
+    """
+    with database.reading() as session:
+        return session_row(session, session_id).cancel_requested
+
+
+def start_task(database: Database, session_id: int, vm: str) -> int:
+    """Call the session's task for ``vm`` running; its id.
+
+    :raises NotFound: if the session has no such VM.
+    :raises Refused: if the task was started before.
+    """
+    with database.transaction() as session:
+        task = session.scalar(select(TaskRow).filter_by(session_id=session_id, vm=vm))
+        if task is None:
+            raise NotFound(f"session {session_id}", f"it has no VM {vm!r}")
+        _move(task, SessionState.RUNNING, f"task {task.id}")
+        return task.id
+
+
+def start_step(database: Database, task_id: int, step: Step) -> None:
+    """Note that a step of a task begins; a step that was done before begins again."""
+    with database.transaction() as session:
+        row = _step(session, task_id, step)
+        if row is None:
+            row = StepRow(task_id=task_id, name=step.value)
+            session.add(row)
+        row.state = StepState.RUNNING.value
+        row.started_at = now_iso()
+        row.seconds = None
+
+
+def end_step(
+    database: Database, task_id: int, step: Step, state: StepState = StepState.SUCCESS, seconds: float | None = None
+) -> None:
+    """Note the end of a step; one that was never started is noted whole (a skipped one, for example).
+
+    :param seconds: how long it took; measured from its start if None.
+    """
+    with database.transaction() as session:
+        row = _step(session, task_id, step)
+        if row is None:
+            row = StepRow(task_id=task_id, name=step.value, started_at=now_iso(), seconds=0.0)
+            session.add(row)
+        row.state = state.value
+        row.seconds = seconds_since(row.started_at) if seconds is None else seconds
+
+
+def update_disk(database: Database, task_id: int, report: DiskReport) -> None:
+    """Store how far a disk transfer is. At most about once a second for each disk, please: each call is a commit."""
+    with database.transaction() as session:
+        row = session.scalar(select(DiskTransferRow).filter_by(task_id=task_id, name=report.name))
+        if row is None:
+            row = DiskTransferRow(task_id=task_id, name=report.name)
+            session.add(row)
+        row.mode, row.reason, row.bottleneck = report.mode.value, report.reason.value, report.bottleneck
+        row.size, row.processed_bytes, row.seconds = report.size, report.processed_bytes, report.seconds
+        row.read_bytes, row.sent_bytes = report.read_bytes, report.sent_bytes
+        row.wire_bytes, row.zero_bytes = report.wire_bytes, report.zero_bytes
+
+
+def store_warnings(database: Database, task_id: int, warnings: tuple[str, ...]) -> None:
+    """Store all warnings of a task so far, so that they are not lost with the controller."""
+    with database.transaction() as session:
+        session.get_one(TaskRow, task_id).warnings = list(warnings)
+
+
+def store_waiting(database: Database, task_id: int, reason: str) -> None:
+    """Store why a task waits; an empty text says that it goes on."""
+    with database.transaction() as session:
+        session.get_one(TaskRow, task_id).waiting = reason
+
+
+def end_task(
+    database: Database,
+    task_id: int,
+    state: SessionState,
+    *,
+    restore_point: str | None = None,
+    consistency: str | None = None,
+    frozen_ms: float | None = None,
+    error: str | None = None,
+    warnings: tuple[str, ...] | None = None,
+) -> None:
+    """Store the outcome of a task; steps that still run end with it.
+
+    :param warnings: all of them; None keeps those of :func:`store_warnings`.
+    :raises Refused: if the task has ended, or never ran and is said to be a success.
+    """
+    with database.transaction() as session:
+        task = session.get_one(TaskRow, task_id)
+        _end_task(task, state, error)
+        task.restore_point, task.consistency, task.frozen_ms = restore_point, consistency, frozen_ms
+        if warnings is not None:
+            task.warnings = list(warnings)
+
+
+def end_session(database: Database, session_id: int) -> SessionState:
+    """End a session by the outcome of its tasks; the state that it got.
+
+    A task that has not ended was not done: it is cancelled if the operator asked for that, else failed.
+
+    :raises NotFound: if there is no such session.
+    :raises Refused: if it has ended.
+    """
+    with database.transaction() as session:
+        row = session_row(session, session_id, lock=True)
+        return _close(row, "the session ended before this VM was done")
+
+
+def fail_dead_sessions(database: Database) -> tuple[int, ...]:
+    """End what a dead controller left running; the ids. Only for a controller that has just got the lock."""
+    with database.transaction() as session:
+        rows = session.scalars(select(SessionRow).filter_by(state=SessionState.RUNNING.value)).all()
+        for row in rows:
+            # A dead controller may have died before it could obey; then the cancellation was not done either.
+            row.cancel_requested = False
+            _close(row, CONTROLLER_DIED)
+        return tuple(row.id for row in rows)
+
+
+def session_row(session: Session, session_id: int, lock: bool = False) -> SessionRow:
+    """For the controller package: the session's row, or NotFound."""
+    row = session.get(SessionRow, session_id, with_for_update=lock or None)
+    if row is None:
+        raise NotFound(f"session {session_id}", "no such session", "see 'understudy session list'")
+    return row
+
+
+def _close(row: SessionRow, why: str) -> SessionState:
+    """End a session and those of its tasks that have not ended."""
+    for task in row.tasks:
+        if SessionState(task.state).ended:
+            continue
+        if row.cancel_requested:
+            _end_task(task, SessionState.CANCELLED)
+        else:
+            _end_task(task, SessionState.FAILED, f"replicate {task.vm!r}: {why}; run the job again")
+    state = session_state(tuple(SessionState(task.state) for task in row.tasks))
+    _end_session(row, state)
+    return state
+
+
+def _end_session(row: SessionRow, state: SessionState) -> None:
+    _move(row, state, f"session {row.id}")
+    row.ended_at = now_iso()
+
+
+def _end_task(task: TaskRow, state: SessionState, error: str | None = None) -> None:
+    _move(task, state, f"task {task.id}")
+    task.error, task.waiting = error, ""
+    for step in task.steps:
+        if step.state == StepState.RUNNING.value:
+            step.state = _STEP_END.get(state, StepState.SUCCESS).value
+            step.seconds = seconds_since(step.started_at)
+
+
+def _move(row: SessionRow | TaskRow, state: SessionState, what: str) -> None:
+    """Change a state along :data:`TRANSITIONS` only."""
+    if state not in TRANSITIONS.get(SessionState(row.state), frozenset()):
+        raise Refused(what, f"it is {row.state} and cannot become {state}")
+    row.state = state.value
+
+
+def _step(session: Session, task_id: int, step: Step) -> StepRow | None:
+    return session.scalar(select(StepRow).filter_by(task_id=task_id, name=step.value))

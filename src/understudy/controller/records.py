@@ -1,0 +1,69 @@
+"""Values of the controller that the model does not have: what the configuration database adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.model.job import Job
+from understudy.model.replica import Replica
+from understudy.model.session import SessionState
+
+
+@dataclass(frozen=True)
+class SessionSummary:
+    """One run of a job, in a list; ``started_at`` is when it was queued if it has not started."""
+
+    id: int
+    job: str
+    state: SessionState
+    started_at: str
+    ended_at: str | None
+
+
+@dataclass(frozen=True)
+class ClaimedSession:
+    """A session that this controller has taken from the queue and must end.
+
+    :ivar full_scan: the operator wants every disk read whole.
+    """
+
+    id: int
+    job: Job
+    full_scan: bool
+
+
+@dataclass(frozen=True)
+class ReplicaRecord:
+    """A replica that the configuration database knows.
+
+    :ivar replica: ``replica.json`` as it was last read; the file is the truth.
+    :ivar datastore: name of the datastore where it lies.
+    :ivar host: name of the host on which the replica VM is defined.
+    :ivar job: name of the job that keeps it up to date, None when this database has no such job.
+    """
+
+    replica: Replica
+    datastore: str
+    host: str
+    job: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The replica's name; unique in its datastore only."""
+        return self.replica.identity.name
+
+    @property
+    def full_name(self) -> str:
+        """``DATASTORE/NAME``, never ambiguous."""
+        return f"{self.datastore}/{self.name}"
+
+
+@dataclass(frozen=True)
+class FrozenGuest:
+    """A guest that was frozen and not yet recorded as thawed; times are ISO 8601 in UTC."""
+
+    host: str
+    vm_uuid: str
+    session: int
+    frozen_at: str
+    deadline: str

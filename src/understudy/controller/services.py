@@ -1,0 +1,170 @@
+"""What the command line asks of the controller: each verb opens what it needs and closes it with :meth:`close`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from understudy.context import Context
+from understudy.controller import catalog, control
+from understudy.controller.database import Database
+from understudy.controller.records import ReplicaRecord
+from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
+from understudy.controller.sites import SiteBuilder, choose_proxy
+from understudy.errors import NotFound, Refused
+from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.session import SessionReport
+from understudy.mover import api
+from understudy.replication import failover
+from understudy.replication.target_side import replica_vm_spec
+from understudy.replication.work import finish
+from understudy.storage import DatastoreFacts
+
+
+class ControllerServices:
+    """The acts behind the commands; implements :class:`understudy.cli.services.Services`."""
+
+    def __init__(self, home: Path, database: Database) -> None:
+        self._home = home
+        self._database = database
+        self._sites = SiteBuilder(home, database)
+
+    def close(self) -> None:
+        """End the proxies and connections that this process started."""
+        self._sites.close()
+
+    # --- hosts, datastores, proxies -----------------------------------------------------------------------------------
+
+    def check_host(self, name: str) -> HostFacts:
+        """Connect, and ask what the host is."""
+        return self._sites.platforms.get(catalog.get_host(self._database, name).uri).facts()
+
+    def list_vms(self, name: str) -> tuple[Vm, ...]:
+        """All VMs of the host."""
+        return self._sites.platforms.get(catalog.get_host(self._database, name).uri).list_vms()
+
+    def check_datastore(self, name: str) -> DatastoreFacts:
+        """Ask the proxy of the datastore's host about its directory."""
+        datastore = catalog.get_datastore(self._database, name)
+        mover = self._sites.movers.get(self._proxy_of(datastore.host))
+        return mover.call(api.CheckDatastore(datastore.path), api.DatastoreAnswer).facts
+
+    def check_proxy(self, name: str) -> api.MoverInfo:
+        """Start the proxy and ask who it is."""
+        proxy = catalog.get_proxy(self._database, name)
+        return self._sites.movers.get(proxy.name).call(api.About(), api.MoverInfo)
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+        """See a queued session to its end, as the controller or as a follower."""
+        duties = control.Control(self._home, self._database, self._sites)
+        return control.follow_session(duties, self._database, session_id, on_progress)
+
+    def start_background_controller(self) -> None:
+        """Start a controller that outlives this command."""
+        command = [sys.executable, "-m", "understudy", "--home", str(self._home), "controller"]
+        log = self._home / "log" / "controller.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+
+    def run_controller(self) -> None:
+        """Be the controller until nothing is left to do."""
+        control.control_until_idle(control.Control(self._home, self._database, self._sites))
+
+    # --- replicas -----------------------------------------------------------------------------------------------------
+
+    def replica_facts(self, replica: ReplicaRecord) -> api.ReplicaFacts:
+        """Everything known of the replica, read from its files."""
+        site = self._failover_site(replica)
+        facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
+        if facts.replica is None:
+            raise NotFound(f"replica {replica.full_name!r}", f"its directory below {site.ref.datastore} is gone",
+                           "mount the datastore, or forget the replica with 'understudy replica remove'")
+        return facts
+
+    def verify_point(
+        self, replica: ReplicaRecord, point: str, on_progress: Callable[[api.Progress], None]
+    ) -> tuple[api.VerifiedDisk, ...]:
+        """Recompute a point's digests from its layers and compare."""
+        site = self._failover_site(replica)
+        ctx = Context()
+        with control.cancel_on_interrupt(ctx.cancel):
+            return finish(ctx, site.mover, api.VerifyPoint(site.ref, point), on_progress).verified
+
+    def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:
+        """Take a replica from a datastore into the database, and define its VM if it is missing."""
+        store = catalog.get_datastore(self._database, datastore)
+        ref = api.ReplicaRef(store.kind, store.path, name)
+        site = self._site_at(ref, store.host)
+        facts = site.mover.call(api.InspectReplica(ref), api.ReplicaFacts)
+        if facts.replica is None:
+            raise NotFound(f"replica '{datastore}/{name}'", "the datastore has no such replica",
+                           f"it has: {', '.join(self._names_in(site, ref)) or 'none'}")
+        for known in list_replicas(self._database):
+            if known.replica.identity.id == facts.replica.identity.id and known.full_name != f"{datastore}/{name}":
+                raise Refused(f"adopt replica '{datastore}/{name}'", f"it is known as {known.full_name!r}",
+                              "forget that one first with 'understudy replica remove'")
+        if facts.replica.newest is not None and site.target.replica_state(facts.replica.identity.domain_uuid) is None:
+            owner = api.OwnedReplica(ref, attempt=facts.last_attempt + 1)
+            bound = site.mover.call(api.BindHead(owner, facts.replica.newest.id), api.HeadBound)
+            site.target.define_replica(replica_vm_spec(facts.replica.identity, bound))
+        return save_replica(self._database, facts.replica, datastore, store.host)
+
+    def delete_replica(self, replica: ReplicaRecord) -> None:
+        """Undefine the replica VM, delete the files, forget the record."""
+        site = self._failover_site(replica)
+        uuid = replica.replica.identity.domain_uuid
+        if site.target.replica_state(uuid) in (VmState.RUNNING, VmState.PAUSED):
+            raise Refused(f"remove replica {replica.full_name!r}", "its VM runs",
+                          "run 'understudy failover undo' or shut it down first")
+        facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
+        site.target.undefine_replica(uuid)
+        if facts.replica is not None:
+            owner = api.OwnedReplica(site.ref, attempt=facts.last_attempt + 1)
+            site.mover.call(api.RemoveReplica(owner), api.Nothing)
+        forget_replica(self._database, replica.replica.identity.id)
+
+    # --- failover -----------------------------------------------------------------------------------------------------
+
+    def start_failover(self, replica: ReplicaRecord, point: str) -> ReplicaRecord:
+        """Start the replica VM on a restore point."""
+        failover.start_failover(self._failover_site(replica), point)
+        return self._renewed(replica)
+
+    def undo_failover(self, replica: ReplicaRecord) -> ReplicaRecord:
+        """Stop the replica VM and drop what it wrote."""
+        failover.undo_failover(self._failover_site(replica))
+        return self._renewed(replica)
+
+    def _renewed(self, replica: ReplicaRecord) -> ReplicaRecord:
+        found = self.replica_facts(replica).replica
+        if found is None:
+            raise NotFound(f"replica {replica.full_name!r}", "its record is gone")
+        save_replica(self._database, found, replica.datastore, replica.host)
+        return get_replica(self._database, found.identity.id)
+
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    def _proxy_of(self, host: str) -> str:
+        proxies = {proxy.name: proxy for proxy in catalog.list_proxies(self._database)}
+        return choose_proxy("", host, proxies)
+
+    def _failover_site(self, replica: ReplicaRecord) -> failover.FailoverSite:
+        store = catalog.get_datastore(self._database, replica.datastore)
+        return self._site_at(api.ReplicaRef(store.kind, store.path, replica.name), store.host)
+
+    def _site_at(self, ref: api.ReplicaRef, host: str) -> failover.FailoverSite:
+        target = self._sites.platforms.get(catalog.get_host(self._database, host).uri)
+        return failover.FailoverSite(ref, self._sites.movers.get(self._proxy_of(host)), target)
+
+    def _names_in(self, site: failover.FailoverSite, ref: api.ReplicaRef) -> tuple[str, ...]:
+        return site.mover.call(api.ListReplicas(ref.kind, ref.datastore), api.ReplicaNames).names
+
+
+def open_services(home: Path, database: Database) -> ControllerServices:
+    """The controller's services for one command."""
+    return ControllerServices(home, database)

@@ -1,0 +1,1 @@
+"""Guest processing: what happens inside a guest around the source snapshot."""

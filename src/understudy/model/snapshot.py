@@ -1,0 +1,81 @@
+"""Source snapshots as a platform hands them out: one consistent instant, and where each disk can be read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from understudy.model.replica import Baseline
+
+
+@dataclass(frozen=True)
+class Tag:
+    """The mark that everything of ours on a platform carries from birth: job, VM and session (S7).
+
+    Sweeping looks for :attr:`prefix`; what belongs to another job or VM, or to another program, is never touched.
+    """
+
+    job_id: str
+    vm_uuid: str
+    session: int
+
+    @property
+    def prefix(self) -> str:
+        """What all sessions of the job share for this VM."""
+        mark = hashlib.blake2s(self.vm_uuid.encode(), digest_size=4).hexdigest()
+        return f"understudy-{self.job_id[:12]}-{mark}-"
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{self.session}"
+
+
+@dataclass(frozen=True)
+class ServedDisk:
+    """A disk that the platform serves by NBD on a Unix ``socket``; ``dirty_context`` is empty without tracking."""
+
+    name: str
+    socket: str
+    export: str
+    dirty_context: str
+
+
+@dataclass(frozen=True)
+class ImageDisk:
+    """A disk that lies still in an image file; ``bitmap`` names the dirty bitmap in it, or is empty."""
+
+    name: str
+    image: str
+    image_format: str
+    bitmap: str
+
+
+@dataclass(frozen=True)
+class SnapshotRequest:
+    """What to hold still.
+
+    :ivar incremental: the disks that are to be read incrementally, since ``since``.
+    :ivar checkpoint: the new marker to make at the same instant, or empty.
+    :ivar tracked: the disks that the new marker covers.
+    :ivar scratch_dir: where copy-before-write files and sockets go.
+    """
+
+    tag: Tag
+    disks: tuple[str, ...]
+    incremental: tuple[str, ...]
+    since: str
+    checkpoint: str
+    tracked: tuple[str, ...]
+    scratch_dir: str
+
+
+@dataclass(frozen=True)
+class SourceSnapshot:
+    """A source snapshot that is being held.
+
+    :ivar taken_at: the instant, ISO 8601 in UTC.
+    :ivar baseline: where the next incremental may start once this session has published.
+    """
+
+    taken_at: str
+    disks: tuple[ServedDisk | ImageDisk, ...]
+    baseline: Baseline | None

@@ -1,0 +1,75 @@
+"""The mover process: ``python -m understudy.mover --socket PATH --name NAME --state-dir DIR``.
+
+It ends when its standard input does: whoever started it holds the other end of the pipe, so a killed controller ends
+its movers, and with them their locks and qemu-nbd children.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from understudy.mover.server import make_app
+from understudy.mover.state import Mover
+
+LOG = logging.getLogger(__name__)
+END_TIMEOUT_S = 20.0
+
+
+def main() -> None:
+    """Serve until standard input ends or SIGTERM comes."""
+    parser = argparse.ArgumentParser(prog="understudy proxy", description=__doc__)
+    parser.add_argument("--socket", required=True, type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--state-dir", required=True, type=Path)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    mover = Mover.make(arguments.name, arguments.state_dir, arguments.socket.parent)
+    listener = _listen(arguments.socket)
+    config = uvicorn.Config(make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    threading.Thread(target=_end_with_stdin, args=(server,), name="stdin", daemon=True).start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        _arm_exit()
+        mover.close()
+        arguments.socket.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+def _end_with_stdin(server: uvicorn.Server) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    LOG.info("standard input ended: ending")
+    _arm_exit()
+    # Not only should_exit: requests that wait for a work's progress must not hold the end up.
+    server.should_exit = server.force_exit = True
+
+
+def _arm_exit() -> None:
+    """Make sure that the process ends: locks of a mover that hangs would block the next one."""
+    timer = threading.Timer(END_TIMEOUT_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Client: operations of a mover, called from the controller over its Unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from understudy.errors import MoverError, UsageError, from_fields
+from understudy.mover.api import DigestRef, ErrorFields, ReplicaRef
+from understudy.mover.protocol import decode, encode, path_of
+
+CONNECT_TIMEOUT_S = 10.0
+#: Operations that are not long answer within this; the slowest are sweeps and digest checks of large replicas.
+ANSWER_TIMEOUT_S = 600.0
+
+Response = TypeVar("Response")
+
+
+class MoverClient:
+    """Calls to one mover; usable by several threads."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        transport = httpx.HTTPTransport(uds=str(socket))
+        self._http = httpx.Client(transport=transport, base_url="http://mover", timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def call(self, request: object, response_type: type[Response]) -> Response:
+        """Carry out ``request`` and return its answer.
+
+        :raises MoverError: if the mover does not answer.
+        :raises UnderstudyError: what the operation raised there, as the same class.
+        """
+        path = path_of(type(request))
+        with self._errors(path):
+            answer = self._http.post(path, content=encode(request))
+            self._check(path, answer)
+        try:
+            return decode(response_type, answer.content)
+        except UsageError as exc:
+            raise MoverError(f"proxy at {self._socket}: {path}", exc.why, exc.todo) from exc
+
+    def copy_digests_to(self, ref: ReplicaRef, digests: DigestRef, other: MoverClient) -> None:
+        """Bring the target side digest file of a point, which this mover has, to ``other`` as its source side copy.
+
+        :raises ReplicaError: if the file here is damaged.
+        """
+        path = "/v1/digests/target"
+        where = {"kind": ref.kind, "datastore": ref.datastore, "name": ref.name, "point": digests.point,
+                 "disk": digests.disk}
+        with self._errors(path), self._http.stream("GET", path, params=where) as answer:
+            if answer.is_error:
+                answer.read()
+            self._check(path, answer)
+            other.store_digests(digests, answer.iter_bytes())
+
+    def store_digests(self, ref: DigestRef, content: Iterator[bytes]) -> None:
+        """Give the mover a source side digest copy.
+
+        :raises ReplicaError: if it is damaged.
+        """
+        path = "/v1/digests/source/" + "/".join(quote(part, safe="") for part in (ref.replica_id, ref.disk, ref.point))
+        with self._errors(path):
+            self._check(path, self._http.put(path, content=content))
+
+    def _check(self, path: str, answer: httpx.Response) -> None:
+        if answer.is_error:
+            try:
+                fields = decode(ErrorFields, answer.content)
+            except UsageError as exc:
+                why = f"status {answer.status_code} without a reason"
+                raise MoverError(f"proxy at {self._socket}: {path}", why, "see its log") from exc
+            raise from_fields(fields.code, fields.what, fields.why, fields.todo)
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as exc:
+            raise MoverError(f"proxy at {self._socket}: {path}", str(exc) or type(exc).__name__, "see its log") from exc

@@ -1,0 +1,140 @@
+"""Drafts: restore points in the making that this mover holds, each with the lock of its replica."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from understudy.errors import NotFound, Refused, UsageError
+from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
+from understudy.storage import NewDisk, PointDraft, ReplicaStore, open_store
+
+
+def store_of(ref: ReplicaRef) -> ReplicaStore:
+    """The store of a replica.
+
+    :raises UsageError: if its kind is unknown.
+    """
+    return open_store(ref.kind, Path(ref.datastore), ref.name)
+
+
+@dataclass
+class Draft:
+    """A draft and what became of its disks.
+
+    :ivar base_point: the newest point when the draft began: what chained layers lie on.
+    :ivar begun: disks whose layer a transfer was allowed to write; a layer is written by one transfer only, because
+        what a failed one left in it is unknown to the next.
+    :ivar complete: disks whose transfer succeeded.
+    """
+
+    id: str
+    ref: ReplicaRef
+    store: ReplicaStore
+    point: PointDraft
+    point_id: str
+    base_point: str
+    replica_id: str
+    disks: dict[str, NewDisk]
+    held: ExitStack
+    begun: set[str] = field(default_factory=set)
+    complete: set[str] = field(default_factory=set)
+    works: list[str] = field(default_factory=list)
+    ended: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def disk(self, name: str, size: int) -> NewDisk:
+        """The disk called ``name``.
+
+        :raises UsageError: if the draft has no such disk, or of another size.
+        """
+        disk = self.disks.get(name)
+        if disk is None or disk.size != size:
+            raise UsageError(f"disk {name!r} of draft {self.id}", f"no such disk of {size} bytes")
+        return disk
+
+    def claim(self, name: str) -> None:
+        """Take the right to write the layer of ``name``.
+
+        :raises Refused: if a transfer had it before.
+        """
+        with self.lock:
+            if self.ended or name in self.begun:
+                raise Refused(f"write disk {name!r} of draft {self.id}", "a transfer wrote to its layer before",
+                              "begin a new restore point")
+            self.begun.add(name)
+
+    def unfinished(self) -> list[str]:
+        """Disks without a successful transfer."""
+        return sorted(self.disks.keys() - self.complete)
+
+
+class Drafts:
+    """The drafts by id."""
+
+    def __init__(self) -> None:
+        self._drafts: dict[str, Draft] = {}
+
+    def begin(self, request: BeginPoint) -> tuple[Draft, list[str]]:
+        """Lock the replica, make it if new, sweep it, begin a point; also what the sweep did.
+
+        :raises Fenced: if another attempt owns the replica.
+        """
+        store = store_of(request.ref)
+        with ExitStack() as stack:
+            stack.enter_context(store.lock(request.attempt))
+            replica = store.create(request.identity)
+            swept = store.sweep()
+            newest = store.load().newest
+            point = store.begin_point(request.point_id, request.disks)
+            draft = Draft(
+                uuid.uuid4().hex, request.ref, store, point, request.point_id, newest.id if newest else "",
+                replica.identity.id, {disk.name: disk for disk in request.disks}, stack.pop_all(),
+            )
+        self._drafts[draft.id] = draft
+        return draft, swept
+
+    def get(self, key: str) -> Draft:
+        """The draft called ``key``.
+
+        :raises NotFound: if this mover holds no such draft.
+        """
+        draft = self._drafts.get(key)
+        if draft is None:
+            raise NotFound(f"draft {key!r}", "this proxy does not hold it", "the proxy may have been restarted")
+        return draft
+
+    def release(self, key: str) -> None:
+        """Abandon the draft if it was not published, and give the lock back; unknown drafts are no error."""
+        draft = self._drafts.pop(key, None)
+        if draft is None:
+            return
+        with draft.lock:
+            draft.ended = True
+        with draft.held:
+            draft.point.abandon()
+
+    def ids(self) -> list[str]:
+        """Ids of all drafts held."""
+        return list(self._drafts)
+
+    @contextmanager
+    def owned(self, owner: OwnedReplica) -> Iterator[ReplicaStore]:
+        """The store of a replica under a draft's lock, or under a lock of its own.
+
+        :raises Fenced: if another attempt owns it.
+        :raises UsageError: if the draft is one of another replica.
+        """
+        if owner.draft:
+            draft = self.get(owner.draft)
+            if draft.ref != owner.ref:
+                raise UsageError(f"replica {owner.ref.name!r}", "the draft is of another replica")
+            yield draft.store
+            return
+        store = store_of(owner.ref)
+        with store.lock(owner.attempt):
+            yield store

@@ -1,0 +1,47 @@
+"""Operations: one table from request type to handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from understudy.mover import api
+from understudy.mover import operations_source as source
+from understudy.mover import operations_target as target
+from understudy.mover import operations_transfer as transfer
+from understudy.mover.about import about
+from understudy.mover.images import probe_image
+from understudy.mover.state import Mover
+
+Handler = Callable[[Mover, Any], Any]
+
+
+HANDLERS: dict[type, Handler] = {
+    api.About: lambda mover, _request: about(mover.name),
+    api.PrepareScratch: source.prepare_scratch,
+    api.ProbeImage: lambda _mover, request: probe_image(request),
+    api.OpenExport: source.open_export,
+    api.CloseExport: source.close_export,
+    api.RemoveTagged: source.remove_tagged,
+    api.DigestRef: source.query_digests,
+    api.KeepDigests: source.keep_digests,
+    api.DropDigests: source.drop_digests,
+    api.CheckDatastore: target.check_datastore,
+    api.ListReplicas: target.query_replicas,
+    api.InspectReplica: target.inspect_replica,
+    api.BeginPoint: target.begin_point,
+    api.PublishPoint: target.publish_point,
+    api.ReleaseDraft: target.release_draft,
+    api.RetirePoints: target.retire_points,
+    api.BindHead: target.bind_head,
+    api.SetState: target.set_state,
+    api.SetIdentity: target.set_identity,
+    api.RemoveReplica: target.remove_replica,
+    api.VerifyPoint: transfer.start_verify,
+    api.RebuildDigests: transfer.start_rebuild,
+    api.CopyDisk: transfer.start_copy,
+    api.ReceiveDisk: transfer.start_receive,
+    api.SendDisk: transfer.start_send,
+    api.WorkQuery: transfer.query_work,
+    api.CancelWork: transfer.cancel_work,
+}

@@ -1,0 +1,79 @@
+"""Operations of the source side: scratch places, exports, tagged leftovers, digest copies."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from understudy.errors import DatastoreError, Refused, UsageError
+from understudy.faults import fault_point
+from understudy.mover import api
+from understudy.mover.state import Mover
+
+
+def prepare_scratch(_mover: Mover, request: api.PrepareScratch) -> api.ScratchFacts:
+    """Make the scratch directory and give it to the emulator."""
+    path = Path(request.directory)
+    if not path.is_absolute():
+        raise UsageError(f"scratch directory {path}", "it is no absolute path")
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise Refused(f"scratch directory {path}", "it is no directory", "choose another scratch directory")
+        path.mkdir(parents=True, exist_ok=True)
+        os.chown(path, request.uid, request.gid)
+        path.chmod(0o770)
+        space = os.statvfs(path)
+    except OSError as exc:
+        raise DatastoreError(f"scratch directory {path}", exc.strerror or str(exc)) from exc
+    return api.ScratchFacts(space.f_bavail * space.f_frsize)
+
+
+def open_export(mover: Mover, request: api.OpenExport) -> api.OpenedExport:
+    """Serve an image with qemu-nbd."""
+    key, source = mover.exports.open(request)
+    return api.OpenedExport(key, source)
+
+
+def close_export(mover: Mover, request: api.CloseExport) -> api.Nothing:
+    """End an export."""
+    mover.exports.close(request.id)
+    return api.Nothing()
+
+
+def remove_tagged(_mover: Mover, request: api.RemoveTagged) -> api.Removed:
+    """Remove tagged leftovers; a directory that does not exist holds none."""
+    if not request.tag:
+        raise UsageError(f"remove leftovers in {request.directory}", "no tag was given")
+    removed: list[str] = []
+    try:
+        for path in sorted(Path(request.directory).iterdir()):
+            if request.tag not in path.name or any(keep in path.name for keep in request.keep if keep):
+                continue
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
+                path.unlink(missing_ok=True)
+                removed.append(str(path))
+    except FileNotFoundError:
+        return api.Removed(tuple(removed))
+    except OSError as exc:
+        raise DatastoreError(f"remove leftovers in {request.directory}", exc.strerror or str(exc)) from exc
+    return api.Removed(tuple(removed))
+
+
+def query_digests(mover: Mover, request: api.DigestRef) -> api.DigestHolding:
+    """Whether the digest copy is there and intact."""
+    return api.DigestHolding(mover.copies.usable(request))
+
+
+def keep_digests(mover: Mover, request: api.KeepDigests) -> api.Nothing:
+    """Keep the copies of a published point."""
+    fault_point("mover.digests.keep")
+    for disk in request.disks:
+        mover.copies.keep(api.DigestRef(request.replica_id, disk, request.point))
+    return api.Nothing()
+
+
+def drop_digests(mover: Mover, request: api.DropDigests) -> api.Removed:
+    """Remove copies."""
+    return api.Removed(tuple(mover.copies.drop(request.replica_id, request.point)))

@@ -1,0 +1,138 @@
+"""Operations of the target side: datastores, replicas, restore points."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from understudy.context import Context
+from understudy.errors import Refused
+from understudy.faults import fault_point
+from understudy.model.replica import Replica
+from understudy.mover import api
+from understudy.mover.drafts import store_of
+from understudy.mover.meter import Meter
+from understudy.mover.state import Mover
+from understudy.storage import DatastoreFacts, ReplicaStore, list_replicas
+
+
+def check_datastore(_mover: Mover, request: api.CheckDatastore) -> api.DatastoreAnswer:
+    """Facts about a datastore directory; a directory that is missing or read-only is a fact, not an error."""
+    path = Path(request.path)
+    if not path.is_dir():
+        facts = DatastoreFacts(request.path, exists=False, writable=False, total_bytes=0, free_bytes=0)
+        return api.DatastoreAnswer(facts)
+    space = os.statvfs(path)
+    facts = DatastoreFacts(
+        request.path, exists=True, writable=_can_write(path), total_bytes=space.f_blocks * space.f_frsize,
+        free_bytes=space.f_bavail * space.f_frsize,
+    )
+    return api.DatastoreAnswer(facts)
+
+
+def _can_write(directory: Path) -> bool:
+    probe = directory / f".understudy-probe-{uuid.uuid4().hex}"
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, b"probe")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def query_replicas(_mover: Mover, request: api.ListReplicas) -> api.ReplicaNames:
+    """Names of the replicas in a datastore."""
+    return api.ReplicaNames(tuple(list_replicas(request.kind, Path(request.datastore))))
+
+
+def inspect_replica(_mover: Mover, request: api.InspectReplica) -> api.ReplicaFacts:
+    """Everything known of one replica."""
+    store = store_of(request.ref)
+    if not store.exists():
+        return api.ReplicaFacts(None, None, store.last_attempt(), {}, {}, {})
+    replica = store.load()
+    damage = {point.id: store.damage(point.id) for point in replica.points}
+    head = store.head()
+    return api.ReplicaFacts(
+        replica, head, store.last_attempt(), {point: found for point, found in damage.items() if found},
+        _paths(replica, store, digests=False), _paths(replica, store, digests=True),
+        store.definition(head.point) if any(point.id == head.point for point in replica.points) else "",
+    )
+
+
+def _paths(replica: Replica, store: ReplicaStore, *, digests: bool) -> dict[str, dict[str, str]]:
+    path_of = store.digest_path if digests else store.image
+    return {
+        point.id: {disk.name: str(path_of(point.id, disk.name)) for disk in point.disks} for point in replica.points
+    }
+
+
+def begin_point(mover: Mover, request: api.BeginPoint) -> api.DraftOpened:
+    """Lock a replica and begin a restore point."""
+    draft, swept = mover.drafts.begin(request)
+    return api.DraftOpened(draft.id, tuple(swept))
+
+
+def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint:
+    """Publish a draft whose transfers all succeeded."""
+    draft = mover.drafts.get(request.draft)
+    unfinished = draft.unfinished()
+    if unfinished or request.meta.id != draft.point_id:
+        why = f"disks without a successful transfer: {', '.join(unfinished)}" if unfinished else "it has another id"
+        raise Refused(f"publish restore point {request.meta.id!r}", why)
+    fault_point("mover.publish.before")
+    point = draft.point.publish(request.meta)
+    fault_point("mover.publish.after")
+    return api.PublishedPoint(point)
+
+
+def release_draft(mover: Mover, request: api.ReleaseDraft) -> api.Nothing:
+    """End with a draft; transfers that still write to it are stopped first."""
+    if request.draft in mover.drafts.ids():
+        for work in list(mover.drafts.get(request.draft).works):
+            mover.works.cancel(work)
+        mover.drafts.release(request.draft)
+    return api.Nothing()
+
+
+def retire_points(mover: Mover, request: api.RetirePoints) -> api.WorkStarted:
+    """Retire points, in the background."""
+
+    def retire(_ctx: Context, _meter: Meter) -> None:
+        with mover.drafts.owned(request.owner) as store:
+            store.retire(request.points)
+
+    return api.WorkStarted(mover.works.start(f"retire {request.owner.ref.name}", retire))
+
+
+def bind_head(mover: Mover, request: api.BindHead) -> api.HeadBound:
+    """Make a new head on a point."""
+    with mover.drafts.owned(request.owner) as store:
+        return api.HeadBound(store.bind_head(request.point), store.definition(request.point))
+
+
+def set_state(mover: Mover, request: api.SetState) -> api.Nothing:
+    """Record the replica's state."""
+    with mover.drafts.owned(request.owner) as store:
+        store.set_state(request.state)
+    return api.Nothing()
+
+
+def set_identity(mover: Mover, request: api.SetIdentity) -> api.Nothing:
+    """Record the replica's identity."""
+    with mover.drafts.owned(request.owner) as store:
+        store.set_identity(request.identity)
+    return api.Nothing()
+
+
+def remove_replica(mover: Mover, request: api.RemoveReplica) -> api.Nothing:
+    """Delete the replica's files."""
+    with mover.drafts.owned(request.owner) as store:
+        store.remove()
+    return api.Nothing()

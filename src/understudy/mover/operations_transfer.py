@@ -1,0 +1,226 @@
+"""Operations that move or check disk data; all of them are long."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+
+from understudy.context import Context
+from understudy.errors import ReplicaError, TransferError, UnderstudyError, UsageError
+from understudy.faults import fault_point
+from understudy.model.job import BLOCK_SIZES
+from understudy.model.replica import PointDisk
+from understudy.model.transfer import TransferMode
+from understudy.mover import api
+from understudy.mover.copier import Copying, LayerSink, check_base, copy_disk, known_content, wants_base
+from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter, copy_digests
+from understudy.mover.drafts import Draft, store_of
+from understudy.mover.meter import Meter
+from understudy.mover.reader import Source
+from understudy.mover.receive import Receiving, receive_disk
+from understudy.mover.send import send_disk
+from understudy.mover.state import Mover
+from understudy.mover.verify import rebuild_digests, verify_disk
+from understudy.mover.work import Function
+from understudy.storage import NewDisk
+
+
+def start_copy(mover: Mover, request: api.CopyDisk) -> api.WorkStarted:
+    """Copy a disk into a draft of this mover, without a wire."""
+    draft = mover.drafts.get(request.draft)
+    disk = _check_read(draft, request.read)
+
+    def copy(ctx: Context, meter: Meter) -> None:
+        _copy(ctx, mover, draft, request.read, meter)
+        draft.complete.add(disk.name)
+
+    return _start(mover, draft, f"copy {disk.name}", copy)
+
+
+def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
+    """Listen for the source side of a transfer."""
+    draft = mover.drafts.get(request.draft)
+    disk = draft.disk(request.disk, request.size)
+    _check_block_size(request.block_size)
+    path = mover.run_dir / f"{uuid.uuid4().hex[:12]}.rx"
+    ticket = secrets.token_hex(16)
+    listener = _listen(path)
+
+    def receive(ctx: Context, meter: Meter) -> None:
+        try:
+            draft.claim(disk.name)
+            receive_disk(ctx, listener, _receiving(draft, disk, ticket, request.block_size), meter)
+        finally:
+            listener.close()
+            path.unlink(missing_ok=True)
+        draft.complete.add(disk.name)
+
+    work = _start(mover, draft, f"receive {disk.name}", receive).work
+    return api.ReceiveStarted(work, str(path), ticket)
+
+
+def start_send(mover: Mover, request: api.SendDisk) -> api.WorkStarted:
+    """Read a disk and send it to the mover that listens."""
+    read = request.read
+    _check_block_size(read.block_size)
+
+    def send(ctx: Context, meter: Meter) -> None:
+        with ExitStack() as stack:
+            base = _source_base(mover, read)
+            if base is not None:
+                stack.enter_context(base)
+            partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
+            try:
+                send_disk(ctx, request, base, partial, meter)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+    return api.WorkStarted(mover.works.start(f"send {read.disk}", send))
+
+
+def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
+    """Compare a point's content with its digests."""
+    store = store_of(request.ref)
+    point = store.load().point(request.point)
+
+    def verify(ctx: Context, meter: Meter) -> tuple[api.VerifiedDisk, ...]:
+        found: list[api.VerifiedDisk] = []
+        for disk in point.disks:
+            try:
+                found.append(_verify(ctx, mover, request, disk, meter))
+            except UnderstudyError as exc:
+                # What makes a disk unreadable is its outcome; the other disks still count. A cancel is not.
+                ctx.check()
+                found.append(api.VerifiedDisk(disk.name, 0, 0, (), str(exc)))
+        return tuple(found)
+
+    return api.WorkStarted(mover.works.start(f"verify {request.ref.name}", verify))
+
+
+def start_rebuild(mover: Mover, request: api.RebuildDigests) -> api.WorkStarted:
+    """Recompute the digest file of a point's disk."""
+    store = store_of(request.ref)
+    point = store.load().point(request.point)
+    disk = point.disk(request.disk)
+    if disk is None:
+        raise UsageError(f"restore point {request.point!r}", f"it has no disk {request.disk!r}")
+    header = DigestHeader(point.id, disk.size, point.block_size)
+
+    def rebuild(ctx: Context, meter: Meter) -> None:
+        image, digest = store.image(point.id, disk.name), store.digest_path(point.id, disk.name)
+        with mover.exports.serving(image, request.ref.kind) as where:
+            rebuild_digests(ctx, where, header, digest, meter)
+
+    return api.WorkStarted(mover.works.start(f"rebuild {request.ref.name}", rebuild))
+
+
+def query_work(mover: Mover, request: api.WorkQuery) -> api.WorkStatus:
+    """How far a long operation is."""
+    return mover.works.status(request.work, request.wait_s)
+
+
+def cancel_work(mover: Mover, request: api.CancelWork) -> api.Nothing:
+    """Stop a long operation."""
+    mover.works.cancel(request.work)
+    return api.Nothing()
+
+
+def _start(mover: Mover, draft: Draft, name: str, function: Function) -> api.WorkStarted:
+    work = mover.works.start(name, function)
+    draft.works.append(work)
+    return api.WorkStarted(work)
+
+
+def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: Meter) -> None:
+    with ExitStack() as stack:
+        base = _target_base(mover, draft, read)
+        if base is not None:
+            stack.enter_context(base)
+        start = check_base(read, base)
+        source = Source(read.source, read.size, tracked=read.mode is TransferMode.INCREMENTAL)
+        stack.callback(source.close)
+        # From here on the layer may hold something: not before, so that a refusal above leaves it to another mode.
+        draft.claim(read.disk)
+        layer = draft.point.layer(read.disk)
+        header = DigestHeader(read.point, read.size, read.block_size)
+        digests = stack.enter_context(DigestWriter(draft.point.digest_path(read.disk), header, start))
+        copying = Copying(read, source, known_content(read, start), digests, meter)
+        copy_disk(ctx, copying, lambda counters: LayerSink(layer, counters))
+        fault_point("mover.copy.finish")
+        digests.finish()
+        layer.finish()
+        partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
+        copy_digests(digests.path, partial)
+
+
+def _source_base(mover: Mover, read: api.ReadSpec) -> DigestReader | None:
+    """The source side's digests of the base point, if a base is wanted."""
+    if not wants_base(read):
+        return None
+    return mover.copies.open(api.DigestRef(read.replica_id, read.disk, read.base_point))
+
+
+def _target_base(mover: Mover, draft: Draft, read: api.ReadSpec) -> DigestReader | None:
+    """As :func:`_source_base`; a lost copy is no matter here, because the other one is at hand."""
+    try:
+        return _source_base(mover, read)
+    except ReplicaError:
+        path = draft.point.base_digest_path(read.disk)
+        if path is None:
+            raise
+        return DigestReader(path)
+
+
+def _check_read(draft: Draft, read: api.ReadSpec) -> NewDisk:
+    """Whether reader and draft mean the same disk and base: a delta on another base would be wrong everywhere.
+
+    :raises UsageError: if not.
+    """
+    disk = draft.disk(read.disk, read.size)
+    _check_block_size(read.block_size)
+    if read.chained != disk.chained or read.point != draft.point_id:
+        raise UsageError(f"copy disk {read.disk!r}", "the draft's layer is of another kind or point")
+    if read.chained and read.base_point and read.base_point != draft.base_point:
+        raise UsageError(f"copy disk {read.disk!r}", f"the layer lies on {draft.base_point!r}, not {read.base_point!r}")
+    return disk
+
+
+def _check_block_size(block_size: int) -> None:
+    if block_size not in BLOCK_SIZES.values():
+        raise UsageError(f"block size {block_size}", "not supported", f"use one of {', '.join(BLOCK_SIZES)}")
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(1)
+    except OSError as exc:
+        listener.close()
+        raise TransferError(f"listen at {path}", exc.strerror or str(exc)) from exc
+    return listener
+
+
+def _receiving(draft: Draft, disk: NewDisk, ticket: str, block_size: int) -> Receiving:
+    base = draft.point.base_digest_path(disk.name) if disk.chained else None
+    return Receiving(
+        ticket, draft.point_id, disk.name, disk.size, block_size, disk.chained, draft.base_point, base,
+        draft.point.digest_path(disk.name), draft.point.layer(disk.name),
+    )
+
+
+def _verify(
+    ctx: Context, mover: Mover, request: api.VerifyPoint, disk: PointDisk, meter: Meter
+) -> api.VerifiedDisk:
+    store = store_of(request.ref)
+    with ExitStack() as stack:
+        digests = stack.enter_context(DigestReader(store.digest_path(request.point, disk.name)))
+        if (digests.header.point, digests.header.size) != (request.point, disk.size):
+            raise ReplicaError(f"digest file {digests.path}", "it is of another point or size")
+        where = stack.enter_context(mover.exports.serving(store.image(request.point, disk.name), request.ref.kind))
+        return verify_disk(ctx, disk.name, where, digests, meter)

@@ -1,0 +1,40 @@
+"""What a mover process holds: its drafts, exports, digest copies and long operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.mover.copies import DigestCopies
+from understudy.mover.drafts import Drafts
+from understudy.mover.exports import Exports
+from understudy.mover.work import Works
+
+END_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Mover:
+    """State of this process.
+
+    :ivar run_dir: private directory for sockets; what is in it does not outlive the process.
+    """
+
+    name: str
+    run_dir: Path
+    copies: DigestCopies
+    drafts: Drafts
+    exports: Exports
+    works: Works
+
+    @classmethod
+    def make(cls, name: str, state_dir: Path, run_dir: Path) -> Mover:
+        """A mover that keeps digest copies below ``state_dir``."""
+        return cls(name, run_dir, DigestCopies(state_dir / "digests"), Drafts(), Exports(run_dir), Works())
+
+    def close(self) -> None:
+        """Stop everything. Drafts whose transfer does not stop in time stay for the next session's sweep."""
+        if self.works.cancel_all(END_TIMEOUT_S):
+            for key in self.drafts.ids():
+                self.drafts.release(key)
+        self.exports.close_all()

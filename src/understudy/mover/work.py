@@ -1,0 +1,135 @@
+"""Work: long operations in threads of their own, with progress and cancel."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from understudy.context import CancelToken, Context
+from understudy.errors import NotFound, UnderstudyError
+from understudy.mover.api import ErrorFields, VerifiedDisk, WorkState, WorkStatus
+from understudy.mover.meter import Meter
+
+LOG = logging.getLogger(__name__)
+KEPT = 256
+LONGEST_WAIT_S = 60.0
+CANCEL_TIMEOUT_S = 90.0
+
+Verified = tuple[VerifiedDisk, ...]
+Function = Callable[[Context, Meter], Verified | None]
+
+
+def error_fields(exc: BaseException) -> ErrorFields:
+    """``exc`` as it travels; what is no :class:`UnderstudyError` is a defect and gets the base class's code."""
+    if isinstance(exc, UnderstudyError):
+        return ErrorFields(exc.code, exc.what, exc.why, exc.todo)
+    return ErrorFields(UnderstudyError.code, "proxy", f"internal error: {type(exc).__name__}: {exc}", "see its log")
+
+
+class WorkItem:
+    """One long operation."""
+
+    def __init__(self, name: str, function: Function) -> None:
+        self.id = uuid.uuid4().hex
+        self._name = name
+        self._function = function
+        self._token = CancelToken()
+        self._meter = Meter()
+        self._started = time.monotonic()
+        self._seconds = 0.0
+        self._verified: Verified = ()
+        self._error: ErrorFields | None = None
+        self._done = threading.Event()
+
+    def start(self) -> None:
+        """Run in a new thread."""
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended, in whatever way."""
+        return self._done.is_set()
+
+    def cancel(self) -> None:
+        """Ask for the end."""
+        self._token.cancel()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; whether it came."""
+        return self._done.wait(timeout_s)
+
+    def status(self) -> WorkStatus:
+        """How far it is."""
+        if not self.done:
+            return WorkStatus(WorkState.RUNNING, time.monotonic() - self._started, self._meter.progress())
+        state = WorkState.FAILED if self._error else WorkState.DONE
+        return WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified)
+
+    def _run(self) -> None:
+        try:
+            self._verified = self._function(Context(self._token, {"work": self._name}), self._meter) or ()
+        except UnderstudyError as exc:
+            LOG.warning("work=%s failed: %s", self._name, exc)
+            self._error = error_fields(exc)
+        except Exception as exc:
+            LOG.exception("work=%s failed", self._name)
+            self._error = error_fields(exc)
+        finally:
+            self._seconds = time.monotonic() - self._started
+            self._done.set()
+
+
+class Works:
+    """All long operations of this mover; the last finished ones are kept so that their result can be asked for."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, WorkItem] = {}
+        self._lock = threading.Lock()
+
+    def start(self, name: str, function: Function) -> str:
+        """Start an operation; returns its id."""
+        item = WorkItem(name, function)
+        with self._lock:
+            self._items[item.id] = item
+            finished = [key for key, other in self._items.items() if other.done]
+            for key in finished[:-KEPT]:
+                del self._items[key]
+        item.start()
+        return item.id
+
+    def status(self, work: str, wait_s: float) -> WorkStatus:
+        """How far an operation is, after waiting up to ``wait_s`` seconds for its end.
+
+        :raises NotFound: if there is no such operation.
+        """
+        item = self._items.get(work)
+        if item is None:
+            raise NotFound(f"work {work!r}", "this proxy does not know it", "the proxy may have been restarted")
+        item.wait(min(max(wait_s, 0.0), LONGEST_WAIT_S))
+        return item.status()
+
+    def cancel(self, work: str) -> None:
+        """Stop an operation and wait for its end; unknown ids are no error.
+
+        :raises UnderstudyError: if it does not end.
+        """
+        item = self._items.get(work)
+        if item is None:
+            return
+        item.cancel()
+        if not item.wait(CANCEL_TIMEOUT_S):
+            raise UnderstudyError(f"stop work {work!r}", f"it did not end within {CANCEL_TIMEOUT_S:.0f} s")
+
+    def cancel_all(self, timeout_s: float) -> bool:
+        """Stop everything; whether all ended within ``timeout_s`` seconds."""
+        with self._lock:
+            items = list(self._items.values())
+        for item in items:
+            item.cancel()
+        deadline = time.monotonic() + timeout_s
+        for item in items:
+            item.wait(max(0.0, deadline - time.monotonic()))
+        return all(item.done for item in items)

@@ -1,0 +1,180 @@
+"""NBD client: block status of several contexts, and reads with several in flight, over libnbd.
+
+libnbd's own errors end here: everything raised is a :class:`~understudy.errors.TransferError`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+
+import nbd
+
+from understudy.errors import TransferError
+from understudy.model.extent import Extent
+
+ALLOCATION = "base:allocation"
+#: Flag of ``base:allocation``: the area reads as zeros (NBD protocol, NBD_STATE_ZERO).
+ZERO_FLAG = 2
+#: Flag of ``qemu:dirty-bitmap:*``: the area changed (QEMU docs/interop/nbd.txt).
+DIRTY_FLAG = 1
+
+CONNECT_TIMEOUT_S = 30.0
+
+
+class NbdClient:
+    """One connection to an export; not for use by several threads at once.
+
+    :param socket: path of the server's Unix socket.
+    :param contexts: meta contexts to ask for; :meth:`has` tells which the server granted.
+    :raises TransferError: if there is no connection within 30 s.
+    """
+
+    def __init__(self, socket: str, export: str, contexts: Sequence[str] = ()) -> None:
+        self.name = f"{socket}:{export}"
+        self._handle: Any = nbd.NBD()
+        self._reads: dict[int, Any] = {}
+        try:
+            with self._errors("connect"):
+                self._connect(socket, export, contexts)
+                self.size = int(self._handle.get_size())
+                self.multi_conn = bool(self._handle.can_multi_conn())
+                self._granted = tuple(name for name in contexts if self._handle.can_meta_context(name))
+        except TransferError:
+            self.abort()
+            raise
+
+    def _connect(self, socket: str, export: str, contexts: Sequence[str]) -> None:
+        for name in contexts:
+            self._handle.add_meta_context(name)
+        self._handle.set_export_name(export)
+        # Every read that succeeds fills its whole buffer; clearing it first would cost a memset a block.
+        self._handle.set_pread_initialize(False)
+        # Not connect_unix(): it waits for ever for the greeting of a server that has no free connection.
+        self._handle.aio_connect_unix(socket)
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while self._handle.aio_is_connecting() or self._handle.aio_is_negotiating():
+            if time.monotonic() > deadline:
+                raise TransferError(f"connect to NBD export {self.name}", "no answer from the server")
+            self._handle.poll(200)
+        if not self._handle.aio_is_ready():
+            raise TransferError(f"connect to NBD export {self.name}", "the server refused the export or closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def has(self, context: str) -> bool:
+        """Whether the server granted the meta context."""
+        return context in self._granted
+
+    def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
+        """Block status of all granted contexts from ``start``.
+
+        The server may answer for less than asked and differently for each context, so requests repeat until
+        ``at_least`` bytes are known in all of them.
+
+        :param length: bytes wanted at most, below 4 GiB.
+        :returns: bytes known (``at_least`` to ``length``), and per context extents that tile exactly these bytes.
+        """
+        known: dict[str, list[Extent]] = {name: [] for name in self._granted}
+        position, end = start, start + length
+        if not known:
+            return length, known
+        while position < start + at_least:
+            answers = self._status_once(position, end - position)
+            reached = min(answers[name][-1].end for name in known)
+            for name, extents in known.items():
+                extents.extend(_cut(answers[name], reached))
+            position = reached
+        return position - start, known
+
+    def _status_once(self, start: int, length: int) -> dict[str, list[Extent]]:
+        answers: dict[str, list[Extent]] = {}
+
+        def collect(context: str, offset: int, entries: list[int], _error: Any) -> int:
+            extents = []
+            for size, flags in zip(entries[::2], entries[1::2], strict=True):
+                extents.append(Extent(offset, size, flags))
+                offset += size
+            answers[context] = extents
+            return 0
+
+        with self._errors(f"block status at {start}"):
+            self._handle.block_status(length, start, collect)
+        for name in self._granted:
+            extents = _cut(answers.get(name, []), start + length)
+            if not extents or extents[0].start != start:
+                raise TransferError(f"block status of {self.name} at {start}", f"no answer for context {name}")
+            answers[name] = extents
+        return answers
+
+    def start_read(self, view: memoryview, offset: int) -> int:
+        """Ask for ``len(view)`` bytes from ``offset`` into ``view``, which must stay untouched until :meth:`finished`.
+
+        :returns: a number for :meth:`finished`.
+        """
+        buffer = nbd.Buffer.from_buffer(view)
+        with self._errors(f"read at {offset}"):
+            cookie = int(self._handle.aio_pread(buffer, offset))
+        self._reads[cookie] = buffer
+        return cookie
+
+    def finished(self, cookie: int) -> bool:
+        """Whether the read is complete; it must not be asked for again then.
+
+        :raises TransferError: if the read failed.
+        """
+        with self._errors("read"):
+            done = bool(self._handle.aio_command_completed(cookie))
+        if done:
+            del self._reads[cookie]
+        return done
+
+    def poll(self, timeout_s: float) -> None:
+        """Wait until something moved on the connection."""
+        try:
+            self._handle.poll(int(timeout_s * 1000))
+        except nbd.Error as exc:
+            if exc.errno != "EINTR":
+                raise TransferError(f"read NBD export {self.name}", exc.string) from exc
+
+    def close(self) -> None:
+        """Say goodbye and close; the server's answer does not matter any more."""
+        if self._handle is not None and not self._reads:
+            # An error means that the server closed first: nothing was pending, every byte asked for has been received.
+            with suppress(nbd.Error):
+                self._handle.shutdown()
+        self.abort()
+
+    def abort(self) -> None:
+        """Close without waiting for anything."""
+        # Dropping the last reference closes the socket (nbd_close) before the buffers of pending reads are let go.
+        self._handle = None
+        self._reads.clear()
+
+    @contextmanager
+    def _errors(self, act: str) -> Iterator[None]:
+        try:
+            yield
+        except nbd.Error as exc:
+            raise TransferError(f"{act} on NBD export {self.name}", exc.string) from exc
+        except OSError as exc:
+            raise TransferError(f"{act} on NBD export {self.name}", str(exc)) from exc
+
+
+def _cut(extents: list[Extent], end: int) -> list[Extent]:
+    """``extents`` up to ``end``; a server may report beyond what was asked, and zero lengths must not stop us."""
+    return [
+        item if item.end <= end else Extent(item.start, end - item.start, item.flags)
+        for item in extents
+        if item.start < end and item.length > 0
+    ]

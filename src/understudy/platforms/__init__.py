@@ -1,0 +1,132 @@
+"""Hypervisor platforms: what Understudy asks of a source and of a target host.
+
+A platform is one package below this one; :func:`open_platform` imports it by the scheme of the host's URI, lazily. All
+verbs are control calls that the controller makes; no disk data passes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from understudy.context import Context
+from understudy.errors import UsageError
+from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.job import SnapshotMode
+from understudy.model.replica import Baseline
+from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.transfer import Reason
+
+
+@dataclass(frozen=True)
+class ReplicaVmSpec:
+    """The replica VM to define.
+
+    :ivar definition: the source VM's definition at the restore point.
+    :ivar disks: absolute head file per disk name; disks that are missing here are left out of the replica VM.
+    :ivar replica_id: goes into the definition's metadata as our tag.
+    """
+
+    name: str
+    uuid: str
+    replica_id: str
+    definition: str
+    disks: Mapping[str, str]
+    head_dir: str
+
+
+class SourcePlatform(Protocol):
+    """A host as a source of replication."""
+
+    def facts(self) -> HostFacts:
+        """What the host says of itself."""
+
+    def list_vms(self) -> tuple[Vm, ...]:
+        """All VMs, by name."""
+
+    def describe_vm(self, name: str) -> Vm:
+        """One VM with its disks.
+
+        :raises NotFound: if the host has no VM of that name.
+        """
+
+    def tracking(self, vm: Vm, baseline: Baseline) -> dict[str, Reason]:
+        """Per disk of ``vm``: whether changes since ``baseline`` are known (``Reason.NONE``), or why not."""
+
+    def snapshot(
+        self, ctx: Context, vm: Vm, mode: SnapshotMode, request: SnapshotRequest
+    ) -> AbstractContextManager[SourceSnapshot]:
+        """Hold one consistent instant of all disks; leaving the context commits the snapshot.
+
+        :raises TrackingLost: if only the incremental part was refused.
+        :raises PlatformError: if the platform refused.
+        """
+
+    def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
+        """Remove the markers of the job on ``vm``, and ``former``, except ``keep``; says what could not be removed (S3).
+
+        ``former`` is the baseline that the replica's record names: another job's, if this one took the replica over.
+        """
+
+    def sweep(self, ctx: Context, vm: Vm, tag: Tag) -> list[str]:
+        """End snapshots that dead sessions of the job left on ``vm``; says what was done (S7)."""
+
+    def freeze(self, vm_uuid: str, timeout_s: float) -> int:
+        """Freeze the guest's file systems; how many.
+
+        :raises GuestError: if the agent refuses, or does not answer within ``timeout_s``.
+        """
+
+    def thaw(self, vm_uuid: str, timeout_s: float) -> int:
+        """Thaw the guest's file systems; how many were frozen until now. A VM that is off or gone has none.
+
+        :raises GuestError: if the agent refuses, or does not answer within ``timeout_s``.
+        """
+
+
+class TargetPlatform(Protocol):
+    """A host as a target of replication."""
+
+    def facts(self) -> HostFacts:
+        """What the host says of itself."""
+
+    def define_replica(self, spec: ReplicaVmSpec) -> list[str]:
+        """Define the replica VM, or define it again; says what the host lacks and how the definition got along.
+
+        :raises Refused: if the host has another VM of that name.
+        """
+
+    def replica_state(self, uuid: str) -> VmState | None:
+        """Power state of the replica VM, or None if it is not defined."""
+
+    def start_replica(self, uuid: str) -> None:
+        """Start the replica VM."""
+
+    def stop_replica(self, uuid: str) -> None:
+        """Power the replica VM off at once; no error if it is off or not defined."""
+
+    def undefine_replica(self, uuid: str) -> None:
+        """Remove the definition; no error if there is none. The VM must be off."""
+
+
+class Platform(SourcePlatform, TargetPlatform, Protocol):
+    """A host in both roles."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+def open_platform(uri: str) -> Platform:
+    """Connect to the host at ``uri``.
+
+    :raises UsageError: if no platform has that scheme.
+    :raises HostUnreachable: if the host does not answer.
+    """
+    scheme = uri.split(":", 1)[0].split("+", 1)[0]
+    if scheme == "qemu":
+        from understudy.platforms.libvirt.host import LibvirtHost
+
+        return LibvirtHost(uri)
+    raise UsageError(f"host URI {uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")

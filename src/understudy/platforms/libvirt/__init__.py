@@ -1,0 +1,1 @@
+"""libvirt with QEMU: hosts reached by libvirt's own remote protocol."""

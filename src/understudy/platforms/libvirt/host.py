@@ -1,0 +1,211 @@
+"""A libvirt host: the platform's verbs, each told in the module that knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from understudy.context import Context
+from understudy.errors import GuestError, NotFound, Refused
+from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.job import SnapshotMode
+from understudy.model.replica import Baseline
+from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.transfer import Reason
+from understudy.platforms import ReplicaVmSpec
+from understudy.platforms.libvirt import backup, checkpoints, external
+from understudy.platforms.libvirt.connection import Connection, libvirt_errors
+from understudy.platforms.libvirt.inventory import describe, vm_state
+from understudy.platforms.libvirt.offline import offline_snapshot
+from understudy.platforms.libvirt.replica_vm import replica_xml
+from understudy.platforms.libvirt.target_facts import target_facts
+
+_FALLBACK_USER = (0, 0)
+# libvirt's own default for agent commands: wait for ever. We set a limit only around our calls.
+_AGENT_TIMEOUT_DEFAULT = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
+
+
+class LibvirtHost:
+    """One host behind a libvirt URI; implements :class:`understudy.platforms.Platform`."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect.
+
+        :raises HostUnreachable: if the daemon does not answer.
+        """
+        self._connection = Connection(uri)
+
+    @property
+    def _conn(self) -> libvirt.virConnect:
+        return self._connection.conn
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.close()
+
+    # --- inventory ----------------------------------------------------------------------------------------------------
+
+    def facts(self) -> HostFacts:
+        """Versions, size, and the user that opens disk images."""
+        with libvirt_errors(f"host {self._connection.uri}"):
+            info = self._conn.getInfo()
+            return HostFacts(
+                hostname=self._conn.getHostname(),
+                platform_version=_version(self._conn.getLibVersion()),
+                hypervisor_version=_version(self._conn.getVersion()),
+                cpus=info[2],
+                memory_bytes=info[1] << 20,
+                emulator_user=_emulator_user(self._conn.getCapabilities()),
+            )
+
+    def list_vms(self) -> tuple[Vm, ...]:
+        """All domains, by name."""
+        with libvirt_errors(f"list VMs of {self._connection.uri}"):
+            domains = self._conn.listAllDomains()
+        return tuple(sorted((describe(domain) for domain in domains), key=lambda vm: vm.name))
+
+    def describe_vm(self, name: str) -> Vm:
+        """One domain by name."""
+        domain = self._connection.domain_by_name(name)
+        if domain is None:
+            raise NotFound(f"VM {name!r}", f"host {self._connection.uri} has no VM of that name",
+                           "see 'understudy host vms'")
+        return describe(domain)
+
+    # --- source -------------------------------------------------------------------------------------------------------
+
+    def tracking(self, vm: Vm, baseline: Baseline) -> dict[str, Reason]:
+        """Whether changes since ``baseline`` are known, per disk."""
+        return checkpoints.tracking(self._domain(vm), vm, baseline)
+
+    @contextmanager
+    def snapshot(
+        self, ctx: Context, vm: Vm, mode: SnapshotMode, request: SnapshotRequest
+    ) -> Iterator[SourceSnapshot]:
+        """Hold one instant; ``auto`` is ``backup``, and a powered-off VM needs neither."""
+        domain = self._domain(vm)
+        if vm.state is VmState.SHUT_OFF:
+            held = offline_snapshot(vm, request)
+        elif mode is SnapshotMode.EXTERNAL:
+            held = external.external_snapshot(ctx, domain, vm, request)
+        else:
+            held = backup.backup_snapshot(domain, vm, request)
+        with held as snapshot:
+            yield snapshot
+
+    def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
+        """Remove the job's checkpoints, and ``former``, except ``keep``."""
+        domain = self._connection.domain(vm.uuid)
+        return [] if domain is None else checkpoints.remove_others(domain, vm, tag, keep, former)
+
+    def sweep(self, ctx: Context, vm: Vm, tag: Tag) -> list[str]:
+        """End a backup job of a dead session, merge its deltas."""
+        domain = self._domain(vm)
+        if vm.state is VmState.SHUT_OFF:
+            deltas = external.tagged_deltas(domain, vm, tag)
+            return [f"snapshot delta {path} of disk {disk} stays until VM {vm.name!r} runs again"
+                    for disk, path in deltas.items()]
+        done = []
+        if backup.is_ours(backup.running_backup(domain), tag):
+            backup.end_backup(domain, vm, tag)
+            done.append(f"ended the backup job of a dead session on VM {vm.name!r}")
+        done += [f"merged the snapshot delta {path} of a dead session"
+                 for path in external.commit_deltas(ctx, domain, vm, tag)]
+        return done
+
+    def freeze(self, vm_uuid: str, timeout_s: float) -> int:
+        """Freeze through the QEMU guest agent."""
+        domain = self._connection.require_domain(vm_uuid, vm_uuid)
+        with _agent_timeout(domain, timeout_s), libvirt_errors(f"freeze VM {domain.name()!r}", GuestError):
+            return int(domain.fsFreeze())
+
+    def thaw(self, vm_uuid: str, timeout_s: float) -> int:
+        """Thaw through the QEMU guest agent."""
+        domain = self._connection.domain(vm_uuid)
+        if domain is None or vm_state(domain) is VmState.SHUT_OFF:
+            return 0
+        with _agent_timeout(domain, timeout_s), libvirt_errors(f"thaw VM {domain.name()!r}", GuestError):
+            return int(domain.fsThaw())
+
+    def _domain(self, vm: Vm) -> libvirt.virDomain:
+        return self._connection.require_domain(vm.uuid, vm.name)
+
+    # --- target -------------------------------------------------------------------------------------------------------
+
+    def define_replica(self, spec: ReplicaVmSpec) -> list[str]:
+        """Define the replica VM from the source's definition, adapted to this host."""
+        other = self._connection.domain_by_name(spec.name)
+        if other is not None and other.UUIDString() != spec.uuid:
+            raise Refused(f"define replica VM {spec.name!r}", "the target host has another VM of that name",
+                          "rename or remove it, or use another --suffix")
+        xml, warnings = replica_xml(spec, target_facts(self._conn, spec.definition))
+        with libvirt_errors(f"define replica VM {spec.name!r}"):
+            self._conn.defineXML(xml)
+        return warnings
+
+    def replica_state(self, uuid: str) -> VmState | None:
+        """Power state, or None without a definition."""
+        domain = self._connection.domain(uuid)
+        if domain is None:
+            return None
+        with libvirt_errors(f"state of replica VM {uuid}"):
+            return vm_state(domain)
+
+    def start_replica(self, uuid: str) -> None:
+        """Power on."""
+        domain = self._connection.require_domain(uuid, uuid)
+        with libvirt_errors(f"start replica VM {domain.name()!r}"):
+            domain.create()
+
+    def stop_replica(self, uuid: str) -> None:
+        """Power off at once."""
+        domain = self._connection.domain(uuid)
+        if domain is None:
+            return
+        with libvirt_errors(f"stop replica VM {domain.name()!r}"):
+            if domain.isActive():
+                domain.destroy()
+
+    def undefine_replica(self, uuid: str) -> None:
+        """Remove the definition with all metadata that libvirt keeps of it."""
+        domain = self._connection.domain(uuid)
+        if domain is None:
+            return
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+        with libvirt_errors(f"undefine replica VM {domain.name()!r}"):
+            domain.undefineFlags(flags)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _emulator_user(capabilities: str) -> tuple[int, int]:
+    """User and group of QEMU processes, from the DAC model's base label, e.g. ``+64055:+64055``."""
+    for model in ET.fromstring(capabilities).iterfind("host/secmodel"):
+        if model.findtext("model") == "dac":
+            label = model.findtext("baselabel", "")
+            user, _, group = label.partition(":")
+            if user and group:
+                return int(user), int(group)
+    return _FALLBACK_USER
+
+
+@contextmanager
+def _agent_timeout(domain: libvirt.virDomain, timeout_s: float) -> Iterator[None]:
+    """Limit agent commands inside the block; libvirt would wait for ever for an agent that accepted a command (P27)."""
+    with libvirt_errors("set the time limit of the guest agent", GuestError):
+        domain.agentSetResponseTimeout(max(1, int(timeout_s)), 0)
+    try:
+        yield
+    finally:
+        with libvirt_errors("set the time limit of the guest agent", GuestError):
+            domain.agentSetResponseTimeout(_AGENT_TIMEOUT_DEFAULT, 0)

@@ -1,0 +1,102 @@
+"""Starting a replica from a restore point, and going back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.errors import NotFound, Refused, ReplicaError
+from understudy.faults import fault_point
+from understudy.model.inventory import VmState
+from understudy.model.replica import Replica, ReplicaState
+from understudy.mover import api
+from understudy.mover.client import MoverClient
+from understudy.platforms import TargetPlatform
+from understudy.replication.target_side import replica_vm_spec
+
+
+@dataclass(frozen=True)
+class FailoverSite:
+    """Where a replica is: its place, the proxy next to its files, and the host that runs it."""
+
+    ref: api.ReplicaRef
+    mover: MoverClient
+    target: TargetPlatform
+
+
+@dataclass(frozen=True)
+class FailoverOutcome:
+    """What was done: the replica VM's name, the restore point it is on, and what the operator should know."""
+
+    vm: str
+    point: str
+    warnings: tuple[str, ...]
+
+
+def start_failover(site: FailoverSite, point: str = "") -> FailoverOutcome:
+    """Start the replica VM on ``point``, by default the newest.
+
+    The state is recorded before the VM starts: a crash in between leaves a replica in failover that is off, which undo
+    mends, and never a running replica that a session takes for an idle one.
+
+    :raises Refused: if the replica is in failover, has no point, was changed by hand or runs.
+    """
+    facts, replica = _inspect(site)
+    what = f"failover of replica {replica.identity.name!r}"
+    if replica.state is ReplicaState.FAILOVER:
+        raise Refused(what, "it is in failover already", "run 'understudy failover undo' first")
+    if replica.newest is None:
+        raise Refused(what, "it has no restore point", "run its job first")
+    if site.target.replica_state(replica.identity.domain_uuid) in (VmState.RUNNING, VmState.PAUSED):
+        raise Refused(what, "the replica VM runs already, started outside of Understudy",
+                      "run 'understudy failover undo' to stop it and drop its changes")
+    if facts.head is not None and facts.head.point and not facts.head.empty:
+        raise Refused(what, "the replica VM was started by hand and has changes of its own",
+                      "run 'understudy failover undo' to drop them")
+    chosen = replica.point(point) if point else replica.newest
+    if facts.damage.get(chosen.id):
+        raise ReplicaError(what, "; ".join(facts.damage[chosen.id]), "choose another restore point")
+    owner = _owner(site, facts)
+    bound = site.mover.call(api.BindHead(owner, chosen.id), api.HeadBound)
+    warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))
+    site.mover.call(api.SetState(owner, ReplicaState.FAILOVER), api.Nothing)
+    fault_point("failover.recorded")
+    site.target.start_replica(replica.identity.domain_uuid)
+    return FailoverOutcome(replica.identity.name, chosen.id, tuple(warnings))
+
+
+def undo_failover(site: FailoverSite) -> FailoverOutcome:
+    """Stop the replica VM, drop what it changed, and put it on the newest point again.
+
+    It also cleans up after a start by hand, and may be repeated after an interruption.
+
+    :raises Refused: if there is nothing to undo.
+    """
+    facts, replica = _inspect(site)
+    uuid = replica.identity.domain_uuid
+    running = site.target.replica_state(uuid) in (VmState.RUNNING, VmState.PAUSED)
+    dirty = facts.head is not None and bool(facts.head.point) and not facts.head.empty
+    if replica.state is not ReplicaState.FAILOVER and not running and not dirty:
+        raise Refused(f"undo failover of replica {replica.identity.name!r}", "it is not in failover", "")
+    if replica.newest is None:
+        raise ReplicaError(f"replica {replica.identity.name!r}", "it has no restore point", "see 'replica show'")
+    site.target.stop_replica(uuid)
+    fault_point("undo.stopped")
+    owner = _owner(site, facts)
+    bound = site.mover.call(api.BindHead(owner, replica.newest.id), api.HeadBound)
+    warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))
+    fault_point("undo.bound")
+    site.mover.call(api.SetState(owner, ReplicaState.READY), api.Nothing)
+    return FailoverOutcome(replica.identity.name, replica.newest.id, tuple(warnings))
+
+
+def _inspect(site: FailoverSite) -> tuple[api.ReplicaFacts, Replica]:
+    facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
+    if facts.replica is None:
+        raise NotFound(f"replica {site.ref.name!r}", f"datastore directory {site.ref.datastore} has no such replica",
+                       "see 'understudy replica list'")
+    return facts, facts.replica
+
+
+def _owner(site: FailoverSite, facts: api.ReplicaFacts) -> api.OwnedReplica:
+    """Own the replica act by act; a running session holds the lock, and then each act is refused as fenced."""
+    return api.OwnedReplica(site.ref, attempt=facts.last_attempt + 1)

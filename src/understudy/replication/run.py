@@ -1,0 +1,160 @@
+"""The replication of one VM, in eight steps."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from understudy.context import Context
+from understudy.errors import UnderstudyError
+from understudy.model.inventory import Vm
+from understudy.model.replica import Consistency, RestorePoint
+from understudy.model.session import Step, StepState
+from understudy.model.snapshot import Tag
+from understudy.mover import api
+from understudy.replication import source_side as source
+from understudy.replication import target_side as target
+from understudy.replication.base_digests import provide_base_digests
+from understudy.replication.planning import PlanningFacts, plan_disks
+from understudy.replication.site import Site, Task, TaskOutcome
+from understudy.replication.transfer import TransferSpec, copy_disks, send_seconds
+from understudy.storage import PointMeta
+
+
+def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
+    """Make a new restore point of one VM.
+
+    Plans from facts, never from memory: it may be called again after any interruption. The order of the last acts is
+    what keeps data safe: data durable, point published, baseline moved (the point's record names it), source snapshot
+    committed, old baseline removed.
+
+    :raises UnderstudyError: if no point was made; everything that was begun is undone, all older points are intact.
+    """
+    journal, job = site.journal, task.job
+    with ExitStack() as undo:
+        with journal.step(Step.SETTINGS):  # 1 settings and resources
+            wanted = len(source.replicated_disks(site.source.describe_vm(task.vm), job))
+            lease = undo.enter_context(site.resources.reserve(ctx, job, task.vm, wanted))
+            space = target.check_datastore(site)
+            facts = target.inspect(task, site)
+            source.prepare_scratch(site)
+        with journal.step(Step.INVENTORY):  # 2 inventory, and what dead sessions left
+            vm = site.source.describe_vm(task.vm)
+            target.check_same_vm(task, vm, facts.replica)
+            watchdog = undo.enter_context(source.thaw_watchdog(task, site, vm))
+            tag = Tag(job.id, vm.uuid, task.session)
+            vm = source.sweep_source(ctx, site, vm, tag)
+            newest = facts.replica.newest if facts.replica else None
+            baselines = Baselines(site, vm, tag, newest)
+            baselines.settle()
+            disks = source.with_tracking_facts(site, source.replicated_disks(vm, job))
+            known = source.tracking_since(site, vm, disks, newest)
+            damaged = target.damaged_disks(facts)
+            plans = plan_disks(vm.name, disks, PlanningFacts(newest, damaged, known, job.block_size, task.full_scan))
+            target.check_space(site, space, disks, plans)
+            identity = target.identity(task, vm, facts.replica)
+            spec = TransferSpec(job, identity.id, newest.id if newest else "", new_point_id())
+            draft = undo.enter_context(target.open_draft(task, site, vm, facts, plans, identity, spec.point))
+            target.take_over(task, site, facts, identity, draft)
+            provide_base_digests(ctx, site, target.replica_ref(task, site), spec, plans)
+        snapshot_held = ExitStack()
+        undo.callback(cleanup, ctx, site, baselines.settle)
+        undo.callback(cleanup, ctx, site, snapshot_held.close)
+        undo.callback(cleanup, ctx, site, lambda: source.settle_digests(site, spec, plans, baselines.newest))
+        with ExitStack() as frozen:
+            with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
+                ctx.check()
+                quiescing = frozen.enter_context(source.quiesced(task, site, vm, watchdog))
+            with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
+                request = source.snapshot_request(site, vm, tag, disks, plans, newest)
+                held = snapshot_held.enter_context(source.held_snapshot(ctx, site.source, vm, job, request, plans))
+        for warning in quiescing.warnings:
+            journal.warn(warning)
+        with journal.step(Step.READ):  # 5 read, 6 compress and send, 7 decompress and write: one pipeline
+            reports = copy_disks(ctx, site, spec, draft, held.snapshot, held.plans, lease.parallel)
+        journal.step_took(Step.SEND, StepState.SKIPPED if site.same_mover else StepState.SUCCESS, send_seconds(reports))
+        with journal.step(Step.WRITE):  # everything is durable: publish
+            ctx.check()
+            point = publish(site, task, spec, draft, vm, held, source.consistency(vm, quiescing))
+            baselines.published(point)
+        with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
+            cleanup(ctx, site, snapshot_held.close)
+            cleanup(ctx, site, lambda: source.remove_snapshot_files(site, site.source.describe_vm(vm.name), tag))
+            cleanup(ctx, site, baselines.settle)
+            cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft, point))
+            # The point is published, so a late wish to cancel must not leave the rest half done.
+            steady = Context(fields=ctx.fields)
+            cleanup(ctx, site, lambda: target.retire(steady, task, site, draft))
+    return TaskOutcome(point.id, point.consistency.value, quiescing.frozen_ms)
+
+
+def new_point_id() -> str:
+    """An id that sorts by creation and is unique in a replica even if the clock stands still."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+class Baselines:
+    """Keeps exactly the baseline that the newest published point names, and removes our others (S3).
+
+    The record of a point and the name of its baseline become visible in one rename, so there is no instant at which
+    the two disagree; settling only removes what no point needs.
+    """
+
+    def __init__(self, site: Site, vm: Vm, tag: Tag, newest: RestorePoint | None) -> None:
+        self._site = site
+        self._vm = vm
+        self._tag = tag
+        self._former = _checkpoint(newest)
+        self.newest = newest
+
+    def published(self, point: RestorePoint) -> None:
+        """From now on ``point`` is the newest."""
+        self.newest = point
+
+    def settle(self) -> None:
+        """Remove what no point needs; what cannot be removed becomes a warning."""
+        keep = _checkpoint(self.newest)
+        for warning in self._site.source.keep_baseline(self._vm, self._tag, keep, self._former):
+            self._site.journal.warn(warning)
+
+
+def _checkpoint(point: RestorePoint | None) -> str:
+    return point.baseline.checkpoint if point is not None and point.baseline is not None else ""
+
+
+def publish(
+    site: Site, task: Task, spec: TransferSpec, draft: str, vm: Vm, held: source.Held, consistency: Consistency
+) -> RestorePoint:
+    """Publish the draft: one rename, after which the point and its baseline are what the next run starts from."""
+    meta = PointMeta(
+        id=spec.point,
+        created_at=held.snapshot.taken_at,
+        consistency=consistency,
+        session=task.session,
+        block_size=task.job.block_size,
+        baseline=held.snapshot.baseline,
+        versions=versions(site),
+        definition=vm.definition,
+    )
+    return site.target_mover.call(api.PublishPoint(draft, meta), api.PublishedPoint).point
+
+
+def versions(site: Site) -> dict[str, str]:
+    """Versions of everything that touched the data, for the point's record (P39)."""
+    facts = site.source.facts()
+    found = {"libvirt": facts.platform_version, "hypervisor": facts.hypervisor_version}
+    for side, mover in (("source", site.source_mover), ("target", site.target_mover)):
+        about = mover.call(api.About(), api.MoverInfo)
+        found.update({f"{side}_{name}": version for name, version in about.versions.items()})
+    return found
+
+
+def cleanup(ctx: Context, site: Site, act: Callable[[], object]) -> None:
+    """Do ``act``; its error must not hide another one, nor undo a point, so it becomes a warning that names the object."""
+    try:
+        act()
+    except UnderstudyError as exc:
+        ctx.log(__name__).warning("cleanup: %s", exc)
+        site.journal.warn(str(exc))

@@ -1,0 +1,204 @@
+"""The source end of a task: which disks, what is known of their changes, and the snapshot that is held while reading."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from understudy.context import Context
+from understudy.errors import GuestError, Refused, TrackingLost
+from understudy.guests.processing import Quiesced, Quiescing, Watchdog
+from understudy.model.inventory import Disk, Vm, VmState
+from understudy.model.job import GuestPolicy, Job
+from understudy.model.replica import Consistency, RestorePoint
+from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.transfer import DiskPlan, Reason, TransferMode
+from understudy.mover import api
+from understudy.platforms import SourcePlatform
+from understudy.replication.planning import without_tracking
+from understudy.replication.site import Site, Task
+from understudy.replication.transfer import TransferSpec
+
+
+def prepare_scratch(site: Site) -> None:
+    """Make the scratch directory writable for the source host's emulator."""
+    uid, gid = site.source.facts().emulator_user
+    site.source_mover.call(api.PrepareScratch(site.source_host.scratch_dir, uid, gid), api.ScratchFacts)
+
+
+def replicated_disks(vm: Vm, job: Job) -> tuple[Disk, ...]:
+    """The disks of ``vm`` that the job replicates.
+
+    :raises Refused: if the VM, or a disk that is not excluded, cannot be replicated.
+    """
+    excluded = {disk for name, disk in job.excluded_disks if name == vm.name}
+    disks = tuple(disk for disk in vm.disks if disk.name not in excluded)
+    if vm.obstacle:
+        raise Refused(f"replicate VM {vm.name!r}", vm.obstacle, "take it out of the job")
+    for disk in disks:
+        if disk.obstacle:
+            raise Refused(f"disk {disk.name} of VM {vm.name!r}", disk.obstacle,
+                          f"exclude it with --exclude-disk '{vm.name}:{disk.name}'")
+    if not disks:
+        raise Refused(f"replicate VM {vm.name!r}", "it has no disk to replicate", "take it out of the job")
+    return disks
+
+
+def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag) -> Vm:
+    """Remove what dead sessions of this (VM, job) left on the source (S7); the VM as it is afterwards."""
+    for done in site.source.sweep(ctx, vm, tag):
+        site.journal.warn(done)
+    vm = site.source.describe_vm(vm.name)
+    remove_snapshot_files(site, vm, tag)
+    return vm
+
+
+def remove_snapshot_files(site: Site, vm: Vm, tag: Tag) -> None:
+    """Remove our scratch files, sockets and free delta files; a delta that the VM still writes to stays."""
+    in_use = tuple(PurePosixPath(disk.path).name for disk in vm.disks if disk.path)
+    places = {site.source_host.scratch_dir, *(str(PurePosixPath(disk.path).parent) for disk in vm.disks if disk.path)}
+    for place in sorted(places):
+        if not place.startswith("/dev"):
+            site.source_mover.call(api.RemoveTagged(place, tag.prefix, in_use), api.Removed)
+
+
+def with_tracking_facts(site: Site, disks: Iterable[Disk]) -> tuple[Disk, ...]:
+    """The disks, with ``tracked`` true only where the image really can hold a dirty bitmap (qcow2 version 3)."""
+    known = []
+    for disk in disks:
+        if disk.tracked:
+            facts = site.source_mover.call(api.ProbeImage(disk.path, disk.image_format), api.ImageFacts)
+            disk = replace(disk, tracked=facts.can_track)
+        known.append(disk)
+    return tuple(known)
+
+
+def tracking_since(site: Site, vm: Vm, disks: Sequence[Disk], newest: RestorePoint | None) -> dict[str, Reason]:
+    """Per disk: whether the changes since the newest point are known (``Reason.NONE``), or why not."""
+    if newest is None or newest.baseline is None:
+        return {disk.name: Reason.NO_BASELINE for disk in disks}
+    known = site.source.tracking(vm, newest.baseline)
+    if vm.state is not VmState.SHUT_OFF:
+        return known
+    for disk in disks:
+        if not known[disk.name]:
+            facts = site.source_mover.call(api.ProbeImage(disk.path, disk.image_format), api.ImageFacts)
+            if newest.baseline.checkpoint not in facts.bitmaps:
+                known[disk.name] = Reason.BITMAP_INCONSISTENT
+    return known
+
+
+def snapshot_request(
+    site: Site, vm: Vm, tag: Tag, disks: Sequence[Disk], plans: Sequence[DiskPlan],
+    newest: RestorePoint | None,
+) -> SnapshotRequest:
+    """What is asked of the platform; a powered-off VM gets no new checkpoint, because libvirt cannot make one."""
+    tracked = () if vm.state is VmState.SHUT_OFF else tuple(disk.name for disk in disks if disk.tracked)
+    return SnapshotRequest(
+        tag=tag,
+        disks=tuple(disk.name for disk in disks),
+        incremental=tuple(plan.name for plan in plans if plan.mode is TransferMode.INCREMENTAL),
+        since=newest.baseline.checkpoint if newest and newest.baseline else "",
+        checkpoint=f"{tag}-{secrets.token_hex(2)}" if tracked else "",
+        tracked=tracked,
+        scratch_dir=site.source_host.scratch_dir,
+    )
+
+
+def settle_digests(site: Site, spec: TransferSpec, plans: Sequence[DiskPlan], newest: RestorePoint | None) -> None:
+    """Keep the source side digests of the new point if it was published, else drop them."""
+    if newest is not None and newest.id == spec.point:
+        disks = tuple(plan.name for plan in plans)
+        site.source_mover.call(api.KeepDigests(spec.replica_id, spec.point, disks), api.Nothing)
+    else:
+        site.source_mover.call(api.DropDigests(spec.replica_id, spec.point), api.Removed)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A snapshot that is held, and the plans that fit it."""
+
+    snapshot: SourceSnapshot
+    plans: tuple[DiskPlan, ...]
+
+
+@contextmanager
+def held_snapshot(
+    ctx: Context, source: SourcePlatform, vm: Vm, job: Job, request: SnapshotRequest, plans: tuple[DiskPlan, ...]
+) -> Iterator[Held]:
+    """Hold one instant of the source; if only the incremental part is refused, hold it without and scan instead (S5)."""
+    context = source.snapshot(ctx, vm, job.snapshot_mode, request)
+    try:
+        snapshot = context.__enter__()
+    except TrackingLost as exc:
+        ctx.log(__name__).warning("tracking lost: %s", exc)
+        plans = without_tracking(plans, Reason(exc.reason))
+        context = source.snapshot(ctx, vm, job.snapshot_mode, replace(request, incremental=()))
+        snapshot = context.__enter__()
+    try:
+        yield Held(snapshot, plans)
+    finally:
+        context.__exit__(None, None, None)
+
+
+@dataclass(frozen=True)
+class _Agent:
+    """The guest agent behind the platform; a :class:`understudy.guests.processing.GuestTransport`."""
+
+    source: SourcePlatform
+    vm_uuid: str
+
+    def freeze(self, timeout_s: float) -> int:
+        return self.source.freeze(self.vm_uuid, timeout_s)
+
+    def thaw(self, timeout_s: float) -> int:
+        return self.source.thaw(self.vm_uuid, timeout_s)
+
+
+@contextmanager
+def quiesced(task: Task, site: Site, vm: Vm, watchdog: Watchdog | None) -> Iterator[Quiescing]:
+    """The guest frozen inside the context, as far as the job wants it and the guest can."""
+    if watchdog is None:
+        yield Quiescing()
+        return
+    agent = _Agent(site.source, vm.uuid)
+    record = functools.partial(site.journal.freezing, vm.uuid)
+    with Quiesced(agent, watchdog, task.job.guest_policy, record) as quiescing:
+        yield quiescing
+
+
+@contextmanager
+def thaw_watchdog(task: Task, site: Site, vm: Vm) -> Iterator[Watchdog | None]:
+    """A watchdog if the guest is to be frozen and has an agent, else None; with ``require``, no agent is an error."""
+    if task.job.guest_policy is GuestPolicy.OFF or vm.state is not VmState.RUNNING:
+        yield None
+        return
+    problem = _agent_problem(vm)
+    if problem:
+        if task.job.guest_policy is GuestPolicy.REQUIRE:
+            raise GuestError(f"guest processing of VM {vm.name!r}", problem,
+                             "install and start qemu-guest-agent in the guest, or use --guest-processing try")
+        site.journal.warn(f"guest processing skipped, the restore point is crash-consistent: {problem}")
+        yield None
+        return
+    watchdog = site.guests.watchdog(vm.uuid)
+    try:
+        yield watchdog
+    finally:
+        watchdog.close()
+
+
+def _agent_problem(vm: Vm) -> str:
+    if not vm.has_agent_channel:
+        return "the VM has no guest agent channel"
+    return "" if vm.agent_connected else "the guest agent is not running in the guest"
+
+
+def consistency(vm: Vm, quiescing: Quiescing) -> Consistency:
+    """How consistent a point of ``vm`` is; a guest that shut itself down has left its file systems clean."""
+    clean = vm.state is VmState.SHUT_OFF and vm.clean_shutdown
+    return Consistency.FILESYSTEM if quiescing.frozen or clean else Consistency.CRASH

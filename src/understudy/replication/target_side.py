@@ -1,0 +1,179 @@
+"""The target end of a task: the replica's facts, the draft of a new point, the replica VM, retention."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from understudy.context import Context
+from understudy.errors import DatastoreError, Refused, ReplicaError
+from understudy.model.inventory import Disk, Vm, VmState
+from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.transfer import DiskPlan
+from understudy.mover import api
+from understudy.platforms import ReplicaVmSpec
+from understudy.replication.planning import required_bytes
+from understudy.replication.retention import points_to_retire
+from understudy.replication.site import Site, Task
+from understudy.replication.work import finish
+from understudy.storage import DatastoreFacts, NewDisk
+from understudy.units import format_size
+
+
+def replica_ref(task: Task, site: Site) -> api.ReplicaRef:
+    """Where the task's replica lies."""
+    return api.ReplicaRef(site.datastore.kind, site.datastore.path, task.replica_name)
+
+
+def check_datastore(site: Site) -> DatastoreFacts:
+    """Facts about the target datastore.
+
+    :raises DatastoreError: if it is missing or cannot be written.
+    """
+    facts = site.target_mover.call(api.CheckDatastore(site.datastore.path), api.DatastoreAnswer).facts
+    what = f"datastore {site.datastore.name!r}"
+    if not facts.exists:
+        raise DatastoreError(what, f"directory {facts.path} does not exist", "mount or create it")
+    if not facts.writable:
+        raise DatastoreError(what, f"directory {facts.path} is not writable", "check its permissions and mount options")
+    return facts
+
+
+def check_space(site: Site, facts: DatastoreFacts, disks: Sequence[Disk], plans: Sequence[DiskPlan]) -> None:
+    """:raises DatastoreError: if the datastore has less free space than the plans need."""
+    required = required_bytes(disks, plans)
+    if facts.free_bytes < required:
+        raise DatastoreError(
+            f"datastore {site.datastore.name!r}",
+            f"{format_size(facts.free_bytes)} free, {format_size(required)} needed",
+            "free some space, or keep fewer points",
+        )
+
+
+def inspect(task: Task, site: Site) -> api.ReplicaFacts:
+    """What the target knows of the replica.
+
+    :raises Refused: if the replica is in failover, or belongs to another job.
+    """
+    facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
+    if facts.replica is None:
+        return facts
+    what = f"replica {task.replica_name!r}"
+    identity = facts.replica.identity
+    if identity.job_id != task.job.id and identity.id not in task.may_adopt:
+        raise Refused(what, f"it belongs to job {identity.job_name!r}",
+                      f"use another --suffix, or 'understudy replica adopt {site.datastore.name}/{task.replica_name}'")
+    if facts.replica.state is not ReplicaState.READY:
+        raise Refused(what, "it is in failover", "run 'understudy failover undo' first")
+    return facts
+
+
+def check_same_vm(task: Task, vm: Vm, replica: Replica | None) -> None:
+    """:raises Refused: if the replica was made from another VM that had the same name."""
+    if replica is not None and replica.identity.source_uuid != vm.uuid:
+        raise Refused(f"replica {task.replica_name!r}", f"it was made from a VM with UUID {replica.identity.source_uuid}",
+                      "remove the replica, or use another --suffix")
+
+
+def damaged_disks(facts: api.ReplicaFacts) -> frozenset[str]:
+    """Disks whose layers at the newest point are damaged."""
+    if facts.replica is None or facts.replica.newest is None:
+        return frozenset()
+    problems = facts.damage.get(facts.replica.newest.id, [])
+    return frozenset(
+        disk.name for disk in facts.replica.newest.disks if any(disk.layer in text for text in problems)
+    ) or (frozenset(disk.name for disk in facts.replica.newest.disks) if problems else frozenset())
+
+
+@contextmanager
+def open_draft(
+    task: Task, site: Site, vm: Vm, facts: api.ReplicaFacts, plans: Sequence[DiskPlan],
+    identity: ReplicaIdentity, point_id: str,
+) -> Iterator[str]:
+    """The draft of a new point, whose lock keeps every other writer away; abandoned unless it is published."""
+    disks = tuple(NewDisk(plan.name, plan.size, plan.chained, vm.disk(plan.name).path) for plan in plans)
+    request = api.BeginPoint(
+        ref=replica_ref(task, site), identity=identity, attempt=facts.last_attempt + 1,
+        point_id=point_id, disks=disks,
+    )
+    opened = site.target_mover.call(request, api.DraftOpened)
+    for done in opened.swept:
+        site.journal.warn(f"sweep of the replica: {done}")
+    try:
+        yield opened.draft
+    finally:
+        site.target_mover.call(api.ReleaseDraft(opened.draft), api.Nothing)
+
+
+def identity(task: Task, vm: Vm, replica: Replica | None) -> ReplicaIdentity:
+    """Whose replica it is: as recorded, under this job; a new one for the first run."""
+    if replica is not None:
+        return replace(replica.identity, job_id=task.job.id, job_name=task.job.name)
+    return ReplicaIdentity(
+        id=str(uuid.uuid4()), name=task.replica_name, job_id=task.job.id, job_name=task.job.name,
+        source_vm=vm.name, source_uuid=vm.uuid, domain_uuid=str(uuid.uuid4()),
+    )
+
+
+def take_over(task: Task, site: Site, facts: api.ReplicaFacts, owner: ReplicaIdentity, draft: str) -> None:
+    """Record this job as the owner of a replica that was adopted."""
+    if facts.replica is not None and facts.replica.identity.job_id != task.job.id:
+        owned = api.OwnedReplica(replica_ref(task, site), draft)
+        site.target_mover.call(api.SetIdentity(owned, owner), api.Nothing)
+
+
+def renew_replica_vm(task: Task, site: Site, draft: str, point: RestorePoint) -> None:
+    """Put the replica VM on the new point, unless somebody uses it or has written to its head (S1)."""
+    owner = api.OwnedReplica(replica_ref(task, site), draft)
+    facts = site.target_mover.call(api.InspectReplica(owner.ref), api.ReplicaFacts)
+    if facts.replica is None:
+        raise ReplicaError(f"replica {task.replica_name!r}", "its record vanished", "see 'understudy replica show'")
+    identity = facts.replica.identity
+    state = site.target.replica_state(identity.domain_uuid)
+    if state in (VmState.RUNNING, VmState.PAUSED):
+        site.journal.warn(_left_alone(task, facts, "is running although no failover was started"))
+        return
+    if facts.head is not None and facts.head.point and not facts.head.empty:
+        site.journal.warn(_left_alone(task, facts, "was started by hand and has changes of its own"))
+        return
+    previous = _definition_of_head(facts)
+    bound = site.target_mover.call(api.BindHead(owner, point.id), api.HeadBound)
+    if state is None or previous != (bound.definition, tuple(sorted(bound.head.files))):
+        spec = replica_vm_spec(identity, bound)
+        for warning in site.target.define_replica(spec):
+            site.journal.warn(f"replica VM {identity.name!r}: {warning}")
+
+
+def _left_alone(task: Task, facts: api.ReplicaFacts, why: str) -> str:
+    point = facts.head.point if facts.head else "?"
+    return (f"replica VM {task.replica_name!r} {why}: it was left on point {point}; the restore points are not touched; "
+            f"'understudy failover undo' drops its changes")
+
+
+def _definition_of_head(facts: api.ReplicaFacts) -> tuple[str, tuple[str, ...]]:
+    files = tuple(sorted(facts.head.files)) if facts.head else ()
+    return facts.head_definition, files
+
+
+def replica_vm_spec(identity: ReplicaIdentity, bound: api.HeadBound) -> ReplicaVmSpec:
+    """The replica VM on a head."""
+    return ReplicaVmSpec(
+        name=identity.name, uuid=identity.domain_uuid, replica_id=identity.id, definition=bound.definition,
+        disks=bound.head.files, head_dir=str(PurePosixPath(next(iter(bound.head.files.values()))).parent),
+    )
+
+
+def retire(ctx: Context, task: Task, site: Site, draft: str) -> None:
+    """Apply retention; points that cannot go now (the replica VM uses them) go after a later session."""
+    ref = replica_ref(task, site)
+    replica = site.target_mover.call(api.InspectReplica(ref), api.ReplicaFacts).replica
+    surplus = points_to_retire([point.id for point in replica.points] if replica else [], task.job.points)
+    if not surplus:
+        return
+    try:
+        finish(ctx, site.target_mover, api.RetirePoints(api.OwnedReplica(ref, draft), surplus))
+    except Refused as exc:
+        site.journal.warn(f"retention postponed: {exc}")

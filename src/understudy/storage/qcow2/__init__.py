@@ -1,0 +1,14 @@
+"""The qcow2 replica store: restore points are chains of immutable qcow2 files.
+
+::
+
+    <replica>/replica.json                      the record; what it does not name does not exist
+    <replica>/layers/<disk>-<point>.qcow2       a restore point's disk is a layer and all layers below it
+    <replica>/digests/<disk>-<point>.digest
+    <replica>/points/<point>.xml                the VM's definition
+    <replica>/head/<disk>.qcow2                 throw-away layer of the defined replica VM
+    <replica>/.lock                             owner, and the highest attempt number seen
+
+Files in the making carry the suffix ``.partial``. Nothing below imports another part of the program than the model, the
+errors and the fault points.
+"""

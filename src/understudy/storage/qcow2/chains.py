@@ -1,0 +1,135 @@
+"""Which layers make up a restore point, and does a record tell it without contradiction? Pure decisions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from understudy.model.replica import PointDisk, Replica, RestorePoint
+
+
+@dataclass(frozen=True)
+class MergingDisk:
+    """A disk of the oldest point whose layer shall be merged with those below it, left by retired points.
+
+    :ivar below: layer files below the point's own, the lowest first; all are merged into that one.
+    """
+
+    disk: str
+    below: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """A layer as it must be found.
+
+    :ivar size: virtual size, or None if a merge may be changing it.
+    :ivar backings: names of the layer below that its header may have; one, except during a merge.
+    :ivar file_bytes: length of the file, or None if a merge may be changing it.
+    """
+
+    file: str
+    size: int | None
+    backings: frozenset[str]
+    file_bytes: int | None
+
+
+def chain(replica: Replica, merging: tuple[MergingDisk, ...], point: RestorePoint, disk: str) -> tuple[ChainLayer, ...]:
+    """The layers that show ``disk`` at ``point``, the top one first; empty if the VM had no such disk then."""
+    found: list[ChainLayer] = []
+    wanted = ""
+    for older in reversed(replica.points[:replica.points.index(point) + 1]):
+        part = older.disk(disk)
+        if part is None or (wanted and part.layer != wanted):
+            return tuple(found)
+        backings = backings_like(replica, merging, disk, part.backing)
+        found.append(ChainLayer(part.layer, part.size, backings, part.file_bytes))
+        wanted = part.backing
+        if not wanted:
+            return tuple(found)
+    below = next((item.below for item in merging if item.disk == disk), ())
+    return tuple(found + [_merging_layer(below, index) for index in reversed(range(len(below)))])
+
+
+def backings_like(replica: Replica, merging: tuple[MergingDisk, ...], disk: str, layer: str) -> frozenset[str]:
+    """``layer`` and, while it is merged, the one that it is merged into: both have the content then."""
+    for item in merging:
+        if item.disk == disk and layer in (*item.below, top_layer(replica, disk)):
+            return frozenset((layer, item.below[0]))
+    return frozenset((layer,))
+
+
+def top_layer(replica: Replica, disk: str) -> str:
+    """The layer of ``disk`` at the oldest point, or empty."""
+    part = replica.points[0].disk(disk) if replica.points else None
+    return part.layer if part else ""
+
+
+def _merging_layer(below: tuple[str, ...], index: int) -> ChainLayer:
+    if index == 0:
+        return ChainLayer(below[0], None, frozenset(("",)), None)
+    return ChainLayer(below[index], None, frozenset((below[index - 1], below[0])), None)
+
+
+def referenced(replica: Replica, merging: tuple[MergingDisk, ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the layer files and of the digest files that the record needs."""
+    disks = [disk for point in replica.points for disk in point.disks]
+    layers = {disk.layer for disk in disks} | {name for item in merging for name in item.below}
+    return frozenset(layers), frozenset(disk.digest for disk in disks)
+
+
+def retired(replica: Replica, first: RestorePoint) -> tuple[Replica, tuple[MergingDisk, ...]]:
+    """The record after all points older than ``first`` are gone, and what must be merged for that."""
+    index = replica.points.index(first)
+    merging = []
+    for disk in first.disks:
+        if disk.backing:
+            layers = chain(replica, (), first, disk.name)
+            merging.append(MergingDisk(disk.name, tuple(layer.file for layer in reversed(layers[1:]))))
+    return (Replica(replica.identity, replica.state, replica.points[index:], replica.head_point), tuple(merging))
+
+
+def contradictions(replica: Replica, merging: tuple[MergingDisk, ...]) -> str:
+    """The first thing that cannot be true of a record, or empty."""
+    return next(_contradictions(replica, merging), "")
+
+
+def _contradictions(replica: Replica, merging: tuple[MergingDisk, ...]) -> Iterator[str]:
+    disks = [disk for point in replica.points for disk in point.disks]
+    yield from _repeated("restore point", [point.id for point in replica.points])
+    yield from _repeated("layer", [disk.layer for disk in disks] + [name for item in merging for name in item.below])
+    yield from _repeated("digest", [disk.digest for disk in disks])
+    yield from _repeated("merging disk", [item.disk for item in merging])
+    for point in replica.points:
+        yield from _repeated(f"disk of point {point.id}", [disk.name for disk in point.disks])
+    if replica.head_point and all(point.id != replica.head_point for point in replica.points):
+        yield f"the head lies on point {replica.head_point!r}, which is not there"
+    lower = {item.disk: item.below[-1] if item.below else "" for item in merging}
+    merged = {item.disk: item for item in merging}
+    for number, point in enumerate(replica.points):
+        for disk in point.disks:
+            yield from _broken_link(replica, number, disk, lower)
+    oldest = {disk.name for disk in replica.points[0].disks if disk.backing} if replica.points else set()
+    if set(merged) != oldest:
+        yield "the disks being merged are not those of the oldest point that lie on another layer"
+
+
+def _broken_link(replica: Replica, number: int, disk: PointDisk, lower: dict[str, str]) -> Iterator[str]:
+    if not disk.backing:
+        return
+    if number == 0:
+        if lower.get(disk.name) != disk.backing:
+            yield f"layer {disk.layer} lies on {disk.backing}, which is not there"
+        return
+    below = replica.points[number - 1].disk(disk.name)
+    if below is None or below.layer != disk.backing:
+        yield f"layer {disk.layer} lies on {disk.backing}, which is not the point before"
+    elif below.size > disk.size:
+        yield f"layer {disk.layer} is smaller than the layer below"
+
+
+def _repeated(kind: str, names: list[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"{kind} {name!r} occurs {count} times"

@@ -1,0 +1,244 @@
+"""How is a layer written? An append-only qcow2 writer at the speed of plain writes.
+
+Clusters are appended as they come. Kept in memory is the L1 table alone (8 bytes for each 512 MiB of disk); L2 entries
+live in the file. The header is written last: until :meth:`Qcow2LayerWriter.finish` returned, the file is no valid
+image.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import threading
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from understudy.errors import DatastoreError, ReplicaError
+from understudy.storage import Buffer
+from understudy.storage.qcow2.files import datastore_error, datastore_errors, pwrite_all
+from understudy.storage.qcow2.format import (
+    CLUSTER,
+    COPIED,
+    ENTRIES_PER_TABLE,
+    OFFSET_MASK,
+    REFCOUNTS_PER_BLOCK,
+    SECTOR,
+    ZERO,
+    build_header,
+    l1_entries,
+)
+
+_ZERO_ENTRY = ZERO.to_bytes(8, "big")
+
+
+class Qcow2LayerWriter:
+    """Writes one new layer file; a :class:`understudy.storage.LayerWriter`.
+
+    The lock covers the choice of places and the L2 entries; data is written outside it, so that threads overlap. Of
+    two calls for the same cluster at the same time it is undefined which one wins.
+
+    :param path: the file to make; it must not exist.
+    :param size: virtual size in bytes, a multiple of 512.
+    :param backing: name of the layer below, relative to the file's directory, or empty.
+    """
+
+    def __init__(self, path: Path, size: int, backing: str = "") -> None:
+        if size <= 0 or size % SECTOR:
+            raise ReplicaError(f"layer {path}", f"a disk of {size} bytes cannot be kept: no multiple of {SECTOR}")
+        self._path = path
+        self._size = size
+        self._backing = backing
+        self._lock = threading.Lock()
+        self._l1 = array("Q", bytes(8 * l1_entries(size)))
+        self._clusters = 1 + _clusters(8 * len(self._l1))  # header and L1 table
+        self._writing = 0
+        self._state = "open"
+        with datastore_errors(f"make layer {path}"):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the layer is complete and durable."""
+        return self._state == "finished"
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write ``data`` at ``offset``; see :class:`understudy.storage.LayerWriter`."""
+        view = memoryview(data).cast("B")
+        self._check_range(offset, len(view))
+        with self._call():
+            for host, start, end in self._places(offset // CLUSTER, len(view)):
+                pwrite_all(self._fd, view[start:end], host)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros; see :class:`understudy.storage.LayerWriter`."""
+        self._check_range(offset, length)
+        with self._call():
+            for table, first, count in _tables(offset // CLUSTER, _clusters(length)):
+                with self._lock:
+                    self._zero_entries(table, first, count)
+
+    def finish(self) -> None:
+        """Complete the file: counts and tables, durable, then the header, durable.
+
+        :raises ReplicaError: if it was finished or closed before, or a write is still under way.
+        :raises DatastoreError: if a write failed before, or now.
+        """
+        with self._lock:
+            self._check_open()
+            if self._writing:
+                raise ReplicaError(f"finish layer {self._path}", "a write is still under way")
+            self._state = "closed"
+        try:
+            with datastore_errors(f"finish layer {self._path}"):
+                self._write_tables()
+        finally:
+            os.close(self._fd)
+        self._state = "finished"
+
+    def close(self) -> None:
+        """Give the file up as it is; nothing happens if it was finished or closed."""
+        with self._lock:
+            if self._state in ("open", "failed"):
+                self._state = "abandoned"
+                self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        """Close once no thread writes: else the number could be another file's when its write begins."""
+        if self._state == "abandoned" and not self._writing:
+            self._state = "closed"
+            os.close(self._fd)
+
+    def _check_range(self, offset: int, length: int) -> None:
+        end = offset + length
+        if offset < 0 or length < 0 or end > self._size:
+            raise ReplicaError(f"layer {self._path}", f"bytes {offset} to {end} are outside the disk of {self._size}")
+        if offset % CLUSTER or (end % CLUSTER and end != self._size):
+            raise ReplicaError(f"layer {self._path}", f"bytes {offset} to {end} are not whole clusters of {CLUSTER}")
+
+    def _check_open(self) -> None:
+        if self._state == "failed":
+            raise DatastoreError(f"layer {self._path}", "an earlier write to it failed")
+        if self._state != "open":
+            raise ReplicaError(f"layer {self._path}", "it was finished or closed already")
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Count the calls under way; after a failed one the layer can never be finished."""
+        with self._lock:
+            self._check_open()
+            self._writing += 1
+        state = "failed"
+        try:
+            yield
+            state = "open"
+        except OSError as exc:
+            raise datastore_error(f"write layer {self._path}", exc) from exc
+        finally:
+            with self._lock:
+                self._writing -= 1
+                if state == "failed" and self._state == "open":
+                    self._state = state
+                self._close_when_idle()
+
+    def _places(self, first: int, length: int) -> list[tuple[int, int, int]]:
+        """Map the clusters from ``first`` on; pieces ``(file offset, start, end)`` of the ``length`` bytes to write."""
+        pieces: list[tuple[int, int, int]] = []
+        parts = list(_tables(first, _clusters(length)))
+        with self._lock:
+            for table, _, _ in parts:  # before the data, so that its clusters are contiguous
+                self._table(table)
+            done = 0
+            for table, index, count in parts:
+                for host in self._map(table, index, count):
+                    end = min(done + CLUSTER, length)
+                    if pieces and pieces[-1][0] + (done - pieces[-1][1]) == host:
+                        pieces[-1] = (pieces[-1][0], pieces[-1][1], end)
+                    else:
+                        pieces.append((host, done, end))
+                    done = end
+        return pieces
+
+    def _map(self, table: int, index: int, count: int) -> list[int]:
+        """Give each of ``count`` clusters a place and an entry that says so; the places, in order."""
+        old = self._read_entries(table, index, count)
+        hosts = [entry & OFFSET_MASK or self._append() for entry in old]
+        new = tuple(host | COPIED for host in hosts)
+        if new != old:
+            pwrite_all(self._fd, struct.pack(f">{count}Q", *new), self._l1[table] + index * 8)
+        return hosts
+
+    def _zero_entries(self, table: int, index: int, count: int) -> None:
+        if not self._l1[table]:
+            if not self._backing:
+                return  # without a layer below, what is not mapped reads as zeros
+            new = _ZERO_ENTRY * count
+            self._table(table)
+        else:
+            unmapped = ZERO if self._backing else 0
+            old = self._read_entries(table, index, count)
+            # A place once taken is kept below the zero flag: giving it back would need counts in memory.
+            new = struct.pack(f">{count}Q", *(entry | ZERO if entry else unmapped for entry in old))
+        pwrite_all(self._fd, new, self._l1[table] + index * 8)
+
+    def _read_entries(self, table: int, index: int, count: int) -> tuple[int, ...]:
+        raw = os.pread(self._fd, count * 8, self._l1[table] + index * 8)
+        return struct.unpack(f">{count}Q", raw.ljust(count * 8, b"\0"))  # the file may not reach the table's end yet
+
+    def _table(self, index: int) -> None:
+        if not self._l1[index]:
+            self._l1[index] = self._append()
+
+    def _append(self) -> int:
+        """The file offset of a new cluster; it reads as zeros, for nothing was ever written there."""
+        self._clusters += 1
+        return (self._clusters - 1) * CLUSTER
+
+    def _write_tables(self) -> None:
+        blocks_at = self._clusters
+        blocks, table = _refcount_clusters(blocks_at)
+        total = blocks_at + blocks + table
+        os.ftruncate(self._fd, total * CLUSTER)
+        for block in range(blocks):
+            count = min(REFCOUNTS_PER_BLOCK, total - block * REFCOUNTS_PER_BLOCK)
+            pwrite_all(self._fd, b"\0\1" * count, (blocks_at + block) * CLUSTER)
+        offsets = array("Q", ((blocks_at + block) * CLUSTER for block in range(blocks)))
+        pwrite_all(self._fd, _big_endian(offsets), (blocks_at + blocks) * CLUSTER)
+        pwrite_all(self._fd, _big_endian(array("Q", (offset and offset | COPIED for offset in self._l1))), CLUSTER)
+        os.fsync(self._fd)
+        header = build_header(self._size, self._backing, CLUSTER, (blocks_at + blocks) * CLUSTER, table)
+        pwrite_all(self._fd, header, 0)
+        os.fsync(self._fd)
+
+
+def _clusters(length: int) -> int:
+    return -(-length // CLUSTER)
+
+
+def _tables(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Cut guest clusters into ``(L1 index, first entry, number of entries)``."""
+    while count:
+        table, index = divmod(first, ENTRIES_PER_TABLE)
+        part = min(count, ENTRIES_PER_TABLE - index)
+        yield table, index, part
+        first += part
+        count -= part
+
+
+def _refcount_clusters(used: int) -> tuple[int, int]:
+    """Clusters for refcount blocks and the refcount table that count ``used`` clusters and themselves."""
+    blocks = table = 0
+    while True:
+        wanted = -(-(used + blocks + table) // REFCOUNTS_PER_BLOCK)
+        if wanted == blocks:
+            return blocks, table
+        blocks, table = wanted, _clusters(wanted * 8)
+
+
+def _big_endian(values: array[int]) -> bytes:
+    if sys.byteorder == "little":
+        values = array("Q", values)
+        values.byteswap()
+    return values.tobytes()

@@ -1,0 +1,163 @@
+"""Which name does a thing have on the datastore?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from understudy.errors import ReplicaError, UsageError
+
+PARTIAL = ".partial"
+
+_POINT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_DISK = r"[A-Za-z0-9_%][A-Za-z0-9_.%]{0,119}"
+_POINT_ID = re.compile(_POINT)
+_DISK_TOKEN = re.compile(_DISK)
+_LAYER = re.compile(rf"{_DISK}-{_POINT}\.qcow2")
+_DIGEST = re.compile(rf"{_DISK}-{_POINT}\.digest")
+_DEFINITION = re.compile(rf"{_POINT}\.xml")
+_HEAD = re.compile(rf"{_DISK}\.qcow2")
+_UNSAFE_IN_DIRECTORY = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
+_UNSAFE_IN_DISK = re.compile(r"[^A-Za-z0-9_.]|^\.")
+_NAME_MAX = 255
+
+
+def _escape(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def directory_name(replica: str) -> str:
+    """The directory of ``replica``: the name itself where a file may be called so, else with ``%XX`` for what may not.
+
+    Two names never share a directory, because ``%`` itself is escaped.
+
+    :raises UsageError: if the name is empty, too long, or no Unicode text.
+    """
+    try:
+        encoded = _UNSAFE_IN_DIRECTORY.sub(_escape, replica)
+        length = len(encoded.encode())
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"replica {replica!r}", "the name is not valid Unicode") from exc
+    if not replica:
+        raise UsageError("replica", "the name is empty")
+    if length > _NAME_MAX:
+        raise UsageError(f"replica {replica!r}", f"the name needs {length} bytes, a file name may have {_NAME_MAX}",
+                         "choose a shorter name or suffix")
+    return encoded
+
+
+def replica_name(directory: str) -> str | None:
+    """The replica whose directory is called so; None if no replica's directory is."""
+    try:
+        name = unquote(directory, errors="strict")
+        return name if directory_name(name) == directory else None
+    except (UnicodeDecodeError, UsageError):
+        return None
+
+
+def disk_token(disk: str) -> str:
+    """``disk`` as a part of file names: without ``-`` and ``:``, which would make them ambiguous to us or to QEMU.
+
+    :raises ReplicaError: if the name is empty, too long, or no Unicode text.
+    """
+    try:
+        token = _UNSAFE_IN_DISK.sub(_escape, disk)
+    except UnicodeEncodeError as exc:
+        raise ReplicaError(f"disk {disk!r}", "the name is not valid Unicode") from exc
+    if not _DISK_TOKEN.fullmatch(token):
+        raise ReplicaError(f"disk {disk!r}", "the name is empty or too long for a file name")
+    return token
+
+
+def check_point_id(point: str) -> None:
+    """:raises ReplicaError: if ``point`` cannot be part of a file name."""
+    if not _POINT_ID.fullmatch(point):
+        raise ReplicaError(f"restore point {point!r}", "the id must have 1 to 64 letters, digits, '.', '_' or '-'")
+
+
+def layer_name(disk: str, point: str) -> str:
+    """File name of a new layer."""
+    check_point_id(point)
+    return f"{disk_token(disk)}-{point}.qcow2"
+
+
+def digest_name(disk: str, point: str) -> str:
+    """File name of a new digest file."""
+    check_point_id(point)
+    return f"{disk_token(disk)}-{point}.digest"
+
+
+def is_layer_name(name: str) -> bool:
+    """Whether a layer may be called ``name``; then it is a plain name, without any directory part."""
+    return _LAYER.fullmatch(name) is not None
+
+
+def is_digest_name(name: str) -> bool:
+    """Whether a digest file may be called ``name``; then it is a plain name, without any directory part."""
+    return _DIGEST.fullmatch(name) is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The directory of one replica and the paths in it."""
+
+    root: Path
+    replica: str
+
+    @property
+    def what(self) -> str:
+        """The replica in error messages."""
+        return f"replica {self.replica!r} in {self.root.parent}"
+
+    @property
+    def record(self) -> Path:
+        """``replica.json``."""
+        return self.root / "replica.json"
+
+    @property
+    def layers(self) -> Path:
+        """Directory of the layers."""
+        return self.root / "layers"
+
+    @property
+    def digests(self) -> Path:
+        """Directory of the digest files."""
+        return self.root / "digests"
+
+    @property
+    def points(self) -> Path:
+        """Directory of the VM definitions."""
+        return self.root / "points"
+
+    @property
+    def head(self) -> Path:
+        """Directory of the head."""
+        return self.root / "head"
+
+    def definition(self, point: str) -> Path:
+        """File of the VM definition stored with ``point``."""
+        check_point_id(point)
+        return self.points / f"{point}.xml"
+
+    def head_file(self, disk: str) -> Path:
+        """The head's file for ``disk``."""
+        return self.head / f"{disk_token(disk)}.qcow2"
+
+    def own_files(self) -> list[Path]:
+        """Every file present that is named as ours are, finished or partial, without the record and the lock.
+
+        :raises OSError: if a directory cannot be read.
+        """
+        found = []
+        for directory, pattern in ((self.layers, _LAYER), (self.digests, _DIGEST), (self.points, _DEFINITION),
+                                   (self.head, _HEAD)):
+            if directory.is_dir():
+                found += [path for path in directory.iterdir() if pattern.fullmatch(path.name.removesuffix(PARTIAL))]
+        return sorted(found)
+
+
+def partial(path: Path) -> Path:
+    """The name of ``path`` while it is in the making."""
+    return path.with_name(path.name + PARTIAL)

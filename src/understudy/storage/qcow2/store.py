@@ -1,0 +1,216 @@
+"""The qcow2 store: one replica's restore points, head and record. This page delegates; see the modules beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from understudy.errors import NotFound, Refused, ReplicaError
+from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
+from understudy.storage import HeadFacts, NewDisk
+from understudy.storage.qcow2 import check, head, merge
+from understudy.storage.qcow2.draft import Qcow2Draft
+from understudy.storage.qcow2.files import datastore_error, datastore_errors, make_directory
+from understudy.storage.qcow2.inuse import in_use, used
+from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
+from understudy.storage.qcow2.manifest import Record, load_record, save_record
+from understudy.storage.qcow2.names import PARTIAL, Place, directory_name, partial, replica_name
+from understudy.storage.qcow2.sweep import remove_files, remove_unneeded
+
+
+def replica_names(datastore: Path) -> tuple[str, ...]:
+    """Names of the replicas in a datastore, sorted.
+
+    :raises DatastoreError: if the datastore cannot be listed.
+    """
+    with datastore_errors(f"list the replicas in {datastore}"):
+        directories = [path for path in datastore.iterdir() if (path / "replica.json").is_file()]
+    found = [replica_name(path.name) for path in directories]
+    return tuple(sorted(name for name in found if name is not None))
+
+
+class Qcow2Store:
+    """One replica in a datastore directory; a :class:`understudy.storage.ReplicaStore`.
+
+    Verbs that change something need the lock, taken through this same object.
+    """
+
+    def __init__(self, datastore: Path, replica: str) -> None:
+        self._place = Place(datastore.absolute() / directory_name(replica), replica)
+        self._lock: int | None = None
+        self._draft: Qcow2Draft | None = None
+
+    def exists(self) -> bool:
+        """Whether the replica has been made."""
+        with datastore_errors(f"look for {self._place.what}"):
+            return self._place.record.is_file()
+
+    def load(self) -> Replica:
+        """The replica's record."""
+        return load_record(self._place).replica
+
+    @contextmanager
+    def lock(self, attempt: int) -> Iterator[None]:
+        """Own the replica for attempt number ``attempt`` (S11); leaving the context gives it back."""
+        with own(self._place, attempt) as fd:
+            self._lock = fd
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def last_attempt(self) -> int:
+        """The highest attempt number seen, 0 if none."""
+        return last_attempt(self._place)
+
+    def create(self, identity: ReplicaIdentity) -> Replica:
+        """Make an empty replica; the same identity (by its id) again is no error and changes nothing."""
+        self._owned()
+        what = f"create {self._place.what}"
+        if self.exists():
+            replica = self.load()
+            if replica.identity.id != identity.id:
+                raise Refused(what, f"the place holds a replica of VM {replica.identity.source_vm!r} of job "
+                              f"{replica.identity.job_name!r}", "adopt or remove that replica, or use another suffix")
+            return replica
+        with datastore_errors(what):
+            # Layers without a record may be all that is left of somebody's restore points: never sweep them away.
+            strays = [path for path in self._place.own_files() if not path.name.endswith(PARTIAL)]
+            if strays:
+                raise Refused(what, f"{self._place.root} holds files of a replica without a record ({strays[0].name})",
+                              "restore its replica.json, or delete the directory")
+            for directory in (self._place.layers, self._place.digests, self._place.points, self._place.head):
+                make_directory(directory)
+        return save_record(self._place, Record(Replica(identity, ReplicaState.READY, ()))).replica
+
+    def sweep(self) -> list[str]:
+        """Remove leftovers of dead sessions and finish an interrupted merge; say what was done.
+
+        A merge whose layers are in use waits for the next sweep: the points are readable as they are.
+        """
+        lock = self._owned()
+        self._no_draft("sweep")
+        if not self.exists():
+            return []
+        record = load_record(self._place)
+        try:
+            record, done = merge.finish_merge(self._place, record, lock)
+        except Refused as exc:
+            done = [f"left a merge for later: {exc}"]
+        return done + [f"removed {name}" for name in remove_unneeded(self._place, record)]
+
+    def begin_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> Qcow2Draft:
+        """Start a restore point with a layer for each of ``disks``; one at a time."""
+        self._owned()
+        self._no_draft("begin another restore point")
+        self._draft = Qcow2Draft(self._place, point_id, disks, self._require_lock)
+        return self._draft
+
+    def damage(self, point_id: str) -> list[str]:
+        """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none."""
+        record = load_record(self._place)
+        return check.damage(self._place, record, record.replica.point(point_id))
+
+    def image(self, point_id: str, disk: str) -> Path:
+        """Absolute path of the layer that shows ``disk`` at that point."""
+        return self._place.layers / self._point_disk(point_id, disk).layer
+
+    def digest_path(self, point_id: str, disk: str) -> Path:
+        """Absolute path of the digest file."""
+        return self._place.digests / self._point_disk(point_id, disk).digest
+
+    def definition(self, point_id: str) -> str:
+        """The VM definition stored with the point.
+
+        :raises ReplicaError: if the file is missing or damaged.
+        """
+        point = self.load().point(point_id)
+        what = f"definition of restore point {point.id!r} of {self._place.what}"
+        try:
+            return self._place.definition(point.id).read_bytes().decode()
+        except (FileNotFoundError, UnicodeDecodeError) as exc:
+            raise ReplicaError(what, "missing or damaged", "use another restore point") from exc
+        except OSError as exc:
+            raise datastore_error(f"read {what}", exc) from exc
+
+    def retire(self, point_ids: tuple[str, ...]) -> Replica:
+        """Remove these points, which must be the oldest, keeping the content of all others at every instant."""
+        lock = self._owned()
+        self._no_draft("retire restore points")
+        return merge.retire(self._place, load_record(self._place), point_ids, lock).replica
+
+    def head(self) -> HeadFacts:
+        """Facts about the head."""
+        return head.head_facts(self._place, load_record(self._place))
+
+    def bind_head(self, point_id: str) -> HeadFacts:
+        """Make a new, empty head on a point, dropping the old one. The replica VM must not run."""
+        self._owned()
+        record = load_record(self._place)
+        record = head.bind_head(self._place, record, record.replica.point(point_id))
+        return head.head_facts(self._place, record)
+
+    def set_state(self, state: ReplicaState) -> Replica:
+        """Record the replica's state."""
+        self._owned()
+        record = load_record(self._place)
+        return save_record(self._place, replace(record, replica=replace(record.replica, state=state))).replica
+
+    def set_identity(self, identity: ReplicaIdentity) -> Replica:
+        """Record a changed identity."""
+        self._owned()
+        record = load_record(self._place)
+        return save_record(self._place, replace(record, replica=replace(record.replica, identity=identity))).replica
+
+    def remove(self) -> None:
+        """Delete every file of the replica, and its directory.
+
+        The record goes last, so that an interrupted removal can be repeated.
+
+        :raises Refused: if a file is in use; nothing is deleted then.
+        :raises ReplicaError: if the directory holds files that are not ours; these stay.
+        """
+        self._owned()
+        self._no_draft("remove the replica")
+        what = f"remove {self._place.what}"
+        with datastore_errors(what):
+            files = self._place.own_files()
+            for path in files:
+                if in_use(path):
+                    raise used(what, path)
+            remove_files(files)
+            remove_files([self._place.record, partial(self._place.record)])
+            self._remove_directories(what)
+
+    def _remove_directories(self, what: str) -> None:
+        place = self._place
+        directories = [path for path in (place.layers, place.digests, place.points, place.head) if path.is_dir()]
+        foreign = [path for directory in directories for path in directory.iterdir()]
+        foreign += [path for path in place.root.iterdir() if path.name != ".lock" and path not in directories]
+        if foreign:
+            raise ReplicaError(what, f"its files are deleted, but {foreign[0]} is not one of them and stays",
+                               f"delete {place.root} when you do not need it")
+        for directory in directories:
+            directory.rmdir()
+        remove_lock(place)
+
+    def _point_disk(self, point_id: str, disk: str) -> PointDisk:
+        found = self.load().point(point_id).disk(disk)
+        if found is None:
+            raise NotFound(f"disk {disk!r} of restore point {point_id!r} of {self._place.what}",
+                           "the VM had no such disk then")
+        return found
+
+    def _owned(self) -> int:
+        if self._lock is None:
+            raise ReplicaError(f"change {self._place.what}", "its lock is not held")
+        return self._lock
+
+    def _require_lock(self) -> None:
+        self._owned()
+
+    def _no_draft(self, act: str) -> None:
+        if self._draft is not None and self._draft.open:
+            raise ReplicaError(f"{act} in {self._place.what}", "a restore point is in the making")

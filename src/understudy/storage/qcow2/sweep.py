@@ -1,0 +1,47 @@
+"""Which files of ours does the record not need?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from understudy.storage.qcow2.chains import referenced
+from understudy.storage.qcow2.files import datastore_errors, fsync_path
+from understudy.storage.qcow2.manifest import Record
+from understudy.storage.qcow2.names import Place, partial
+
+
+def remove_unneeded(place: Place, record: Record) -> list[str]:
+    """Remove partial files and finished ones that the record does not name; what was removed, relative to the replica.
+
+    Files that are not named as ours are stay.
+    """
+    needed = _needed(place, record)
+    with datastore_errors(f"sweep {place.what}"):
+        unneeded = [path for path in place.own_files() if path not in needed]
+        temporary = partial(place.record)
+        if temporary.exists():
+            unneeded.append(temporary)
+        remove_files(unneeded)
+    return [str(path.relative_to(place.root)) for path in unneeded]
+
+
+def remove_files(paths: list[Path]) -> None:
+    """Remove files, durably; missing ones are no error.
+
+    :raises OSError: if one cannot be removed.
+    """
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for directory in sorted({path.parent for path in paths}):
+        if directory.is_dir():
+            fsync_path(directory)
+
+
+def _needed(place: Place, record: Record) -> set[Path]:
+    replica = record.replica
+    layers, digests = referenced(replica, record.merging)
+    needed = {place.layers / name for name in layers} | {place.digests / name for name in digests}
+    needed |= {place.definition(point.id) for point in replica.points}
+    if replica.head_point:
+        needed |= {place.head_file(disk.name) for disk in replica.point(replica.head_point).disks}
+    return needed
