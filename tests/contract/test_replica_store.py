@@ -48,7 +48,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(kind: str, tmp_path: Path) -> Iterator[ReplicaStore]:
     made = open_store(kind, tmp_path, NAME)
     with made.lock(1):

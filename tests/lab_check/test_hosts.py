@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from understudy.lab.agent import run_in_guest
@@ -92,10 +93,8 @@ def test_a_guest_shuts_down_by_its_agent_and_by_its_power_button(lab: Lab) -> No
     vm.start()
     vm.wait_agent()
     assert vm.read_file("/data/kept") == b"kept\n"
-    # Frees the agent's port, so that only the power button is left.
-    vm.run("mv /etc/agent /etc/agent.off")
     with vm.domain() as domain:
-        domain.shutdownFlags(1)  # VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
     vm.wait_off()
     vm.undefine()
     assert not vm.disks[0].path.exists()

@@ -9,7 +9,7 @@ import os
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from sqlalchemy import or_, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from understudy.controller.database import Database
@@ -67,11 +67,11 @@ def remove_host(database: Database, name: str) -> None:
     with database.transaction() as session:
         row = host_row(session, name)
         used = or_(JobRow.source == name, JobRow.target == name)
-        users = [f"job {job!r}" for job in session.scalars(select(JobRow.name).where(used))]
-        users += [f"datastore {it!r}" for it in session.scalars(select(DatastoreRow.name).filter_by(host=name))]
-        users += [f"proxy {it!r}" for it in session.scalars(select(ProxyRow.name).filter_by(host=name))]
-        users += [f"replica {it!r}" for it in session.scalars(select(ReplicaRow.name).filter_by(target_host=name))]
-        users += [f"frozen VM {it}" for it in session.scalars(select(FrozenGuestRow.vm_uuid).filter_by(host=name))]
+        users = _users(session, "job", select(JobRow.name).where(used))
+        users += _users(session, "datastore", select(DatastoreRow.name).filter_by(host=name))
+        users += _users(session, "proxy", select(ProxyRow.name).filter_by(host=name))
+        users += _users(session, "replica", select(ReplicaRow.name).filter_by(target_host=name))
+        users += _users(session, "frozen VM", select(FrozenGuestRow.vm_uuid).filter_by(host=name))
         _refuse_used(f"remove host {name!r}", users)
         session.delete(row)
 
@@ -124,8 +124,8 @@ def remove_datastore(database: Database, name: str) -> None:
     """
     with database.transaction() as session:
         row = datastore_row(session, name)
-        users = [f"job {job!r}" for job in session.scalars(select(JobRow.name).filter_by(datastore=name))]
-        users += [f"replica {it!r}" for it in session.scalars(select(ReplicaRow.name).filter_by(datastore=name))]
+        users = _users(session, "job", select(JobRow.name).filter_by(datastore=name))
+        users += _users(session, "replica", select(ReplicaRow.name).filter_by(datastore=name))
         _refuse_used(f"remove datastore {name!r}", users)
         session.delete(row)
 
@@ -177,7 +177,7 @@ def remove_proxy(database: Database, name: str) -> None:
     with database.transaction() as session:
         row = proxy_row(session, name)
         used = or_(JobRow.source_proxy == name, JobRow.target_proxy == name)
-        _refuse_used(what, [f"job {job!r}" for job in session.scalars(select(JobRow.name).where(used))])
+        _refuse_used(what, _users(session, "job", select(JobRow.name).where(used)))
         session.delete(row)
 
 
@@ -206,6 +206,10 @@ def _found(row: T | None, kind: str, name: str) -> T:
     if row is None:
         raise NotFound(f"{kind} {name!r}", f"no such {kind}", f"see 'understudy {kind} list'")
     return row
+
+
+def _users(session: Session, kind: str, names: Select[str]) -> list[str]:
+    return [f"{kind} {name!r}" for name in sorted(session.scalars(names))]
 
 
 def _refuse_used(what: str, users: list[str]) -> None:

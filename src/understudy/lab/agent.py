@@ -21,7 +21,9 @@ _FILE_CHUNK = 128 << 10
 
 
 def wait_agent(connection: libvirt.virConnect, domain: str, timeout_s: float = 60) -> None:
-    """Return as soon as the guest agent answers; LabTimeout with the last refusal when it does not."""
+    """Return as soon as the guest agent answers; LabTimeout with its last refusal when it does not in time."""
+    with libvirt_calls(f"wait for the guest agent of {domain}"):
+        connection.lookupByName(domain)
     deadline = time.monotonic() + timeout_s
     while (refusal := _ping_refusal(connection, domain)) is not None:
         if time.monotonic() >= deadline:

@@ -10,6 +10,7 @@ from string import ascii_lowercase
 
 from understudy.lab.commands import run
 from understudy.lab.domain_xml import VmDisk
+from understudy.lab.errors import LabError
 from understudy.lab.guest import GuestFiles
 
 
@@ -26,7 +27,19 @@ class DataDisk:
 
 
 def make_disks(directory: Path, guest: GuestFiles, data_disks: Sequence[DataDisk], *, overlay: bool) -> list[VmDisk]:
-    """Create all disks of one guest below `directory`; the first is the system disk."""
+    """Create all disks of one guest in the new `directory`; the first is the system disk."""
+    try:
+        directory.mkdir(parents=True)
+        disks = [VmDisk("vda", _make_system_disk(directory, guest, overlay=overlay), "qcow2")]
+        for letter, disk in zip(ascii_lowercase[1:], data_disks, strict=False):
+            target = f"vd{letter}"
+            disks.append(VmDisk(target, _make_data_disk(directory / f"{target}.{disk.format}", disk), disk.format))
+    except OSError as exc:
+        raise LabError(f"make disks in {directory}", f"{exc.filename}: {exc.strerror}") from exc
+    return disks
+
+
+def _make_system_disk(directory: Path, guest: GuestFiles, *, overlay: bool) -> Path:
     system = directory / "vda.qcow2"
     if overlay:
         # A copy beside it, because the QEMU user may not be able to reach the cache.
@@ -35,11 +48,7 @@ def make_disks(directory: Path, guest: GuestFiles, data_disks: Sequence[DataDisk
         run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(system)])
     else:
         shutil.copyfile(guest.image, system)
-    disks = [VmDisk("vda", system, "qcow2")]
-    for letter, disk in zip(ascii_lowercase[1:], data_disks, strict=False):
-        target = f"vd{letter}"
-        disks.append(VmDisk(target, _make_data_disk(directory / f"{target}.{disk.format}", disk), disk.format))
-    return disks
+    return system
 
 
 def _make_data_disk(path: Path, disk: DataDisk) -> Path:

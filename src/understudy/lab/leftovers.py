@@ -26,7 +26,7 @@ _STATE = "lab.json"
 
 
 def take_lock(directory: Path) -> int:
-    """Become the owner of a lab directory; close the returned descriptor to give it up. LabError when it has an owner."""
+    """Become the owner of a lab directory until the returned descriptor is closed; LabError when it has one."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

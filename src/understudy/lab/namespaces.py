@@ -50,6 +50,8 @@ class Namespaces:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # The terminal's Ctrl-C is for the owner, which then closes the lab in good order.
+            start_new_session=True,
             env=plain_environment(),
         )
         self.holder = self._await_ready()

@@ -29,8 +29,8 @@ _UNDEFINE_ALL = (
 class LabVm:
     """One guest; its disks are below the directory of its host."""
 
-    def __init__(self, host: LabHost, name: str, disks: Sequence[VmDisk], mac: str) -> None:
-        """Name a guest that exists on a host; `create` makes a new one."""
+    def __init__(self, host: LabHost, name: str, disks: Sequence[VmDisk] = (), mac: str = "") -> None:
+        """Name a domain of a host, whoever defined it (a replica, for instance); `create` makes a new one."""
         self.host = host
         self.name = name
         self.disks = tuple(disks)
@@ -48,9 +48,7 @@ class LabVm:
         memory_mib: int = 160,
     ) -> LabVm:
         """Make the disks of a new guest and define it on the host, not started."""
-        directory = host.directory / "images" / name
-        directory.mkdir(parents=True)
-        disks = make_disks(directory, guest, data_disks, overlay=overlay)
+        disks = make_disks(host.directory / "images" / name, guest, data_disks, overlay=overlay)
         vm = cls(host, name, disks, mac_of(name))
         # A path that each host has for itself: a replica defined from the same XML writes another file.
         console = PLACES["log"] / "qemu" / vm._console_name

@@ -113,10 +113,10 @@ class Lab:
         for point in replica.points:
             assert self.store.damage(point.id) == []
             assert {disk.name for disk in point.disks} == set(self.images[point.id])
-            for disk in point.disks:
-                assert content(self.store.image(point.id, disk.name)) == self.images[point.id][disk.name], \
-                    f"{disk.name} at {point.id}"
-                assert self.store.digest_path(point.id, disk.name).read_bytes() == b"digest of " + point.id.encode()
+            for part in point.disks:
+                assert content(self.store.image(point.id, part.name)) == self.images[point.id][part.name], \
+                    f"{part.name} at {point.id}"
+                assert self.store.digest_path(point.id, part.name).read_bytes() == b"digest of " + point.id.encode()
             assert self.store.definition(point.id) == DEFINITION
         for disk, image in self.heads.items():
             assert content(Path(self.store.head().files[disk])) == image
@@ -130,9 +130,9 @@ class Lab:
         wanted = {".lock", "replica.json"}
         for point in replica.points:
             wanted.add(f"points/{point.id}.xml")
-            for disk in point.disks:
-                wanted |= {f"layers/{disk.layer}", f"digests/{disk.digest}"}
-                assert_clean(root / "layers" / disk.layer)
+            for part in point.disks:
+                wanted |= {f"layers/{part.layer}", f"digests/{part.digest}"}
+                assert_clean(root / "layers" / part.layer)
         assert found == wanted
 
 

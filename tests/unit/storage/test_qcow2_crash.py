@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from replica_lab import Lab, lab_in, run_store
 
 from understudy.errors import Fenced
 from understudy.storage import NewDisk
@@ -20,8 +19,11 @@ from understudy.storage.qcow2.format import CLUSTER
 from understudy.storage.qcow2.store import Qcow2Store
 from understudy.units import MIB
 
+from .replica_lab import Lab, lab_in, run_store
+
 PUBLISH = ("draft = store.begin_point('p5', (NewDisk('vda', 20 * 65536, True), NewDisk('new', 65536, False)))\n    "
-           "[(draft.layer(d).finish(), draft.digest_path(d).write_bytes(b'digest of p5')) for d in ('vda', 'new')]\n    "
+           "for d in ('vda', 'new'):\n        draft.layer(d).finish()\n        "
+           "draft.digest_path(d).write_bytes(b'digest of p5')\n    "
            "draft.publish(point_meta('p5'))")
 
 

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from replica_lab import assert_clean, content, qemu, random_data, scribble
 
 from understudy.errors import DatastoreError, ReplicaError
-from understudy.storage.qcow2.format import CLUSTER, build_header, layer_is_empty, read_header, rebind
+from understudy.storage.qcow2.format import CLUSTER, build_header, check_maps, layer_is_empty, read_header, rebind
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.units import GIB, KIB, MIB
+
+from .replica_lab import assert_clean, content, qemu, random_data, scribble
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture()
+@pytest.fixture
 def layers(tmp_path: Path) -> Path:
     directory = tmp_path / "layers"
     directory.mkdir()
@@ -163,9 +164,14 @@ def test_one_call_is_one_contiguous_place(layers: Path, monkeypatch: pytest.Monk
     calls = []
     writer = Qcow2LayerWriter(layers / "a.qcow2", GIB)
     original = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: calls.append(len(data)) or original(fd, data, at))
+
+    def noted(fd: int, data: bytes, at: int) -> int:
+        calls.append(len(data))
+        return original(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", noted)
     writer.write_at(512 * MIB - MIB, bytes(2 * MIB))
-    assert calls == [128, 128, 2 * MIB]
+    assert calls == [CLUSTER, CLUSTER, 128, 128, 2 * MIB]
     writer.close()
 
 
@@ -174,7 +180,11 @@ def test_short_writes_of_the_system_are_continued(layers: Path, monkeypatch: pyt
     writer = Qcow2LayerWriter(layers / "a.qcow2", 4 * CLUSTER)
     original = os.pwrite
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", lambda fd, data, at: original(fd, data[:max(1, len(data) // 2)], at))
+
+        def short(fd: int, data: bytes, at: int) -> int:
+            return original(fd, data[:max(1, len(data) // 2)], at)
+
+        patch.setattr(os, "pwrite", short)
         writer.write_at(0, data)
     writer.finish()
     assert content(layers / "a.qcow2") == data
@@ -191,9 +201,12 @@ def test_ranges_off_the_clusters_or_the_disk_are_refused(layers: Path, offset: i
         writer.zero(offset, length)
     writer.write_at(3 * CLUSTER, bytes(512))
     writer.finish()
-    for act in (lambda: writer.write_at(0, bytes(CLUSTER)), lambda: writer.zero(0, CLUSTER), writer.finish):
-        with pytest.raises(ReplicaError, match="finished or closed"):
-            act()
+    with pytest.raises(ReplicaError, match="finished or closed"):
+        writer.write_at(0, bytes(CLUSTER))
+    with pytest.raises(ReplicaError, match="finished or closed"):
+        writer.zero(0, CLUSTER)
+    with pytest.raises(ReplicaError, match="finished or closed"):
+        writer.finish()
 
 
 @pytest.mark.parametrize("size", [0, -512, 100, CLUSTER + 1])
@@ -326,6 +339,37 @@ def test_each_header_field_is_checked(layers: Path, at: int, value: bytes, why: 
         file.write(value)
     with pytest.raises(ReplicaError, match=why):
         read_header(path)
+
+
+@pytest.mark.parametrize("entry", [CLUSTER + 512, 1 << 40, 1 << 62 | CLUSTER, 4 * CLUSTER, 2])
+def test_impossible_table_entries_are_found(layers: Path, entry: int) -> None:
+    path = layers / "a.qcow2"
+    writer = Qcow2LayerWriter(path, 4 * CLUSTER)
+    writer.write_at(0, b"\1" * 4 * CLUSTER)
+    writer.zero(0, CLUSTER)
+    writer.finish()
+    check_maps(path)
+    with path.open("r+b") as file:
+        file.seek(2 * CLUSTER + 8)  # the second entry of the L2 table
+        file.write(struct.pack(">Q", entry))
+    if entry == 4 * CLUSTER:  # what the entry was
+        check_maps(path)
+        with path.open("r+b") as file:
+            file.seek(2 * CLUSTER + 16)
+            file.write(struct.pack(">Q", entry))
+    with pytest.raises(ReplicaError, match="impossible table entry"):
+        check_maps(path)
+
+
+def test_tables_have_no_holes(layers: Path) -> None:
+    path = layers / "a.qcow2"
+    writer = Qcow2LayerWriter(path, GIB)
+    writer.zero(0, CLUSTER)
+    writer.write_at(0, b"\1" * CLUSTER)
+    writer.finish()
+    with path.open("rb") as file:
+        hole = os.lseek(file.fileno(), 2 * CLUSTER, os.SEEK_HOLE)
+    assert hole == path.stat().st_size
 
 
 def test_a_missing_layer_is_a_datastore_error(layers: Path) -> None:

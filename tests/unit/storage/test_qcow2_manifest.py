@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replica_lab import IDENTITY
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError
 from understudy.model.replica import Baseline, Consistency, PointDisk, Replica, ReplicaState, RestorePoint
@@ -25,6 +24,8 @@ from understudy.storage.qcow2.manifest import (
     save_record,
 )
 from understudy.storage.qcow2.names import Place
+
+from .replica_lab import IDENTITY
 
 MIB = 1 << 20
 
@@ -47,7 +48,7 @@ MERGING = Record(replace(REPLICA, points=REPLICA.points[1:]), (MergingDisk("vda"
 DOCUMENT = render_record(RECORD)
 
 
-@pytest.fixture()
+@pytest.fixture
 def place(tmp_path: Path) -> Place:
     (tmp_path / "web").mkdir()
     return Place(tmp_path / "web", "web")
@@ -92,7 +93,8 @@ def test_any_other_bytes_are_an_error(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [
     b"", b"null", b"[]", b"{}", b"[" * 100_000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b"\xff", b'{"format": NaN}',
-    b'{"understudy": "replica", "understudy": "replica"}', b'{"understudy": "replica", "format": ' + b"9" * 5000 + b"}"])
+    b'{"understudy": "replica", "understudy": "replica"}', b'{"understudy": "replica", "format": ' + b"9" * 5000 + b"}",
+])
 def test_hand_made_nonsense_is_an_error(data: bytes) -> None:
     with pytest.raises(ReplicaError):
         parse_record("replica 'web'", data)
@@ -168,8 +170,9 @@ def test_a_missing_field_and_an_unknown_one_are_errors(path: tuple[str | int, ..
             parse_record("replica 'web'", _sealed(document))
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b-1.qcow2", "vda-1.qcow2\n",
-                                  "../vda-1.qcow2", "vda-1.qcow2.partial", "..-1.qcow2", "vda-1.qcow2\0", "vda-..qcow2"])
+@pytest.mark.parametrize("name", [
+    "../../etc/passwd", "/etc/passwd", "..", ".", "", "a/b-1.qcow2", "vda-1.qcow2\n", "../vda-1.qcow2",
+    "vda-1.qcow2.partial", "..-1.qcow2", "vda-1.qcow2\0", "vda-..qcow2"])
 def test_file_names_that_leave_the_directory_are_refused(name: str) -> None:
     for field in ("layer", "digest", "backing"):
         if field == "backing" and not name:
@@ -195,7 +198,8 @@ FIRST, SECOND, THIRD = REPLICA.points
     (Record(REPLICA, (MergingDisk("vda", ("vda-0.qcow2",)),)), "being merged"),
     (Record(MERGING.replica, (MergingDisk("vda", ()),)), "not there"),
     (Record(MERGING.replica, (MergingDisk("vda", ("vda-3.qcow2", "vda-1.qcow2")),)), "occurs 2 times"),
-    (Record(MERGING.replica, (MergingDisk("vda", ("vda-1.qcow2",)), MergingDisk("vdb", ("vdb-1.qcow2",)))), "being merged")])
+    (Record(MERGING.replica, (MergingDisk("vda", ("vda-1.qcow2",)), MergingDisk("vdb", ("vdb-1.qcow2",)))),
+     "being merged")])
 def test_a_record_that_contradicts_itself_is_neither_saved_nor_believed(place: Place, record: Record, why: str) -> None:
     with pytest.raises(ReplicaError, match=why):
         save_record(place, record)

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.errors import ReplicaError, UsageError
-from understudy.storage.qcow2.names import digest_name, directory_name, is_digest_name, is_layer_name, layer_name, replica_name
+from understudy.storage.qcow2.names import (
+    digest_name,
+    directory_name,
+    is_digest_name,
+    is_layer_name,
+    layer_name,
+    replica_name,
+)
 
 
 @given(st.text(min_size=1, max_size=60))

@@ -155,6 +155,36 @@ def layer_is_empty(path: Path) -> bool:
     return True
 
 
+def check_maps(path: Path) -> None:
+    """Check that every L1 and L2 entry of a layer is possible: inside the file, no cluster used twice, no odd bits.
+
+    :raises ReplicaError: if one is not.
+    """
+    header = read_header(path)
+    with datastore_errors(f"read layer {path}"), path.open("rb", buffering=0) as file:
+        clusters = -(-os.fstat(file.fileno()).st_size // CLUSTER)
+        used = bytearray(clusters)  # 16 MiB for each TiB of the file
+        for l1_entry in _entries(os.pread(file.fileno(), header.l1_entries * 8, header.l1_offset)):
+            _use(path, l1_entry, 0, used)
+            if l1_entry:
+                for l2_entry in _entries(os.pread(file.fileno(), CLUSTER, l1_entry & OFFSET_MASK)):
+                    _use(path, l2_entry, ZERO, used)
+
+
+def _entries(raw: bytes) -> tuple[int, ...]:
+    if raw.count(0) == len(raw):
+        return ()
+    return struct.unpack(f">{len(raw) // 8}Q", raw[:len(raw) // 8 * 8])
+
+
+def _use(path: Path, entry: int, flags: int, used: bytearray) -> None:
+    cluster, rest = divmod(entry & OFFSET_MASK, CLUSTER)
+    if entry & ~(OFFSET_MASK | COPIED | flags) or rest or cluster >= len(used) or (cluster and used[cluster]):
+        raise _damaged(path, f"impossible table entry {entry:#x}")
+    if cluster:
+        used[cluster] = 1
+
+
 def rebind(path: Path, backing: str) -> None:
     """Name another layer below, of the same content, in the header; durable, and whole even after a power cut.
 

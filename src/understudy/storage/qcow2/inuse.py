@@ -1,7 +1,7 @@
 """Does a QEMU process have this image open?
 
-QEMU marks what it does with an image by locks on single bytes of the file: from 100 on what it does, from 200 on what it
-forbids others (``block/file-posix.c``, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). Any lock there means: in use.
+QEMU marks what it does with an image by locks on single bytes of the file: from 100 on what it does, from 200 on what
+it forbids others (``block/file-posix.c``, RAW_LOCK_PERM_BASE and RAW_LOCK_SHARED_BASE). Any lock there means: in use.
 """
 
 from __future__ import annotations

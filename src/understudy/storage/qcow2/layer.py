@@ -188,8 +188,11 @@ class Qcow2LayerWriter:
         return struct.unpack(f">{count}Q", raw.ljust(count * 8, b"\0"))  # the file may not reach the table's end yet
 
     def _table(self, index: int) -> None:
+        """Have an L2 table for the L1 entry ``index``; without holes, see :meth:`_write_tables`."""
         if not self._l1[index]:
-            self._l1[index] = self._append()
+            place = self._append()
+            pwrite_all(self._fd, bytes(CLUSTER), place)
+            self._l1[index] = place
 
     def _append(self) -> int:
         """The file offset of a new cluster; it reads as zeros, for nothing was ever written there."""
@@ -197,15 +200,19 @@ class Qcow2LayerWriter:
         return (self._clusters - 1) * CLUSTER
 
     def _write_tables(self) -> None:
+        """Write counts, their table, the L1 table and at last the header.
+
+        No table has holes: a later merge into this file must not run out of space in the middle of changing one.
+        """
         blocks_at = self._clusters
         blocks, table = _refcount_clusters(blocks_at)
         total = blocks_at + blocks + table
         os.ftruncate(self._fd, total * CLUSTER)
         for block in range(blocks):
             count = min(REFCOUNTS_PER_BLOCK, total - block * REFCOUNTS_PER_BLOCK)
-            pwrite_all(self._fd, b"\0\1" * count, (blocks_at + block) * CLUSTER)
+            pwrite_all(self._fd, (b"\0\1" * count).ljust(CLUSTER, b"\0"), (blocks_at + block) * CLUSTER)
         offsets = array("Q", ((blocks_at + block) * CLUSTER for block in range(blocks)))
-        pwrite_all(self._fd, _big_endian(offsets), (blocks_at + blocks) * CLUSTER)
+        pwrite_all(self._fd, _big_endian(offsets).ljust(table * CLUSTER, b"\0"), (blocks_at + blocks) * CLUSTER)
         pwrite_all(self._fd, _big_endian(array("Q", (offset and offset | COPIED for offset in self._l1))), CLUSTER)
         os.fsync(self._fd)
         header = build_header(self._size, self._backing, CLUSTER, (blocks_at + blocks) * CLUSTER, table)

@@ -22,7 +22,7 @@ from understudy.model.replica import Replica, RestorePoint
 from understudy.storage.qcow2.chains import MergingDisk, retired, top_layer
 from understudy.storage.qcow2.check import disk_damage
 from understudy.storage.qcow2.files import datastore_errors, fsync_path
-from understudy.storage.qcow2.format import read_header, rebind
+from understudy.storage.qcow2.format import CLUSTER, check_maps, read_header, rebind
 from understudy.storage.qcow2.head import head_backing
 from understudy.storage.qcow2.inuse import in_use, kept_from_qemu, used
 from understudy.storage.qcow2.manifest import Record, save_record
@@ -67,8 +67,7 @@ def finish_merge(place: Place, record: Record, lock: int) -> tuple[Record, list[
     for item in record.merging:
         for problem in disk_damage(place, record, record.replica.points[0], item.disk):
             raise ReplicaError(act, problem, "use another restore point, and replicate again")
-        # A killed commit leaves clusters that are counted but not used; anything worse must stop us here.
-        _qemu_img(act, ["check", "-q", "-r", "leaks", _image(place.layers / item.below[0])], lock)
+        _repair(act, place.layers / item.below[0], lock)
     done = [f"merged {len(item.below) + 1} layers of disk {item.disk}" for item in record.merging]
     return _merge_all(place, record, lock), done
 
@@ -198,6 +197,17 @@ def _commit(place: Place, layer: str, base: str, lock: int) -> None:
         raise ReplicaError(act, f"the merged layer shows {size} bytes instead of {header.size}")
 
 
+def _repair(act: str, base: Path, lock: int) -> None:
+    """Make the counts of a file right into which a merge was stopped.
+
+    A killed one leaves clusters that are counted but not used. One that met a full datastore can leave clusters that
+    are used but not counted: the next merge would overwrite them. The tables are the truth; they are checked first,
+    because ``qemu-img`` would mend an impossible entry by zeros.
+    """
+    check_maps(base)
+    _qemu_img(act, ["check", "-q", "-r", "all", _image(base)], lock)
+
+
 def _image(path: Path, backing: Path | None = None) -> str:
     """QEMU's name of an image, independent of what the file is called.
 
@@ -211,6 +221,12 @@ def _image(path: Path, backing: Path | None = None) -> str:
     return "json:" + json.dumps(image | {"backing": lower})
 
 
+def _is_full(fd: int) -> bool:
+    """Whether the file system of ``fd`` has no space left to work with; qemu-img often calls that an I/O error."""
+    facts = os.fstatvfs(fd)
+    return facts.f_bavail * facts.f_frsize < CLUSTER
+
+
 def _qemu_img(act: str, arguments: list[str], lock: int) -> None:
     """Run qemu-img; it keeps the replica locked if this process is killed."""
     try:
@@ -221,7 +237,7 @@ def _qemu_img(act: str, arguments: list[str], lock: int) -> None:
     if done.returncode == 0:
         return
     why = done.stderr.strip() or done.stdout.strip() or f"qemu-img ended with status {done.returncode}"
-    if "No space left" in why:
+    if "No space left" in why or _is_full(lock):
         raise DatastoreError(act, "the datastore is full", "free space on it; no restore point is lost")
     if "Failed to get" in why and "lock" in why:
         raise Refused(act, "a layer is in use by a virtual machine or another reader", "stop the replica VM")

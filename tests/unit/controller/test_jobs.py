@@ -1,0 +1,94 @@
+"""Jobs: what makes one acceptable, and when it may go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from understudy.controller import catalog, jobs, journal
+from understudy.controller.database import Database
+from understudy.errors import NotFound, Refused, UnderstudyError, UsageError
+from understudy.model.job import Compression, GuestPolicy, Host, Job, Proxy, SnapshotMode
+from understudy.units import KIB
+
+JOB = Job("f" * 32, "hourly", "prod", "dr", "vault", ("a", "b"))
+
+
+def test_every_setting_survives_storing(site: Database) -> None:
+    catalog.add_proxy(site, Proxy("fast", "dr", 2))
+    full = Job(
+        jobs.new_job_id(), "full", "prod", "dr", "vault", ("z", "a:b", "ü"), 1000, ".r", SnapshotMode.EXTERNAL,
+        GuestPolicy.REQUIRE, 256 * KIB, Compression.ZSTD_HIGH, "local", "fast", (("z", "vdb"), ("a:b", "sda")), False,
+    )  # fmt: skip
+    assert jobs.create_job(site, full) == full
+    assert jobs.get_job(site, "full") == full
+    assert [job.name for job in jobs.list_jobs(site)] == ["full", "nightly"]
+
+
+def test_ids_are_new_each_time() -> None:
+    ids = {jobs.new_job_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(text) == 32 and int(text, 16) for text in ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "why"),
+    [
+        ({"name": ""}, UsageError, "the name is empty"),
+        ({"name": "a/b"}, UsageError, "slash"),
+        ({"name": "nightly"}, Refused, "the name is taken"),
+        ({"source": "mars"}, NotFound, "host 'mars': no such host"),
+        ({"target": "mars"}, NotFound, "host 'mars': no such host"),
+        ({"datastore": "mars"}, NotFound, "datastore 'mars': no such datastore"),
+        ({"target": "prod"}, UsageError, "datastore 'vault' is on host 'dr', not on 'prod'"),
+        ({"points": 0}, UsageError, "0 restore points cannot be kept; choose 1 to 1000"),
+        ({"points": 1001}, UsageError, "choose 1 to 1000"),
+        ({"vms": ()}, UsageError, "no VM is named"),
+        ({"vms": ("a", "a")}, UsageError, "a VM is named twice"),
+        ({"vms": ("",)}, UsageError, "'' is no VM name"),
+        ({"vms": ("a\n",)}, UsageError, "is no VM name"),
+        ({"suffix": ""}, UsageError, "the suffix '' is empty"),
+        ({"suffix": "/x"}, UsageError, "no part of a VM name"),
+        ({"source_proxy": "mars"}, NotFound, "proxy 'mars': no such proxy"),
+        ({"target_proxy": "mars"}, NotFound, "proxy 'mars': no such proxy"),
+        ({"block_size": 12345}, UsageError, "unknown block size 12345; choose one of 256K, 512K, 1M, 4M"),
+        ({"excluded_disks": (("c", "vda"),)}, UsageError, "'c:vda' is not a disk of a VM of this job"),
+        ({"excluded_disks": (("a", "vda"), ("a", "vda"))}, UsageError, "named twice"),
+    ],
+)
+def test_an_unacceptable_job_is_refused_and_not_stored(
+    site: Database, change: dict[str, object], error: type[UnderstudyError], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        jobs.create_job(site, replace(JOB, **change))  # type: ignore[arg-type]
+    assert [job.name for job in jobs.list_jobs(site)] == ["nightly"]
+
+
+def test_source_and_target_may_be_one_host(site: Database) -> None:
+    jobs.create_job(site, replace(JOB, source="dr"))
+
+
+def test_a_job_is_disabled_and_enabled(site: Database) -> None:
+    assert not jobs.set_enabled(site, "nightly", False).enabled
+    assert not jobs.get_job(site, "nightly").enabled
+    assert jobs.set_enabled(site, "nightly", True).enabled
+    with pytest.raises(NotFound, match="job 'mars': no such job; see 'understudy job list'"):
+        jobs.set_enabled(site, "mars", True)
+
+
+def test_a_deleted_job_is_gone_with_all_its_rows(site: Database) -> None:
+    jobs.delete_job(site, "nightly")
+    assert jobs.list_jobs(site) == ()
+    with pytest.raises(NotFound):
+        jobs.delete_job(site, "nightly")
+    jobs.create_job(site, replace(JOB, name="nightly"))
+    catalog.add_host(site, Host("third", "qemu:///system", "/s"))
+
+
+def test_a_job_with_an_unfinished_session_cannot_be_deleted(site: Database) -> None:
+    session = journal.insert_session(site, "nightly")
+    with pytest.raises(Refused, match=f"session {session} has not ended; wait for it, or 'understudy session stop"):
+        jobs.delete_job(site, "nightly")
+    journal.request_cancel(site, session)
+    jobs.delete_job(site, "nightly")
