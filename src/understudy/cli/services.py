@@ -106,12 +106,6 @@ class Services(Protocol):
         :raises Refused: if it is not in failover.
         """
 
-    def run_demo(self, say: Callable[[str], None]) -> SessionReport:
-        """Replicate a small VM between two hosts made for the purpose, and clean up; ``say`` gets a line per act.
-
-        :return: the report of the last session.
-        """
-
     def close(self) -> None:
         """End the proxies and connections that this process started; may be called again."""
 

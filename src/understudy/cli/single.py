@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -13,14 +14,35 @@ from understudy.cli.output import answer, answer_line
 @click.command()
 @pass_app
 def demo(app: App) -> None:
-    """Replicate a small VM between two hosts made for the purpose. JSON: as of `session show`, of the last session."""
-    from understudy.cli.shapes import session_shape
-    from understudy.cli.summary import raise_if_bad, show_session
+    """Replicate a small VM between two hosts made for the purpose. JSON: {sessions, change_in_replica}.
+
+    It runs as root, in a home of its own, and removes everything at the end.
+    """
+    from understudy.lab.demo import run_demo
 
     # With --json stdout is for the document, and stderr for errors: the story is left out.
-    report = app.services.run_demo((lambda _line: None) if app.json else click.echo)
-    answer(app, session_shape(report), lambda: show_session(report))
-    raise_if_bad(report)
+    outcome = run_demo((lambda _line: None) if app.json else click.echo, quiet=app.json)
+    document = {"sessions": list(outcome.sessions), "change_in_replica": outcome.change_in_replica}
+    answer(app, document, lambda: _show_demo(outcome.sessions))
+
+
+def _show_demo(sessions: tuple[dict[str, Any], ...]) -> None:
+    """The final table: what each replication cost."""
+    from understudy.cli.output import table
+    from understudy.units import format_seconds, format_size
+
+    titles = ("Session", "Disk", "Mode", "Size", "Read", "Sent", "Reduction", "Time", "Frozen")
+    rows = [
+        (
+            str(session["id"]), disk["name"], disk["mode"], format_size(disk["size"]), format_size(disk["read_bytes"]),
+            format_size(disk["sent_bytes"]), f"{disk['read_bytes'] / max(disk['sent_bytes'], 1):.1f}x",
+            format_seconds(disk["seconds"]), f"{task['frozen_ms']:.0f} ms" if task["frozen_ms"] is not None else "-",
+        )
+        for session in sessions
+        for task in session["tasks"]
+        for disk in task["disks"]
+    ]  # fmt: skip
+    table(titles, rows)
 
 
 @click.command()

@@ -36,6 +36,7 @@ DIGEST_BYTES = 16
 ZERO_DIGEST = bytes(DIGEST_BYTES)
 HEADER_BYTES = 4 * KIB
 CHUNK = 64 * KIB
+PAGE = 4 * KIB
 VERSION = 1
 
 _MAGIC = b"USTDIGST"
@@ -135,7 +136,7 @@ class DigestWriter:
                 write_all(self._fd, _pack_header(self.header), 0)
                 os.ftruncate(self._fd, HEADER_BYTES + header.blocks * DIGEST_BYTES)
                 for offset, chunk in base.chunks(header.blocks * DIGEST_BYTES) if base else ():
-                    write_all(self._fd, chunk, HEADER_BYTES + offset)
+                    self._copy_pages(offset, chunk)
             except BaseException:
                 self.close()
                 raise
@@ -164,6 +165,13 @@ class DigestWriter:
             number = min(step, first + count - start)
             if self.read(start, number) != _ZERO_CHUNK[: number * DIGEST_BYTES]:
                 self.put(start, _ZERO_CHUNK[: number * DIGEST_BYTES])
+
+    def _copy_pages(self, offset: int, chunk: bytes) -> None:
+        """Write what is not zero: a file of one digest here and there must not grow from copy to copy."""
+        for start in range(0, len(chunk), PAGE):
+            page = chunk[start : start + PAGE]
+            if page != _ZERO_CHUNK[: len(page)]:
+                write_all(self._fd, page, HEADER_BYTES + offset + start)
 
     def finish(self) -> int:
         """Make the file complete and durable; returns the checksum of the array."""

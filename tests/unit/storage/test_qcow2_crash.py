@@ -114,6 +114,7 @@ def test_a_merge_killed_with_its_qemu_img_at_any_time_loses_nothing(tmp_path: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
+    _wait_for_lock(lab)  # the killed qemu-img holds it for as long as it is dying
     lab.verify()
     with lab.store.lock(1):
         lab.store.sweep()
@@ -143,11 +144,15 @@ def test_an_orphaned_qemu_img_keeps_the_replica_locked(template: tuple[Path, Lab
     process.wait()
     assert not _lock_is_free(lab)
     (tools / "qemu-img.end").touch()
-    while not _lock_is_free(lab):
-        time.sleep(0.02)
+    _wait_for_lock(lab)
     assert run_store(datastore, "store.sweep()") == 0
     lab.verify()
     lab.verify_files()
+
+
+def _wait_for_lock(lab: Lab) -> None:
+    while not _lock_is_free(lab):
+        time.sleep(0.02)
 
 
 def _lock_is_free(lab: Lab) -> bool:

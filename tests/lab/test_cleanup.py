@@ -28,15 +28,8 @@ time.sleep(600)
 """
 
 
-_PLACES = (
-    "/run",
-    "/run/libvirt",
-    "/run/netns",
-    "/var/lib/libvirt",
-    "/etc/libvirt",
-    "/var/cache/libvirt",
-    "/var/log/libvirt",
-)
+_STATE = ("lib", "cache", "log")
+_PLACES = ("/run", "/run/libvirt", "/run/netns", "/etc/libvirt", *(f"/var/{part}/libvirt" for part in _STATE))
 
 
 def _traces() -> dict[str, set[str]]:

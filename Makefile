@@ -1,0 +1,61 @@
+# Everything here may be repeated. Root rights are needed for packages and for the lab; sudo is used when you are not root.
+
+PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PACKAGES := packaging/debian-packages packaging/debian-packages-lab
+RUNS := 5
+
+.PHONY: demo test bench check lint types contracts unit system packages packages-test packages-bench clean
+
+demo: packages $(VENV)/runtime  ## run the main job before your eyes
+	$(AS_ROOT) $(BIN)/understudy demo
+
+test: packages-test $(VENV)/development check  ## lint, types, import contracts and all tests
+	$(AS_ROOT) $(BIN)/python -m pytest tests
+
+bench: packages-bench $(VENV)/development  ## measure against nbdcopy and virtnbdbackup
+	$(AS_ROOT) $(BIN)/python -m bench --runs $(RUNS) --json bench-result.json
+
+check: lint types contracts
+
+lint: $(VENV)/development
+	$(BIN)/ruff check .
+
+types: $(VENV)/development
+	$(BIN)/mypy
+
+contracts: $(VENV)/development
+	$(BIN)/lint-imports
+
+unit: packages-test $(VENV)/development  ## the tests that need no lab
+	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract
+
+system: packages-test $(VENV)/development  ## the tests on real libvirt hosts
+	$(AS_ROOT) $(BIN)/python -m pytest tests/lab tests/system
+
+packages:
+	packaging/install-packages $(PACKAGES)
+
+packages-test:
+	packaging/install-packages $(PACKAGES) packaging/debian-packages-test
+
+packages-bench:
+	packaging/install-packages $(PACKAGES) packaging/debian-packages-bench
+
+# libvirt and libnbd come from the distribution, so the environment sees its Python packages.
+$(VENV)/pyvenv.cfg: | packages
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+
+$(VENV)/runtime: $(VENV)/pyvenv.cfg requirements.txt pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/development: $(VENV)/runtime requirements-dev.txt
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

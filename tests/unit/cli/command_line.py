@@ -1,0 +1,239 @@
+"""A command line in a temporary home, with a fake of the controller's acts."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from understudy.cli.run import run
+from understudy.controller import journal, replicas, reports
+from understudy.controller.database import Database, open_database
+from understudy.controller.records import ReplicaRecord
+from understudy.errors import NotFound, UnderstudyError
+from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
+from understudy.model.replica import (
+    Consistency,
+    PointDisk,
+    Replica,
+    ReplicaIdentity,
+    ReplicaState,
+    RestorePoint,
+)
+from understudy.model.session import DiskReport, SessionReport, SessionState, Step
+from understudy.model.transfer import Reason, TransferMode
+from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
+from understudy.storage import DatastoreFacts, HeadFacts
+from understudy.units import GIB, KIB, MIB
+
+VM = Vm(
+    name="web [red]1[/red]", uuid="uuid-1", state=VmState.RUNNING, arch="x86_64", machine="q35", firmware="bios",
+    memory_bytes=2 * GIB, vcpus=2, disks=(Disk("vda", "/img/a.qcow2", "qcow2", 10 * GIB, obstacle="shared"),),
+    nics=(Nic("52:54:00:00:00:01", "network", "default"),), has_agent_channel=True, agent_connected=False,
+    definition="<domain>SECRET</domain>",
+)  # fmt: skip
+FACTS = HostFacts("kvm1.example", "9.0.0", "7.2.22", 16, 64 * GIB, (64055, 64055))
+DISK = DiskReport("vda", TransferMode.INCREMENTAL, Reason.NONE, 10 * GIB, 8 * MIB, 6 * MIB, 2 * MIB, 512 * KIB,
+                  10 * GIB, 1.5, "network")  # fmt: skip
+
+
+def point(number: int) -> RestorePoint:
+    """The restore point ``p<number>``."""
+    disks = (PointDisk("vda", 10 * GIB, f"vda-{number}.qcow2", "", f"vda-p{number}.digest", 1234),)
+    return RestorePoint(f"p{number}", f"2026-01-0{number}T00:00:00+00:00", Consistency.CRASH, number, MIB, disks)
+
+
+REPLICA = Replica(
+    ReplicaIdentity("rid-1", "web_replica", "unknown", "elsewhere", "web", "src-uuid", "dom-uuid"),
+    ReplicaState.READY, (point(1), point(2)), "p2",
+)  # fmt: skip
+
+
+@dataclass
+class FakeServices:
+    """Fulfils :class:`understudy.cli.services.Services`; runs sessions with the ``outcome`` it is told."""
+
+    home: Path
+    database: Database
+    outcome: SessionState = SessionState.SUCCESS
+    error: Exception | None = None
+    calls: list[Any] = field(default_factory=list)
+    datastore: DatastoreFacts = field(default_factory=lambda: DatastoreFacts("/srv", True, True, 100 * GIB, 40 * GIB))
+    verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
+
+    def _called(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+    def check_host(self, name: str) -> HostFacts:
+        self._called("check_host", name)
+        return FACTS
+
+    def list_vms(self, name: str) -> tuple[Vm, ...]:
+        self._called("list_vms", name)
+        return (VM,)
+
+    def check_datastore(self, name: str) -> DatastoreFacts:
+        self._called("check_datastore", name)
+        return self.datastore
+
+    def check_proxy(self, name: str) -> MoverInfo:
+        self._called("check_proxy", name)
+        return MoverInfo(name, 4711, {"qemu": "7.2", "python": "3.11"})
+
+    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+        self._called("run_session", session_id)
+        claimed = journal.claim_session(self.database)
+        assert claimed is not None
+        for vm in claimed.job.vms:
+            task = journal.start_task(self.database, session_id, vm)
+            journal.start_step(self.database, task, Step.READ)
+            journal.update_disk(self.database, task, replace(DISK, processed_bytes=GIB))
+            on_progress(reports.session_report(self.database, session_id))
+            journal.update_disk(self.database, task, DISK)
+            journal.end_step(self.database, task, Step.READ, seconds=1.5)
+            self._end(task, vm)
+        journal.end_session(self.database, session_id)
+        report = reports.session_report(self.database, session_id)
+        on_progress(report)
+        return report
+
+    def _end(self, task: int, vm: str) -> None:
+        failed = self.outcome is SessionState.FAILED
+        journal.end_task(
+            self.database, task, self.outcome, restore_point=None if failed else "p1", consistency="crash",
+            frozen_ms=97.25, error=f"replicate {vm!r}: datastore is full; free some space" if failed else None,
+            warnings=("no guest agent",) if self.outcome is SessionState.WARNING else (),
+        )  # fmt: skip
+
+    def start_background_controller(self) -> None:
+        self._called("start_background_controller")
+
+    def run_controller(self) -> None:
+        self._called("run_controller")
+
+    def replica_facts(self, replica: ReplicaRecord) -> ReplicaFacts:
+        self._called("replica_facts", replica.name)
+        return ReplicaFacts(
+            replica=replica.replica, head=HeadFacts("p2", True, {"vda": "/srv/web_replica/head/vda.qcow2"}),
+            last_attempt=2, damage={"p1": ["vda-1.qcow2 is missing"]},
+            images={f"p{n}": {"vda": f"/srv/web_replica/layers/vda-{n}.qcow2"} for n in (1, 2)},
+            digests={f"p{n}": {"vda": f"/srv/web_replica/digests/vda-p{n}.digest"} for n in (1, 2)},
+        )  # fmt: skip
+
+    def verify_point(
+        self, replica: ReplicaRecord, point: str, on_progress: Callable[[Progress], None]
+    ) -> tuple[VerifiedDisk, ...]:
+        self._called("verify_point", replica.name, point)
+        on_progress(Progress(total=100, processed=50))
+        return self.verified
+
+    def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:
+        self._called("adopt_replica", datastore, name)
+        if name != REPLICA.identity.name:
+            raise NotFound(f"replica {name!r}", "no such replica in the datastore")
+        return replicas.save_replica(self.database, REPLICA, datastore, "dr")
+
+    def delete_replica(self, replica: ReplicaRecord) -> None:
+        self._called("delete_replica", replica.name)
+        replicas.forget_replica(self.database, replica.replica.identity.id)
+
+    def start_failover(self, replica: ReplicaRecord, point: str) -> ReplicaRecord:
+        self._called("start_failover", replica.name, point)
+        return replace(replica, replica=replace(replica.replica, state=ReplicaState.FAILOVER, head_point=point))
+
+    def undo_failover(self, replica: ReplicaRecord) -> ReplicaRecord:
+        self._called("undo_failover", replica.name)
+        return replica
+
+    def close(self) -> None:
+        self.calls.append(("close",))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit status, stdout, stderr."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout; also proves that nothing else is there."""
+        assert self.err == "", self.err
+        return json.loads(self.out)
+
+
+class Terminal(io.StringIO):
+    """Output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class CommandLine:
+    """Runs commands in this process, in a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.settings: dict[str, Any] = {}
+        self.services: FakeServices | None = None
+
+    def __call__(self, *arguments: str, terminal: bool = False) -> Result:
+        out, err = (Terminal() if terminal else io.StringIO()), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            status = run(["--home", str(self.home), *arguments], self._open)
+        return Result(status, out.getvalue(), err.getvalue())
+
+    def ok(self, *arguments: str) -> Result:
+        """Run a command that must succeed."""
+        result = self(*arguments)
+        assert (result.status, result.err) == (0, ""), result
+        return result
+
+    def json(self, *arguments: str) -> Any:
+        """Run a command that must succeed, and return its JSON document."""
+        return self.ok("--json", *arguments).document
+
+    def refused(self, *arguments: str, status: int = 2) -> str:
+        """Run a command that must fail with ``status``; its one error line without ``error: ``."""
+        result = self(*arguments)
+        assert result.status == status, result
+        assert result.err.startswith("error: "), result.err
+        assert result.err.count("\n") == 1, result.err
+        assert "Traceback" not in result.err
+        return result.err.removeprefix("error: ").rstrip("\n")
+
+    def with_job(self) -> CommandLine:
+        """Add two hosts, a datastore, the job ``nightly`` for ``web`` and ``db``, and a replica of ``web``."""
+        self.ok("host", "add", "prod", "qemu+ssh://root@prod/system")
+        self.ok("host", "add", "dr", "qemu:///system")
+        self.ok("datastore", "add", "vault", "--host", "dr", "--path", "/srv")
+        self.ok("job", "create", "nightly", "--source", "prod", "--vm", "web", "--vm", "db", "--target", "dr",
+                "--datastore", "vault")  # fmt: skip
+        self.ok("replica", "adopt", "vault/web_replica")
+        return self
+
+    def opened(self) -> Database:
+        """The home's database; the caller closes it."""
+        return open_database(self.home)
+
+    def _open(self, home: Path, database: Database) -> FakeServices:
+        self.services = FakeServices(home, database, **self.settings)
+        return self.services
+
+    @property
+    def calls(self) -> list[Any]:
+        """The acts that the last command asked for, its end included."""
+        assert self.services is not None
+        return self.services.calls
+
+
+class Explosion(UnderstudyError):
+    """An error for tests: any act may raise it."""

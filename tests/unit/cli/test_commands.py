@@ -1,0 +1,316 @@
+"""What each command says, in JSON and in text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import DISK, REPLICA, VM, CommandLine
+
+from understudy.cli.shapes import session_shape
+from understudy.controller import journal, reports
+from understudy.errors import MoverError
+from understudy.lab.demo import DemoOutcome
+from understudy.model.session import SessionReport, SessionState, TaskReport
+from understudy.mover.api import VerifiedDisk
+from understudy.storage import DatastoreFacts
+from understudy.units import GIB, MIB
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> CommandLine:
+    return CommandLine(tmp_path / "home")
+
+
+@pytest.fixture
+def full(cli: CommandLine) -> CommandLine:
+    return cli.with_job()
+
+
+JOB = {
+    "name": "nightly", "enabled": True, "source": "prod", "vms": ["web", "db"], "target": "dr", "datastore": "vault",
+    "points": 7, "suffix": "_replica", "snapshot_mode": "auto", "guest_processing": "try", "block_size": MIB,
+    "compression": "zstd", "source_proxy": "", "target_proxy": "", "excluded_disks": [],
+}  # fmt: skip
+REPLICA_DOCUMENT = {
+    "name": "web_replica", "id": "rid-1", "datastore": "vault", "host": "dr", "job": None, "source_vm": "web",
+    "domain_uuid": "dom-uuid", "state": "ready", "points": 2, "newest_point": "p2",
+    "newest_created_at": "2026-01-02T00:00:00+00:00", "point": "p2",
+}  # fmt: skip
+
+DEMO_TASK = TaskReport("web", SessionState.SUCCESS, "p1", "filesystem", 97.0, disks=(DISK,))
+
+
+def test_hosts(cli: CommandLine) -> None:
+    assert cli.json("host", "list") == []
+    assert "No hosts" in cli.ok("host", "list").out
+    host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/tmp/understudy-scratch"}
+    assert cli.json("host", "add", "kvm", "qemu:///system") == host
+    other = cli.json("host", "add", "b", "qemu+ssh://b/system", "--scratch-dir", "/fast/scratch")
+    assert other["scratch_dir"] == "/fast/scratch"
+    assert cli.json("host", "list") == [other, host]
+    assert "qemu+ssh://b/system" in cli.ok("host", "list").out
+    assert cli.json("host", "remove", "b") == {"name": "b", "removed": True}
+    assert cli.ok("host", "remove", "kvm").out == "Host kvm removed.\n"
+    assert cli.json("host", "list") == []
+
+
+def test_host_check(cli: CommandLine) -> None:
+    assert cli.json("host", "check", "kvm") == {
+        "name": "kvm", "hostname": "kvm1.example", "platform_version": "9.0.0", "hypervisor_version": "7.2.22",
+        "cpus": 16, "memory_bytes": 64 * GIB, "emulator_uid": 64055, "emulator_gid": 64055,
+    }  # fmt: skip
+    assert cli.calls[0] == ("check_host", "kvm")
+    assert "kvm1.example" in cli.ok("host", "check", "kvm").out
+
+
+def test_host_vms_without_the_definition(cli: CommandLine) -> None:
+    result = cli.ok("--json", "host", "vms", "kvm")
+    assert "SECRET" not in result.out
+    (vm,) = result.document
+    assert vm["name"] == VM.name
+    assert (vm["state"], vm["memory_bytes"], vm["disks"][0]["size"]) == ("running", 2 * GIB, 10 * GIB)
+    text = cli.ok("host", "vms", "kvm").out
+    assert "web [red]1[/red]" in text, "a name is not markup"
+    assert "vda: shared" in text
+
+
+def test_datastores(cli: CommandLine) -> None:
+    cli.ok("host", "add", "dr", "qemu:///system")
+    document = {"name": "vault", "host": "dr", "kind": "qcow2", "path": "/srv"}
+    assert cli.json("datastore", "add", "vault", "--host", "dr", "--path", "/srv/") == document
+    assert cli.json("datastore", "list") == [document]
+    assert cli.json("datastore", "check", "vault") == {
+        "name": "vault", "path": "/srv", "exists": True, "writable": True, "total_bytes": 100 * GIB,
+        "free_bytes": 40 * GIB,
+    }  # fmt: skip
+    assert "it is used by datastore 'vault'" in cli.refused("host", "remove", "dr")
+    assert cli.json("datastore", "remove", "vault") == {"name": "vault", "removed": True}
+
+
+@pytest.mark.parametrize(
+    ("exists", "writable", "why"), [(False, False, "/srv does not exist"), (True, False, "/srv cannot be written")]
+)
+def test_a_datastore_that_cannot_be_used_fails_the_check(
+    cli: CommandLine, exists: bool, writable: bool, why: str
+) -> None:
+    cli.settings["datastore"] = DatastoreFacts("/srv", exists, writable, 0, 0)
+    assert f"check datastore 'vault': {why}; " in cli.refused("--json", "datastore", "check", "vault", status=1)
+    assert '"exists"' in cli("--json", "datastore", "check", "vault").out
+
+
+def test_proxies(cli: CommandLine) -> None:
+    local = {"name": "local", "host": "", "slots": os.cpu_count()}
+    assert cli.json("proxy", "list") == [local]
+    added = cli.json("proxy", "add", "fast", "--slots", "8")
+    assert added == {"name": "fast", "host": "", "slots": 8}
+    assert cli.json("proxy", "list") == [added, local]
+    checked = {"name": "fast", "pid": 4711, "versions": {"qemu": "7.2", "python": "3.11"}}
+    assert cli.json("proxy", "check", "fast") == checked
+    assert "qemu 7.2, python 3.11" in cli.ok("proxy", "check", "fast").out
+    assert cli.json("proxy", "remove", "fast") == {"name": "fast", "removed": True}
+    assert cli.refused("proxy", "remove", "local").startswith("remove proxy 'local': it is built in; ")
+    assert cli.refused("proxy", "add", "x", "--host", "mars").startswith("host 'mars': no such host; ")
+
+
+def test_jobs(full: CommandLine) -> None:
+    (shown,) = full.json("job", "list")
+    assert len(shown.pop("id")) == 32
+    assert shown == JOB
+    assert full.json("job", "show", "nightly") == JOB | {"id": full.json("job", "show", "nightly")["id"]}
+    assert "guest processing  try" in full.ok("job", "show", "nightly").out
+    assert full.json("job", "disable", "nightly")["enabled"] is False
+    assert full.refused("job", "run", "nightly") == (
+        "run job 'nightly': the job is disabled; enable it: understudy job enable 'nightly'"
+    )
+    assert full.json("job", "enable", "nightly")["enabled"] is True
+    assert full.json("job", "delete", "nightly") == {"name": "nightly", "removed": True}
+    assert full.json("job", "list") == []
+
+
+def test_job_create_with_every_option(full: CommandLine) -> None:
+    created = full.json(
+        "job", "create", "special", "--source", "prod", "--vm", "a:b", "--target", "dr", "--datastore", "vault",
+        "--points", "1000", "--suffix", ".dr", "--snapshot-mode", "external", "--guest-processing", "require",
+        "--block-size", "256K", "--compression", "zstd-high", "--source-proxy", "local", "--target-proxy", "local",
+        "--exclude-disk", "a:b:vdb",
+    )  # fmt: skip
+    created.pop("id")
+    assert created == {
+        "name": "special", "enabled": True, "source": "prod", "vms": ["a:b"], "target": "dr", "datastore": "vault",
+        "points": 1000, "suffix": ".dr", "snapshot_mode": "external", "guest_processing": "require",
+        "block_size": 256 * 1024, "compression": "zstd-high", "source_proxy": "local", "target_proxy": "local",
+        "excluded_disks": [{"vm": "a:b", "disk": "vdb"}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--points", "0"), ("--points", "1001"), ("--snapshot-mode", "x"), ("--guest-processing", "x"),
+     ("--block-size", "3K"), ("--compression", "x"), ("--exclude-disk", "x"), ("--exclude-disk", "web:"),
+     ("--suffix", ""), ("--source-proxy", "mars"), ("--target-proxy", "mars"), ("--vm", "web")],
+)  # fmt: skip
+def test_job_create_refuses_wrong_values(full: CommandLine, option: str, value: str) -> None:
+    full.refused("job", "create", "x", "--source", "prod", "--vm", "web", "--target", "dr", "--datastore", "vault",
+                 option, value)  # fmt: skip
+    assert len(full.json("job", "list")) == 1
+
+
+def test_sessions(full: CommandLine) -> None:
+    assert full.json("session", "list") == []
+    first = full.json("job", "run", "nightly")["id"]
+    second = full.json("job", "run", "nightly", "--no-wait")["id"]
+    listed = full.json("session", "list")
+    assert [item["id"] for item in listed] == [second, first]
+    assert set(listed[0]) == {"id", "job", "state", "started_at", "ended_at"}
+    assert full.json("session", "list", "--job", "nightly") == listed
+    assert full.refused("session", "list", "--job", "mars").startswith("job 'mars': no such job")
+    assert full.json("session", "stop", str(second)) == {"id": second, "state": "cancelled"}
+    assert "it has ended (success)" in full.refused("session", "stop", str(first))
+    assert "Session 1 of job nightly: success" in full.ok("session", "show", str(first)).out
+
+
+def test_a_running_session_is_asked_to_stop(full: CommandLine) -> None:
+    session = full.json("job", "run", "nightly", "--no-wait")["id"]
+    database = full.opened()
+    journal.claim_session(database)
+    assert full.json("session", "stop", str(session)) == {"id": session, "state": "running"}
+    assert journal.is_cancel_requested(database, session)
+    database.close()
+
+
+def test_job_run_no_wait_starts_a_controller_and_returns(full: CommandLine) -> None:
+    document = full.json("job", "run", "nightly", "--no-wait")
+    assert document["state"] == "queued"
+    assert full.calls == [("start_background_controller",), ("close",)]
+    assert "has not ended" in full.refused("job", "run", "nightly")
+
+
+def test_a_controller_that_does_not_start_leaves_nothing_queued(full: CommandLine) -> None:
+    full.settings["error"] = MoverError("start controller", "no memory")
+    full.refused("job", "run", "nightly", "--no-wait", status=1)
+    assert [item["state"] for item in full.json("session", "list")] == ["cancelled"]
+
+
+def test_full_scan_is_passed_on(full: CommandLine) -> None:
+    full.ok("job", "run", "nightly", "--no-wait", "--full-scan")
+    database = full.opened()
+    claimed = journal.claim_session(database)
+    assert claimed is not None
+    assert claimed.full_scan
+    assert reports.session_report(database, claimed.id).state is SessionState.RUNNING
+    database.close()
+
+
+def test_replicas(full: CommandLine) -> None:
+    assert full.json("replica", "list") == [REPLICA_DOCUMENT]
+    assert full.json("replica", "show", "web_replica") == {
+        **REPLICA_DOCUMENT, "head_empty": True, "damage": {"p1": ["vda-1.qcow2 is missing"]},
+    }  # fmt: skip
+    assert "web_replica" in full.ok("replica", "list").out
+    assert "vda-1.qcow2 is missing" in full.ok("replica", "points", "vault/web_replica").out
+    assert full.json("replica", "remove", "web_replica") == {
+        "name": "web_replica", "datastore": "vault", "removed": True, "files_deleted": False,
+    }  # fmt: skip
+    assert full.json("replica", "list") == []
+    assert full.refused("replica", "show", "web_replica") == (
+        "replica 'web_replica': no such replica; see 'understudy replica list'"
+    )
+
+
+def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
+    points = full.json("replica", "points", "web_replica")
+    assert points == [
+        {
+            "id": f"p{number}",
+            "created_at": f"2026-01-0{number}T00:00:00+00:00",
+            "consistency": "crash",
+            "session": number,
+            "disks": [
+                {
+                    "name": "vda",
+                    "size": 10 * GIB,
+                    "image": f"/srv/web_replica/layers/vda-{number}.qcow2",
+                    "digest": f"/srv/web_replica/digests/vda-p{number}.digest",
+                }
+            ],
+        }
+        for number in (1, 2)
+    ]
+
+
+def test_replica_adopt_and_delete(full: CommandLine) -> None:
+    full.ok("replica", "remove", "web_replica", "--delete-files")
+    assert full.calls[0] == ("delete_replica", "web_replica")
+    assert full.json("replica", "adopt", "vault/web_replica") == REPLICA_DOCUMENT
+    assert full.calls[0] == ("adopt_replica", "vault", "web_replica")
+    for place in ("web_replica", "vault/", "/x"):
+        assert "this is not DATASTORE/REPLICA" in full.refused("replica", "adopt", place)
+
+
+def test_replica_verify(full: CommandLine) -> None:
+    document = full.json("replica", "verify", "web_replica")
+    assert document == {
+        "replica": "web_replica", "datastore": "vault", "point": "p2", "ok": True,
+        "disks": [{"name": "vda", "blocks": 100, "bad_count": 0, "bad_blocks": [], "problem": ""}],
+    }  # fmt: skip
+    full.ok("replica", "verify", "web_replica", "--point", "p1")
+    assert full.calls[0] == ("verify_point", "web_replica", "p1")
+    assert full.refused("replica", "verify", "web_replica", "--point", "p9").startswith("restore point 'p9' of ")
+
+
+def test_a_point_that_does_not_match_fails_the_verification(full: CommandLine) -> None:
+    full.settings["verified"] = (
+        VerifiedDisk("vda", 100, 3, (1, 2, 7), ""), VerifiedDisk("vdb", 9, 0, (), ""),
+        VerifiedDisk("vdc", 0, 0, (), "digest file is missing"),
+    )  # fmt: skip
+    line = full.refused("replica", "verify", "web_replica", status=1)
+    assert line.startswith("verify restore point 'p2' of replica 'web_replica': ")
+    assert "vda: 3 of 100 blocks do not match; vdc: digest file is missing; use another point" in line
+    assert full("--json", "replica", "verify", "web_replica").out.count('"ok": false') == 1
+    assert "Read 50 B of 100 B" in full("replica", "verify", "web_replica", terminal=True).out
+
+
+def test_failover(full: CommandLine) -> None:
+    started = full.json("failover", "start", "web_replica")
+    assert started == REPLICA_DOCUMENT | {"state": "failover", "point": "p2"}
+    assert full.json("failover", "start", "web_replica", "--point", "p1")["point"] == "p1"
+    assert full.refused("failover", "start", "web_replica", "--point", "p9").startswith("restore point 'p9'")
+    assert full.json("failover", "undo", "vault/web_replica")["state"] == "ready"
+    assert full.calls[0] == ("undo_failover", REPLICA.identity.name)
+
+
+def test_demo(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_report = session_shape(SessionReport(1, "nightly", SessionState.SUCCESS, "t", "t", (DEMO_TASK,)))
+
+    def play(say: Callable[[str], None], quiet: bool) -> DemoOutcome:
+        say("making two hosts")
+        return DemoOutcome((full_report,), True)
+
+    monkeypatch.setattr("understudy.lab.demo.run_demo", play)
+    assert cli.json("demo") == {"sessions": [full_report], "change_in_replica": True}
+    text = cli.ok("demo").out
+    assert text.startswith("making two hosts\n")
+    assert "incremental" in text
+
+
+def test_version(cli: CommandLine) -> None:
+    document = cli.json("version")
+    assert document == {"name": "understudy", "version": "0.1.0", "python": sys.version.split()[0]}
+    assert cli.ok("version").out == "understudy 0.1.0\n"
+    assert not cli.home.exists(), "asking for the version makes no home"
+
+
+def test_controller_is_hidden_and_runs_sessions(cli: CommandLine) -> None:
+    assert "controller" not in cli.ok("--help").out.split()
+    cli.ok("controller")
+    assert cli.calls[0] == ("run_controller",)
+
+
+def test_names_cannot_steer_the_terminal(cli: CommandLine) -> None:
+    cli.refused("host", "add", "a\x1b[2J", "qemu:///system")
+    cli.ok("host", "add", "a", "qemu:///system", "--scratch-dir", "/[bold]x")
+    assert "/[bold]x" in cli.ok("host", "list").out

@@ -1,0 +1,126 @@
+"""Frames: whatever is packed comes back; whatever was damaged is refused, and only in one way."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from understudy.errors import TransferError
+from understudy.model.job import Compression
+from understudy.mover.codecs import Decoder, Encoder
+from understudy.mover.frames import (
+    HEADER_BYTES,
+    Codec,
+    Frame,
+    FrameType,
+    Geometry,
+    Totals,
+    pack_header,
+    unpack_header,
+    verify,
+)
+from understudy.units import KIB, MIB
+
+DISK = Geometry(10 * MIB + 512, MIB)
+
+
+def whole(frame: Frame, raw: bytes, wire: bytes) -> bytes:
+    """A frame as it is on the wire."""
+    return pack_header(frame, raw) + wire
+
+
+def accept(stream: bytes, geometry: Geometry = DISK) -> tuple[Frame, bytes]:
+    """What a receiver does with one frame."""
+    frame = unpack_header(stream[:HEADER_BYTES], geometry)
+    wire = stream[HEADER_BYTES : HEADER_BYTES + frame.wire_length]
+    raw = bytes(Decoder().decode(frame, memoryview(wire)))
+    verify(frame, raw)
+    return frame, raw
+
+
+@pytest.mark.parametrize("compression", list(Compression))
+@pytest.mark.parametrize("content", [b"\1" * MIB, bytes(range(256)) * 256, b"x" * 512])
+def test_data_comes_back(compression: Compression, content: bytes) -> None:
+    offset = 10 * MIB if len(content) == 512 else MIB
+    codec, wire = Encoder(compression).encode(content)
+    frame = Frame(FrameType.DATA, codec, offset, len(content), len(wire))
+    found, raw = accept(whole(frame, content, bytes(wire)))
+    assert (found.type, found.offset, raw) == (FrameType.DATA, offset, content)
+
+
+def test_what_does_not_shrink_is_sent_raw() -> None:
+    import random
+
+    noise = random.Random(1).randbytes(64 * KIB)
+    for compression in Compression:
+        codec, wire = Encoder(compression).encode(noise)
+        assert (codec, wire) == (Codec.NONE, noise)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(FrameType.DATA, Codec.NONE, 4096, 64 * KIB, 64 * KIB),  # not at a 64 KiB border
+        Frame(FrameType.DATA, Codec.NONE, 0, 4096, 4096),  # ends between borders
+        Frame(FrameType.DATA, Codec.NONE, 10 * MIB, 64 * KIB, 64 * KIB),  # beyond the disk
+        Frame(FrameType.DATA, Codec.NONE, 0, 0, 0),
+        Frame(FrameType.DATA, Codec.NONE, 0, 8 * MIB, 8 * MIB),  # too long
+        Frame(FrameType.DATA, Codec.NONE, 0, 128 * KIB, 64 * KIB),  # lengths differ
+        Frame(FrameType.DATA, Codec.ZSTD, 0, 64 * KIB, 64 * KIB),  # compressed, not shorter
+        Frame(FrameType.DATA, Codec.ZSTD, 0, 64 * KIB, 0),
+        Frame(FrameType.ZERO, Codec.NONE, 0, 11 * MIB, 0),
+        Frame(FrameType.ZERO, Codec.NONE, 0, 64 * KIB, 5),
+        Frame(FrameType.ZERO, Codec.NONE, 1 << 63, 64 * KIB, 0),
+        Frame(FrameType.DIGEST, Codec.NONE, 512 * KIB, 16, 16),  # not at a block border
+        Frame(FrameType.DIGEST, Codec.NONE, 0, 15, 15),
+        Frame(FrameType.DIGEST, Codec.NONE, 10 * MIB, 32, 32),  # the disk has 11 blocks
+        Frame(FrameType.END, Codec.NONE, 0, 41, 41),
+        Frame(FrameType.HELLO, Codec.ZSTD, 0, 100, 50),
+        Frame(FrameType.ERROR, Codec.NONE, 0, 65 * KIB, 65 * KIB),
+        Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 1, 0, 0),
+    ],
+)
+def test_frames_beyond_the_limits_are_refused(frame: Frame) -> None:
+    with pytest.raises(TransferError):
+        unpack_header(pack_header(frame, b""), DISK)
+
+
+@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES + 64))
+def test_noise_is_refused(noise: bytes) -> None:
+    with pytest.raises(TransferError):
+        accept(noise)
+
+
+@given(st.integers(0, HEADER_BYTES + 64 * KIB - 1), st.integers(1, 255), st.sampled_from(list(Compression)))
+@example(8, 1, Compression.NONE)
+def test_one_changed_byte_is_refused(position: int, change: int, compression: Compression) -> None:
+    content = bytes(range(256)) * 256
+    codec, wire = Encoder(compression).encode(content)
+    stream = bytearray(whole(Frame(FrameType.DATA, codec, MIB, len(content), len(wire)), content, bytes(wire)))
+    assume(position < len(stream))
+    stream[position] ^= change
+    try:
+        _, raw = accept(bytes(stream))
+    except TransferError:
+        return
+    # A compressed stream may have bits without meaning: then the bytes must still be the right ones.
+    assert codec is not Codec.NONE
+    assert position >= HEADER_BYTES
+    assert raw == content
+
+
+def test_a_bomb_makes_no_bytes() -> None:
+    import zstandard
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(256 * MIB))
+    frame = Frame(FrameType.DATA, Codec.ZSTD, 0, MIB, len(bomb))
+    with pytest.raises(TransferError, match="claims"):
+        Decoder().decode(frame, memoryview(bomb))
+
+
+def test_totals_come_back() -> None:
+    totals = Totals(1, 2, 3, 4, 5)
+    assert Totals.unpack(totals.pack()) == totals
+    with pytest.raises(TransferError):
+        Totals.unpack(b"short")
