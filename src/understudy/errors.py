@@ -18,8 +18,8 @@
     +-- Fenced                  code fenced           exit 1   a newer attempt owns this replica
     +-- Cancelled               code cancelled        exit 130 the operator stopped it
 
-Every error says *what* was being done on which object, *why* it failed, and *what the operator can do*. On the screen it
-is one line: ``error: <what>: <why>; <what to do>``.
+Every error says *what* was being done on which object, *why* it failed, and *what the operator can do*. On the screen
+it is one line: ``error: <what>: <why>; <what to do>``.
 """
 
 from __future__ import annotations

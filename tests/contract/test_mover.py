@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
+import socket
+import subprocess
 import sys
 import time
 import uuid
@@ -16,7 +21,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "mover"))
 
 from mover_lab import add_bitmap, io, make_image, run, same_content, write
 
-from understudy.errors import UnderstudyError, from_fields
+from understudy.errors import (
+    Fenced,
+    MoverError,
+    NotFound,
+    PlatformError,
+    Refused,
+    ReplicaError,
+    TransferError,
+    UnderstudyError,
+    UsageError,
+    from_fields,
+)
 from understudy.model.job import Compression
 from understudy.model.replica import Consistency, ReplicaIdentity
 from understudy.model.transfer import TransferMode
@@ -61,8 +77,6 @@ class Lab:
         return ReplicaIdentity(self.replica_id, "web 1", "job", "job", "web 1", "uuid", "uuid2")
 
     def size(self) -> int:
-        import json
-
         return int(json.loads(run("qemu-img", "info", "--output=json", self.image))["virtual-size"])
 
     def begin(self, *, chained: bool) -> tuple[str, str]:
@@ -157,7 +171,7 @@ def test_changes_zeros_and_trims_arrive(lab: Lab, block_size: int, mode: Transfe
     lab.replicate(TransferMode.FULL)
     add_bitmap(lab.image, "b0")
     write(lab.image, 2, (64 * KIB, 10), (MIB - 512, 1024), (SIZE - 512, 512))
-    io(lab.image, f"write -z -u {2 * MIB} {2 * MIB}", f"write -z 5M 64K", f"discard 7M 1M", f"write -P 0 {8 * MIB} 100K")
+    io(lab.image, f"write -z -u {2 * MIB} {2 * MIB}", "write -z 5M 64K", "discard 7M 1M", f"write -P 0 {8 * MIB} 100K")
     progress = lab.replicate(mode, "b0")
     lab.check()
     assert progress.sent <= 5 * 64 * KIB + 512 if mode is TransferMode.INCREMENTAL else True
@@ -192,16 +206,208 @@ def test_random_histories_stay_equal(lab: Lab) -> None:
         lab.check()
 
 
+def test_a_lost_target_copy_is_rebuilt_and_a_lost_source_copy_is_fetched(lab: Lab) -> None:
+    write(lab.image, 1, (0, 5 * MIB))
+    lab.replicate(TransferMode.FULL)
+    point, source, target = lab.points[-1], lab.source.client, lab.target.client
+    ref = api.DigestRef(lab.replica_id, "vda", point)
+    path = Path(lab.facts().digests[point]["vda"])
+    good = path.read_bytes()
+    assert source.call(api.DropDigests(lab.replica_id), api.Removed).paths
+    assert not source.call(ref, api.DigestHolding).usable
+    target.copy_digests_to(lab.ref, ref, source)
+    assert source.call(ref, api.DigestHolding).usable
+    path.write_bytes(good[:-1] + b"!")
+    with pytest.raises(ReplicaError):
+        target.copy_digests_to(lab.ref, ref, source)
+    work = target.call(api.VerifyPoint(lab.ref, point), api.WorkStarted).work
+    (disk,) = target.call(api.WorkQuery(work, 60.0), api.WorkStatus).verified
+    assert "checksum" in disk.problem
+    work = target.call(api.RebuildDigests(lab.ref, point, "vda"), api.WorkStarted).work
+    lab.wait(lab.target, work)
+    assert path.read_bytes() == good
+    lab.check()
+
+
+def test_a_changed_byte_in_the_replica_is_found(lab: Lab) -> None:
+    write(lab.image, 1, (0, 5 * MIB))
+    lab.replicate(TransferMode.FULL)
+    io(lab.image_of(lab.points[-1]), "write -P 7 3M 512")
+    work = lab.target.client.call(api.VerifyPoint(lab.ref, lab.points[-1]), api.WorkStarted).work
+    (disk,) = lab.target.client.call(api.WorkQuery(work, 60.0), api.WorkStatus).verified
+    assert (disk.bad_count, disk.bad_blocks) == (1, (3,))
+
+
+def test_a_draft_is_published_only_when_every_disk_arrived(lab: Lab) -> None:
+    write(lab.image, 1, (0, 5 * MIB))
+    draft, point = lab.begin(chained=False)
+    gone = api.NbdSource(str(lab.directory / "gone"), "disk", "")
+    read = api.ReadSpec(gone, "vda", SIZE, TransferMode.FULL, MIB, False, lab.replica_id, "", point)
+    if lab.source is lab.target:
+        work = lab.target.client.call(api.CopyDisk(read, draft), api.WorkStarted).work
+    else:
+        started = lab.target.client.call(api.ReceiveDisk(draft, "vda", SIZE, MIB), api.ReceiveStarted)
+        send = api.SendDisk(read, started.socket, started.ticket, lab.compression)
+        work = lab.source.client.call(send, api.WorkStarted).work
+    with pytest.raises(TransferError):
+        lab.wait(lab.source, work)
+    with pytest.raises(Refused, match="without a successful transfer"):
+        lab.publish(draft, point)
+    lab.target.client.call(api.ReleaseDraft(draft), api.Nothing)
+    lab.target.client.call(api.ReleaseDraft(draft), api.Nothing)
+    assert lab.facts().images == {}
+    lab.replicate(TransferMode.FULL)
+    lab.check()
+
+
+def test_a_draft_holds_the_lock_until_it_is_released(lab: Lab) -> None:
+    lab.attempt = 4
+    draft, _ = lab.begin(chained=False)
+    with pytest.raises(Fenced):
+        lab.begin(chained=False)
+    lab.target.client.call(api.ReleaseDraft(draft), api.Nothing)
+    lab.attempt = 3
+    with pytest.raises(Fenced):
+        lab.begin(chained=False)
+
+
+def test_a_layer_is_written_by_one_transfer_only(lab: Lab) -> None:
+    draft, point = lab.begin(chained=False)
+    client = lab.target.client
+    opened = client.call(api.OpenExport(str(lab.image), "qcow2", "", "t"), api.OpenedExport)
+    read = api.ReadSpec(opened.source, "vda", SIZE, TransferMode.FULL, MIB, False, lab.replica_id, "", point)
+    lab.wait(lab.target, client.call(api.CopyDisk(read, draft), api.WorkStarted).work)
+    with pytest.raises(Refused, match="wrote to its layer before"):
+        lab.wait(lab.target, client.call(api.CopyDisk(read, draft), api.WorkStarted).work)
+    client.call(api.ReleaseDraft(draft), api.Nothing)
+    client.call(api.CloseExport(opened.id), api.Nothing)
+
+
+def test_a_base_that_is_not_the_newest_point_is_refused(lab: Lab) -> None:
+    lab.replicate(TransferMode.FULL)
+    lab.replicate(TransferMode.DIGEST_SCAN)
+    old, new = lab.points
+    ref = api.DigestRef(lab.replica_id, "vda", old)
+    lab.target.client.copy_digests_to(lab.ref, ref, lab.source.client)
+    lab.points = [old]
+    with pytest.raises(UnderstudyError, match=new):
+        lab.replicate(TransferMode.DIGEST_SCAN)
+
+
 def test_movers_start_quickly_and_end_with_their_input(tmp_path: Path) -> None:
     started = time.monotonic()
     mover = MoverProcess("quick", tmp_path / "r", tmp_path / "state", tmp_path / "log")
     assert time.monotonic() - started < 10
+    assert (tmp_path / "r").stat().st_mode & 0o777 == 0o700
+    assert mover.socket.stat().st_mode & 0o777 == 0o600
     mover.close()
     assert not mover.alive
     assert not mover.socket.exists()
+    with pytest.raises(MoverError):
+        MoverProcess("deep", tmp_path / ("d" * 120), tmp_path / "state", tmp_path / "log")
+
+
+@pytest.mark.parametrize("how", ["input ends", "killed"])
+def test_children_do_not_outlive_their_mover(tmp_path: Path, how: str) -> None:
+    image = make_image(tmp_path / "i.qcow2", SIZE)
+    mover = MoverProcess("mortal", tmp_path / "r", tmp_path / "state", tmp_path / "log")
+    opened = mover.client.call(api.OpenExport(str(image), "qcow2", "", "t"), api.OpenedExport)
+    # Longer than an idle thread of the request pool lives: its end must not take the child along.
+    time.sleep(12 if how == "killed" else 0)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(opened.source.socket)
+    if how == "killed":
+        os.kill(mover.pid, signal.SIGKILL)
+    mover.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(opened.source.socket) != 0:
+                return
+        time.sleep(0.05)
+    pytest.fail("qemu-nbd still serves")
+
+
+def test_a_mover_that_is_gone_is_a_mover_error(tmp_path: Path) -> None:
+    mover = MoverProcess("gone", tmp_path / "r", tmp_path / "state", tmp_path / "log")
+    os.kill(mover.pid, signal.SIGKILL)
+    with pytest.raises(MoverError):
+        for _ in range(50):
+            mover.client.call(api.About(), api.MoverInfo)
+            time.sleep(0.1)
+    mover.close()
+
+
+def test_an_image_in_use_says_so(movers: tuple[MoverProcess, MoverProcess], tmp_path: Path) -> None:
+    image = make_image(tmp_path / "i.qcow2", SIZE)
+    writer = subprocess.Popen(["qemu-nbd", "-t", "-k", tmp_path / "w", "-f", "qcow2", image])
+    try:
+        while not (tmp_path / "w").exists():
+            time.sleep(0.01)
+        with pytest.raises(PlatformError, match="in use for writing"):
+            movers[0].client.call(api.OpenExport(str(image), "qcow2", "", "t"), api.OpenedExport)
+    finally:
+        writer.terminate()
+        writer.wait()
+    with pytest.raises(PlatformError, match="No such file"):
+        movers[0].client.call(api.OpenExport(str(tmp_path / "none"), "qcow2", "", "t"), api.OpenedExport)
+    with pytest.raises(PlatformError, match="nothere"):
+        movers[0].client.call(api.OpenExport(str(image), "qcow2", "nothere", "t"), api.OpenedExport)
+
+
+def test_images_are_probed(movers: tuple[MoverProcess, MoverProcess], tmp_path: Path) -> None:
+    client = movers[0].client
+    image = make_image(tmp_path / "i.qcow2", SIZE)
+    add_bitmap(image, "one")
+    assert client.call(api.ProbeImage(str(image), "qcow2"), api.ImageFacts) == api.ImageFacts(True, ("one",))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", tmp_path / "old", "1M")
+    assert client.call(api.ProbeImage(str(tmp_path / "old"), "qcow2"), api.ImageFacts) == api.ImageFacts(False, ())
+    run("qemu-img", "create", "-q", "-f", "raw", tmp_path / "raw", "1M")
+    assert client.call(api.ProbeImage(str(tmp_path / "raw"), "raw"), api.ImageFacts) == api.ImageFacts(False, ())
+    with pytest.raises(PlatformError):
+        client.call(api.ProbeImage(str(tmp_path / "none"), "qcow2"), api.ImageFacts)
+
+
+def test_places_are_prepared_checked_and_swept(movers: tuple[MoverProcess, MoverProcess], tmp_path: Path) -> None:
+    client = movers[0].client
+    scratch = tmp_path / "a" / "scratch"
+    assert client.call(api.PrepareScratch(str(scratch), 64055, 64055), api.ScratchFacts).free_bytes > 0
+    assert (scratch.stat().st_uid, scratch.stat().st_mode & 0o777) == (64055, 0o770)
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="no directory"):
+        client.call(api.PrepareScratch(str(tmp_path / "file"), 0, 0), api.ScratchFacts)
+    for name in ("x-us1-a", "x-us1-keep", "other", "us1-dir/inner"):
+        (scratch / name).parent.mkdir(exist_ok=True)
+        (scratch / name).touch()
+    (scratch / "us1-link").symlink_to(tmp_path / "file")
+    removed = client.call(api.RemoveTagged(str(scratch), "us1", ("keep",)), api.Removed).paths
+    assert removed == (str(scratch / "x-us1-a"),)
+    with pytest.raises(UsageError):
+        client.call(api.RemoveTagged(str(scratch), ""), api.Removed)
+    facts = client.call(api.CheckDatastore(str(tmp_path)), api.DatastoreAnswer).facts
+    assert (facts.exists, facts.writable) == (True, True)
+    assert not client.call(api.CheckDatastore(str(tmp_path / "none")), api.DatastoreAnswer).facts.exists
 
 
 def test_errors_come_back_as_their_class(movers: tuple[MoverProcess, MoverProcess]) -> None:
-    with pytest.raises(UnderstudyError) as caught:
-        movers[0].client.call(api.WorkQuery("nonsense"), api.WorkStatus)
-    assert caught.value.code == "not_found"
+    client = movers[0].client
+    with pytest.raises(NotFound):
+        client.call(api.WorkQuery("nonsense"), api.WorkStatus)
+    client.call(api.CancelWork("nonsense"), api.Nothing)
+    client.call(api.CloseExport("nonsense"), api.Nothing)
+    with pytest.raises(UsageError):
+        client.call(api.InspectReplica(api.ReplicaRef("tape", "/tmp", "x")), api.ReplicaFacts)
+    assert "qemu_nbd" in client.call(api.About(), api.MoverInfo).versions
+
+
+def test_every_request_of_the_contract_has_a_handler() -> None:
+    from understudy.mover.operations import HANDLERS
+
+    answers = {
+        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "OpenedExport", "Removed",
+        "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts", "DraftOpened", "PublishedPoint",
+        "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted", "WorkState", "WorkStarted",
+        "Progress", "ErrorFields", "WorkStatus",
+    }
+    types = {name for name, value in vars(api).items() if getattr(value, "__module__", "") == api.__name__}
+    assert {handled.__name__ for handled in HANDLERS} == types - answers

@@ -10,6 +10,7 @@ from understudy.cli.output import answer_facts, answer_line, answer_table
 from understudy.cli.shapes import job_shape, session_shape
 from understudy.cli.summary import raise_if_bad
 from understudy.controller import jobs, journal
+from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.reports import session_report
 from understudy.errors import UnderstudyError, UsageError
 from understudy.model.job import (
@@ -100,6 +101,7 @@ def run(app: App, name: str, no_wait: bool, full_scan: bool) -> None:
     """Run job NAME now, and show how it goes. JSON: as of `session show`."""
     # Opened before anything is queued: a session that nobody can run must not be left behind.
     services = app.services
+    end_dead_sessions(app.database)
     session_id = journal.insert_session(app.database, name, full_scan)
     if not no_wait:
         raise_if_bad(run_to_end(app, session_id))
@@ -156,6 +158,7 @@ def disable(app: App, name: str) -> None:
 @pass_app
 def delete(app: App, name: str) -> None:
     """Forget job NAME; its replicas stay. JSON: {name, removed}."""
+    end_dead_sessions(app.database)
     jobs.delete_job(app.database, name)
     answer_line(app, {"name": name, "removed": True}, f"Job {name} deleted.")
 

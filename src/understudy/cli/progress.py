@@ -84,7 +84,8 @@ class SessionProgress:
 def current_step(task: TaskReport) -> str:
     """The steps of a task that run now, or its state before the first; reading, sending and writing run together."""
     running = [step.name.value for step in task.steps if step.state is StepState.RUNNING]
-    return ", ".join(running) or task.state.value
+    doing = ", ".join(running) or task.state.value
+    return f"{doing}: waiting, {task.waiting}" if task.waiting else doing
 
 
 def plain_events(before: SessionReport | None, after: SessionReport) -> list[str]:

@@ -9,6 +9,7 @@ from understudy.cli.output import answer, answer_line, answer_table
 from understudy.cli.shapes import session_shape, summary_shape
 from understudy.cli.summary import show_session
 from understudy.controller import journal, reports
+from understudy.controller.recovery import end_dead_sessions
 from understudy.model.session import SessionState
 
 
@@ -48,6 +49,7 @@ def show(app: App, session_id: int) -> None:
 @pass_app
 def stop(app: App, session_id: int) -> None:
     """Stop session ID; it ends in order, soon. JSON: {id, state}: `running` while it is ending."""
+    end_dead_sessions(app.database)
     state = journal.request_cancel(app.database, session_id)
     said = "cancelled" if state is SessionState.CANCELLED else "is being stopped"
     answer_line(app, {"id": session_id, "state": state.value}, f"Session {session_id} {said}.")

@@ -74,7 +74,7 @@ class Control:
                 platform.thaw(guest.vm_uuid, _THAW_TIMEOUT_S)
             except UnderstudyError as exc:
                 # It stays recorded, and is tried again when the next controller starts.
-                LOG.error("guest %s on host %s may be frozen: %s", guest.vm_uuid, guest.host, exc)
+                LOG.warning("guest %s on host %s may be frozen: %s", guest.vm_uuid, guest.host, exc)
             else:
                 clear_frozen(self._database, guest.host, guest.vm_uuid)
 
@@ -102,12 +102,13 @@ def follow_session(
             time.sleep(_TICK_S)
 
 
-def control_until_idle(control: Control) -> None:
-    """Be the controller until nothing is queued or running; return at once if another process is."""
+def control_until_idle(control: Control, database: Database) -> None:
+    """Be the controller until nothing is queued or running; leave when another one has taken all that is queued.
+
+    Not at once: the other one may be about to end, and then nobody would take what was queued for us.
+    """
     try:
-        while control.tick():
-            if control.idle:
-                return
+        while not control.idle if control.tick() else journal.has_session(database, running=False):
             time.sleep(_TICK_S)
     finally:
         control.release()

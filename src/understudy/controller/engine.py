@@ -72,7 +72,7 @@ class LocalEngine:
             with ThreadPoolExecutor(min(_TASK_THREADS, len(session.job.vms)), f"session-{session.id}") as pool:
                 list(pool.map(lambda vm: self._run_task(token, session, vm), session.job.vms))
         except UnderstudyError as exc:
-            LOG.error("session=%s %s", session.id, exc)
+            LOG.warning("session=%s %s", session.id, exc)
         finally:
             try:
                 journal.end_session(self._database, session.id)
@@ -102,7 +102,7 @@ class LocalEngine:
         except UnderstudyError as exc:
             ctx.log(__name__).error("%s", exc)
             self._fail(task_id, rows, str(exc))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - a defect must end in the task's row too, not in a dead thread
             ctx.log(__name__).exception("a defect ended the task")
             self._fail(task_id, rows, f"replicate {vm!r}: internal error: {exc!r}; see the log, and report it")
 

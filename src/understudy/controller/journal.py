@@ -73,6 +73,13 @@ def claim_session(database: Database) -> ClaimedSession | None:
         return ClaimedSession(row.id, job_value(job), row.full_scan)
 
 
+def has_session(database: Database, *, running: bool) -> bool:
+    """Whether a session is running, or else whether one is queued."""
+    state = SessionState.RUNNING if running else SessionState.QUEUED
+    with database.reading() as session:
+        return session.scalar(select(SessionRow.id).filter_by(state=state.value).limit(1)) is not None
+
+
 def request_cancel(database: Database, session_id: int) -> SessionState:
     """Ask for the end of a session; a queued one ends here. The state after that.
 

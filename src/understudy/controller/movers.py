@@ -19,7 +19,7 @@ class MoverPool:
     def __init__(self, home: Path) -> None:
         """:param home: digest copies go below ``proxies/``, logs below ``log/``."""
         self._home = home
-        self._run_dir: Path | None = None
+        self._run_dirs: list[Path] = []
         self._movers: dict[str, Future[MoverProcess]] = {}
         self._lock = threading.Lock()
         self._starter = ThreadPoolExecutor(4, "start-proxy")
@@ -47,15 +47,15 @@ class MoverPool:
                 if mover.exception() is None:
                     mover.result().close()
             self._movers.clear()
-            if self._run_dir is not None:
-                shutil.rmtree(self._run_dir)
-                self._run_dir = None
+            for run_dir in self._run_dirs:
+                if run_dir.exists():  # a proxy that was killed could not remove its own
+                    shutil.rmtree(run_dir)
+            self._run_dirs.clear()
 
     def _next_run_dir(self) -> Path:
         """A new directory for a proxy's sockets: short, because a socket's path has at most 107 bytes."""
-        if self._run_dir is None:
-            self._run_dir = Path(tempfile.mkdtemp(prefix="understudy-"))
-        return self._run_dir / str(len(list(self._run_dir.iterdir())))
+        self._run_dirs.append(Path(tempfile.mkdtemp(prefix="understudy-")))
+        return self._run_dirs[-1]
 
     def _launch(self, name: str, run_dir: Path) -> MoverProcess:
         plain = quote(name, safe=" ")

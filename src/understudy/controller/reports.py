@@ -61,6 +61,7 @@ def _task(row: TaskRow) -> TaskReport:
         frozen_ms=row.frozen_ms,
         error=row.error,
         warnings=tuple(row.warnings),
+        waiting=row.waiting,
         steps=tuple(_step(step) for step in row.steps),
         disks=tuple(_disk(disk) for disk in row.disks),
     )

@@ -73,7 +73,8 @@ class ControllerServices:
 
     def run_controller(self) -> None:
         """Be the controller until nothing is left to do."""
-        control.control_until_idle(control.Control(self._home, self._database, self._sites))
+        duties = control.Control(self._home, self._database, self._sites)
+        control.control_until_idle(duties, self._database)
 
     # --- replicas -----------------------------------------------------------------------------------------------------
 

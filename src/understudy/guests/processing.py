@@ -92,12 +92,17 @@ class Watchdog:
 class Quiesced:
     """Context in which the guest is frozen; take the snapshot inside it.
 
-    With ``require``, a guest that cannot be frozen, or that was thawed before the snapshot was complete, is an error; with
-    ``try`` it is a warning and the point is crash-consistent.
+    With ``require``, a guest that cannot be frozen, or that was thawed before the snapshot was complete, is an error;
+    with ``try`` it is a warning and the point is crash-consistent.
     """
 
     def __init__(
-        self, transport: GuestTransport, watchdog: Watchdog, policy: GuestPolicy, record: Callable[[bool], None], deadline_s: float = FREEZE_DEADLINE_S,
+        self,
+        transport: GuestTransport,
+        watchdog: Watchdog,
+        policy: GuestPolicy,
+        record: Callable[[bool], None],
+        deadline_s: float = FREEZE_DEADLINE_S,
     ) -> None:
         """``record(True)`` is called before the freeze and must be durable; ``record(False)`` after the thaw."""
         self._transport = transport
@@ -149,5 +154,6 @@ class Quiesced:
 
     def _not_quiesced(self, error: GuestError) -> None:
         if self._policy is GuestPolicy.REQUIRE:
-            raise GuestError("guest processing", str(error), "check the guest agent, or use --guest-processing try") from error
+            todo = "check the guest agent, or use --guest-processing try"
+            raise GuestError("guest processing", str(error), todo) from error
         self.result.warnings.append(f"guest processing failed, the restore point is crash-consistent: {error}")

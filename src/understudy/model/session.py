@@ -83,7 +83,7 @@ class DiskReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One VM in a session."""
+    """One VM in a session; ``waiting`` says why it does not go on, empty while it does."""
 
     vm: str
     state: SessionState
@@ -92,6 +92,7 @@ class TaskReport:
     frozen_ms: float | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    waiting: str = ""
     steps: tuple[StepReport, ...] = ()
     disks: tuple[DiskReport, ...] = ()
 

@@ -7,6 +7,7 @@ its movers, and with them their locks and qemu-nbd children.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -42,6 +43,9 @@ def main() -> None:
         _arm_exit()
         mover.close()
         arguments.socket.unlink(missing_ok=True)
+        # Whoever started us may be dead, and nobody else knows this directory. One that holds more is not ours alone.
+        with contextlib.suppress(OSError):
+            arguments.socket.parent.rmdir()
 
 
 def _listen(path: Path) -> socket.socket:

@@ -65,7 +65,7 @@ class SourcePlatform(Protocol):
         """
 
     def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
-        """Remove the markers of the job on ``vm``, and ``former``, except ``keep``; says what could not be removed (S3).
+        """Remove the job's markers on ``vm``, and ``former``, except ``keep`` (S3); says what could not be removed.
 
         ``former`` is the baseline that the replica's record names: another job's, if this one took the replica over.
         """

@@ -6,13 +6,15 @@ import datetime
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from understudy.context import Context
 from understudy.errors import UnderstudyError
 from understudy.model.inventory import Vm
-from understudy.model.replica import Consistency, RestorePoint
+from understudy.model.replica import Consistency, ReplicaIdentity, RestorePoint
 from understudy.model.session import Step, StepState
-from understudy.model.snapshot import Tag
+from understudy.model.snapshot import SnapshotRequest, Tag
+from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.replication import source_side as source
 from understudy.replication import target_side as target
@@ -20,7 +22,7 @@ from understudy.replication.base_digests import provide_base_digests
 from understudy.replication.planning import PlanningFacts, plan_disks
 from understudy.replication.site import Site, Task, TaskOutcome
 from understudy.replication.transfer import TransferSpec, copy_disks, send_seconds
-from understudy.storage import PointMeta
+from understudy.storage import DatastoreFacts, NewDisk, PointMeta
 
 
 def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
@@ -41,35 +43,23 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
             facts = target.inspect(task, site)
             source.prepare_scratch(site)
         with journal.step(Step.INVENTORY):  # 2 inventory, and what dead sessions left
-            vm = site.source.describe_vm(task.vm)
-            target.check_same_vm(task, vm, facts.replica)
-            watchdog = undo.enter_context(source.thaw_watchdog(task, site, vm))
-            tag = Tag(job.id, vm.uuid, task.session)
-            vm = source.sweep_source(ctx, site, vm, tag)
-            newest = facts.replica.newest if facts.replica else None
-            baselines = Baselines(site, vm, tag, newest)
-            baselines.settle()
-            disks = source.with_tracking_facts(site, source.replicated_disks(vm, job))
-            known = source.tracking_since(site, vm, disks, newest)
-            damaged = target.damaged_disks(facts)
-            plans = plan_disks(vm.name, disks, PlanningFacts(newest, damaged, known, job.block_size, task.full_scan))
-            target.check_space(site, space, disks, plans)
-            identity = target.identity(task, vm, facts.replica)
-            spec = TransferSpec(job, identity.id, newest.id if newest else "", new_point_id())
-            draft = undo.enter_context(target.open_draft(task, site, vm, facts, plans, identity, spec.point))
-            target.take_over(task, site, facts, identity, draft)
-            provide_base_digests(ctx, site, target.replica_ref(task, site), spec, plans)
+            watchdog = undo.enter_context(source.thaw_watchdog(task, site, site.source.describe_vm(task.vm)))
+            ready = prepare(ctx, task, site, facts, space)
+            vm, spec, baselines = ready.vm, ready.spec, ready.baselines
+            draft = undo.enter_context(target.open_draft(task, site, facts, ready.layers, ready.identity, spec.point))
+            target.take_over(task, site, facts, ready.identity, draft)
+            provide_base_digests(ctx, site, target.replica_ref(task, site), spec, ready.plans)
         snapshot_held = ExitStack()
         undo.callback(cleanup, ctx, site, baselines.settle)
         undo.callback(cleanup, ctx, site, snapshot_held.close)
-        undo.callback(cleanup, ctx, site, lambda: source.settle_digests(site, spec, plans, baselines.newest))
+        undo.callback(cleanup, ctx, site, lambda: source.settle_digests(site, spec, ready.plans, baselines.newest))
         with ExitStack() as frozen:
             with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
                 ctx.check()
                 quiescing = frozen.enter_context(source.quiesced(task, site, vm, watchdog))
             with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
-                request = source.snapshot_request(site, vm, tag, disks, plans, newest)
-                held = snapshot_held.enter_context(source.held_snapshot(ctx, site.source, vm, job, request, plans))
+                holding = source.held_snapshot(ctx, site.source, vm, job, ready.request, ready.plans)
+                held = snapshot_held.enter_context(holding)
         for warning in quiescing.warnings:
             journal.warn(warning)
         with journal.step(Step.READ):  # 5 read, 6 compress and send, 7 decompress and write: one pipeline
@@ -81,13 +71,55 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
             baselines.published(point)
         with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
             cleanup(ctx, site, snapshot_held.close)
-            cleanup(ctx, site, lambda: source.remove_snapshot_files(site, site.source.describe_vm(vm.name), tag))
+            cleanup(ctx, site, lambda: source.remove_snapshot_files(site, vm.name, ready.request.tag))
             cleanup(ctx, site, baselines.settle)
             cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft, point))
             # The point is published, so a late wish to cancel must not leave the rest half done.
             steady = Context(fields=ctx.fields)
             cleanup(ctx, site, lambda: target.retire(steady, task, site, draft))
     return TaskOutcome(point.id, point.consistency.value, quiescing.frozen_ms)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is decided before the guest is touched."""
+
+    vm: Vm
+    plans: tuple[DiskPlan, ...]
+    layers: tuple[NewDisk, ...]
+    request: SnapshotRequest
+    identity: ReplicaIdentity
+    spec: TransferSpec
+    baselines: Baselines
+
+
+def prepare(ctx: Context, task: Task, site: Site, facts: api.ReplicaFacts, space: DatastoreFacts) -> Prepared:
+    """Sweep what dead sessions left, then decide for each disk how its changes are found.
+
+    :raises UnderstudyError: if something stands in the way; nothing was changed then but the sweep.
+    """
+    vm = site.source.describe_vm(task.vm)
+    target.check_same_vm(task, vm, facts.replica)
+    tag = Tag(task.job.id, vm.uuid, task.session)
+    vm = source.sweep_source(ctx, site, vm, tag)
+    newest = facts.replica.newest if facts.replica else None
+    baselines = Baselines(site, vm, tag, newest)
+    baselines.settle()
+    disks = source.with_tracking_facts(site, source.replicated_disks(vm, task.job))
+    known = source.tracking_since(site, vm, disks, newest)
+    damaged = target.damaged_disks(facts)
+    plans = plan_disks(vm.name, disks, PlanningFacts(newest, damaged, known, task.job.block_size, task.full_scan))
+    target.check_space(site, space, disks, plans)
+    identity = target.identity(task, vm, facts.replica)
+    return Prepared(
+        vm=vm,
+        plans=plans,
+        layers=tuple(NewDisk(plan.name, plan.size, plan.chained, vm.disk(plan.name).path) for plan in plans),
+        request=source.snapshot_request(site, vm, tag, disks, plans, newest),
+        identity=identity,
+        spec=TransferSpec(task.job, identity.id, newest.id if newest else "", new_point_id()),
+        baselines=baselines,
+    )
 
 
 def new_point_id() -> str:
@@ -152,7 +184,7 @@ def versions(site: Site) -> dict[str, str]:
 
 
 def cleanup(ctx: Context, site: Site, act: Callable[[], object]) -> None:
-    """Do ``act``; its error must not hide another one, nor undo a point, so it becomes a warning that names the object."""
+    """Do ``act``; its error must neither hide another one nor undo a point: it becomes a warning."""
     try:
         act()
     except UnderstudyError as exc:

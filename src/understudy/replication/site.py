@@ -1,4 +1,4 @@
-"""Who takes part in the replication of one VM: the collaborators that :func:`understudy.replication.run.replicate_vm` gets."""
+"""Who takes part in the replication of one VM: what :func:`understudy.replication.run.replicate_vm` is given."""
 
 from __future__ import annotations
 

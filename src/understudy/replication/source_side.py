@@ -1,4 +1,4 @@
-"""The source end of a task: which disks, what is known of their changes, and the snapshot that is held while reading."""
+"""The source end of a task: which disks, what is known of their changes, the snapshot that is held while reading."""
 
 from __future__ import annotations
 
@@ -52,18 +52,21 @@ def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag) -> Vm:
     """Remove what dead sessions of this (VM, job) left on the source (S7); the VM as it is afterwards."""
     for done in site.source.sweep(ctx, vm, tag):
         site.journal.warn(done)
-    vm = site.source.describe_vm(vm.name)
-    remove_snapshot_files(site, vm, tag)
-    return vm
+    return remove_snapshot_files(site, vm.name, tag)
 
 
-def remove_snapshot_files(site: Site, vm: Vm, tag: Tag) -> None:
-    """Remove our scratch files, sockets and free delta files; a delta that the VM still writes to stays."""
+def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
+    """Remove our scratch files, sockets and free delta files; a delta that the VM still writes to stays.
+
+    :return: the VM as it is now.
+    """
+    vm = site.source.describe_vm(name)
     in_use = tuple(PurePosixPath(disk.path).name for disk in vm.disks if disk.path)
     places = {site.source_host.scratch_dir, *(str(PurePosixPath(disk.path).parent) for disk in vm.disks if disk.path)}
     for place in sorted(places):
         if not place.startswith("/dev"):
             site.source_mover.call(api.RemoveTagged(place, tag.prefix, in_use), api.Removed)
+    return vm
 
 
 def with_tracking_facts(site: Site, disks: Iterable[Disk]) -> tuple[Disk, ...]:
@@ -130,7 +133,7 @@ class Held:
 def held_snapshot(
     ctx: Context, source: SourcePlatform, vm: Vm, job: Job, request: SnapshotRequest, plans: tuple[DiskPlan, ...]
 ) -> Iterator[Held]:
-    """Hold one instant of the source; if only the incremental part is refused, hold it without and scan instead (S5)."""
+    """Hold one instant of the source; if only the incremental part is refused, hold it without that and scan (S5)."""
     context = source.snapshot(ctx, vm, job.snapshot_mode, request)
     try:
         snapshot = context.__enter__()

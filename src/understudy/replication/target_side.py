@@ -74,7 +74,7 @@ def inspect(task: Task, site: Site) -> api.ReplicaFacts:
 def check_same_vm(task: Task, vm: Vm, replica: Replica | None) -> None:
     """:raises Refused: if the replica was made from another VM that had the same name."""
     if replica is not None and replica.identity.source_uuid != vm.uuid:
-        raise Refused(f"replica {task.replica_name!r}", f"it was made from a VM with UUID {replica.identity.source_uuid}",
+        raise Refused(f"replica {task.replica_name!r}", f"its source was a VM with UUID {replica.identity.source_uuid}",
                       "remove the replica, or use another --suffix")
 
 
@@ -90,15 +90,10 @@ def damaged_disks(facts: api.ReplicaFacts) -> frozenset[str]:
 
 @contextmanager
 def open_draft(
-    task: Task, site: Site, vm: Vm, facts: api.ReplicaFacts, plans: Sequence[DiskPlan],
-    identity: ReplicaIdentity, point_id: str,
+    task: Task, site: Site, facts: api.ReplicaFacts, disks: tuple[NewDisk, ...], owner: ReplicaIdentity, point_id: str
 ) -> Iterator[str]:
     """The draft of a new point, whose lock keeps every other writer away; abandoned unless it is published."""
-    disks = tuple(NewDisk(plan.name, plan.size, plan.chained, vm.disk(plan.name).path) for plan in plans)
-    request = api.BeginPoint(
-        ref=replica_ref(task, site), identity=identity, attempt=facts.last_attempt + 1,
-        point_id=point_id, disks=disks,
-    )
+    request = api.BeginPoint(replica_ref(task, site), owner, facts.last_attempt + 1, point_id, disks)
     opened = site.target_mover.call(request, api.DraftOpened)
     for done in opened.swept:
         site.journal.warn(f"sweep of the replica: {done}")
@@ -149,8 +144,8 @@ def renew_replica_vm(task: Task, site: Site, draft: str, point: RestorePoint) ->
 
 def _left_alone(task: Task, facts: api.ReplicaFacts, why: str) -> str:
     point = facts.head.point if facts.head else "?"
-    return (f"replica VM {task.replica_name!r} {why}: it was left on point {point}; the restore points are not touched; "
-            f"'understudy failover undo' drops its changes")
+    return (f"replica VM {task.replica_name!r} {why}: it was left on point {point} and no restore point is touched; "
+            "'understudy failover undo' drops its changes")
 
 
 def _definition_of_head(facts: api.ReplicaFacts) -> tuple[str, tuple[str, ...]]:

@@ -58,7 +58,13 @@ class _Transfer:
 
 
 def copy_disks(
-    ctx: Context, site: Site, spec: TransferSpec, draft: str, snapshot: SourceSnapshot, plans: Sequence[DiskPlan], parallel: int
+    ctx: Context,
+    site: Site,
+    spec: TransferSpec,
+    draft: str,
+    snapshot: SourceSnapshot,
+    plans: Sequence[DiskPlan],
+    parallel: int,
 ) -> tuple[Transferred, ...]:
     """Transfer every disk, ``parallel`` at a time; returns when all are durable on the target.
 
@@ -122,14 +128,14 @@ def _follow(site: Site, active: list[_Transfer]) -> None:
             ended = ended and far.state is not api.WorkState.RUNNING
             for part, seconds in (far.progress.busy or {}).items():
                 transfer.busy[part] = transfer.busy.get(part, 0.0) + seconds
-            _raise_failure(transfer, status, far)
-        _raise_failure(transfer, status)
+            _raise_failure(status, far)
+        _raise_failure(status)
         _update(site, transfer, status, ended)
         if transfer.report.processed_bytes:
             fault_point("read.middle")
 
 
-def _raise_failure(transfer: _Transfer, *statuses: api.WorkStatus) -> None:
+def _raise_failure(*statuses: api.WorkStatus) -> None:
     """Raise what made a transfer fail: of two failed ends the one that did not merely lose the other."""
     errors = [status.error for status in statuses if status.error is not None]
     if errors:

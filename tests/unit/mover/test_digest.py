@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import ReplicaError, UsageError
+from understudy.model.extent import Extent
 from understudy.mover.base import PointDigests
 from understudy.mover.digest import (
     DIGEST_BYTES,
@@ -20,7 +21,6 @@ from understudy.mover.digest import (
     DigestWriter,
     copy_digests,
 )
-from understudy.model.extent import Extent
 from understudy.units import MIB
 
 HEADER = DigestHeader("p1", 9000 * MIB + 512, MIB)

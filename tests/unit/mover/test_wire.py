@@ -317,5 +317,5 @@ def test_digest_frames_reach_the_last_block(tmp_path: Path) -> None:
         done.layer.path.touch()
         done.run()
     assert done.errors() == (None, None)
-    assert same_content(image, "qcow2", done.layer.path, "raw") or done.layer.path.stat().st_size < size
+    assert same_content(image, "qcow2", done.layer.path, "raw")
     assert same_digests(tmp_path / "source.digest", tmp_path / "target.digest")

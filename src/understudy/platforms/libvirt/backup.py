@@ -1,4 +1,4 @@
-"""Snapshot mode ``backup``: a pull-mode backup job with copy-before-write scratch files; nothing to merge afterwards."""
+"""Snapshot mode ``backup``: a pull-mode backup job with copy-before-write scratch files; nothing to merge after it."""
 
 from __future__ import annotations
 

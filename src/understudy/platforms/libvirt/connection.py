@@ -34,7 +34,7 @@ def error_text(error: libvirt.libvirtError) -> str:
 
 @contextmanager
 def libvirt_errors(what: str, kind: type[UnderstudyError] = PlatformError, todo: str = "") -> Iterator[None]:
-    """Turn libvirt errors inside the block into ``kind``, or into :class:`HostUnreachable` when the connection is gone."""
+    """Turn libvirt errors inside the block into ``kind``, or :class:`HostUnreachable` when the connection is gone."""
     try:
         yield
     except libvirt.libvirtError as exc:

@@ -1,4 +1,4 @@
-"""Snapshot mode ``external``: the disks become read-only bases, the VM writes into delta files, then they are merged."""
+"""Snapshot mode ``external``: the disks become read-only bases, the VM writes to delta files, then these are merged."""
 
 from __future__ import annotations
 

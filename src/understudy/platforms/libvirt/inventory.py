@@ -28,8 +28,8 @@ def vm_state(domain: libvirt.virDomain) -> VmState:
 def describe(domain: libvirt.virDomain) -> Vm:
     """The VM behind a domain, with disk sizes.
 
-    Definition is the persistent one where there is one: it is what a replica must be made from. Disks come from the live
-    XML of a running domain, because a snapshot delta shows only there.
+    Definition is the persistent one where there is one: it is what a replica must be made from. Disks come from the
+    live XML of a running domain, because a snapshot delta shows only there.
     """
     with libvirt_errors(f"describe VM {domain.name()!r}"):
         flags = libvirt.VIR_DOMAIN_XML_SECURE

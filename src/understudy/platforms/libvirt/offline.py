@@ -1,4 +1,4 @@
-"""A powered-off VM: its images lie still and are read where they are; QEMU's image lock keeps it from starting meanwhile."""
+"""A powered-off VM: its images lie still and are read in place; QEMU's image lock keeps it from starting meanwhile."""
 
 from __future__ import annotations
 

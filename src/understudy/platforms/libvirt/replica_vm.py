@@ -107,7 +107,8 @@ def _host_bound_settings(root: ET.Element) -> Iterator[str]:
     """Settings that name CPUs, NUMA nodes or device numbers of the source host mean nothing elsewhere."""
     dropped = [tag for tag in _HOST_BOUND if _drop(root, ".", tag)]
     vcpu = root.find("vcpu")
-    if vcpu is not None and vcpu.attrib.pop("cpuset", None):
+    if vcpu is not None and "cpuset" in vcpu.attrib:
+        del vcpu.attrib["cpuset"]
         dropped.append("vcpu cpuset")
     for pin in ("vcpupin", "emulatorpin", "iothreadpin"):
         if _drop(root, "cputune", pin):

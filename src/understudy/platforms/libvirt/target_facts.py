@@ -42,11 +42,11 @@ def target_facts(conn: libvirt.virConnect, definition: str) -> TargetFacts:
         virt_types = set() if guest is None else {item.get("type") for item in guest.iterfind("domain")}
         virt_type = "kvm" if "kvm" in virt_types and root.get("type") == "kvm" else "qemu"
         offered = ET.fromstring(conn.getDomainCapabilities(None, arch or None, None, virt_type, 0))
-        networks = frozenset(network.name() for network in conn.listAllNetworks()) if _has_networks(conn) else frozenset()
+        networks = conn.listAllNetworks() if _has_networks(conn) else []
     return TargetFacts(
         accelerated="kvm" in virt_types,
         machines=frozenset() if guest is None else _machines(guest),
-        networks=networks,
+        networks=frozenset(network.name() for network in networks),
         interfaces=_interfaces(conn),
         disk_buses=frozenset(
             item.text or "" for item in offered.iterfind("devices/disk/enum[@name='bus']/value")

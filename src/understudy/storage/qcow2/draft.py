@@ -164,7 +164,7 @@ class Qcow2Draft:
 
     def _make_durable(self, definition: str) -> None:
         for disk in self._disks:
-            for path, mode in ((partial(self._layer(disk)), 0o444), (self.digest_path(disk), 0o600)):
+            for path, mode in ((partial(self._layer(disk)), 0o400), (self.digest_path(disk), 0o600)):
                 path.chmod(mode)
                 fsync_path(path)
         write_durable(partial(self._place.definition(self._id)), definition.encode(), 0o600)

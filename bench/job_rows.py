@@ -1,0 +1,3 @@
+"""x"""
+GROUPS = ()
+NAMES = ("job-full",)

@@ -1,0 +1,62 @@
+"""The peer of the copying rows: nbdcopy between two qemu-nbd servers."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.tools import BenchError, run, timed
+
+CONNECTIONS = 16
+START_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def served(image: Path, *options: str) -> Iterator[Path]:
+    """The image served by qemu-nbd on the Unix socket inside the context."""
+    where = image.with_suffix(".nbd")
+    command = ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", "-k", str(where), *options, str(image)]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        _wait_listening(server, where)
+        yield where
+    finally:
+        server.terminate()
+        server.wait()
+        where.unlink(missing_ok=True)
+
+
+def _wait_listening(server: subprocess.Popen[bytes], where: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(where)) == 0:
+                return
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise BenchError(f"qemu-nbd does not serve {where}")
+        time.sleep(0.01)
+
+
+def uri(where: Path) -> str:
+    """How nbdcopy reaches a server."""
+    return f"nbd+unix:///?socket={where}"
+
+
+def copy_seconds(source: Path, target: Path, size: int) -> float:
+    """How long nbdcopy takes from a server to a new qcow2 image, until the data is flushed.
+
+    The time is nbdcopy's alone; the server of the new image runs before the clock does.
+    """
+    target.unlink(missing_ok=True)
+    run("qemu-img", "create", "-q", "-f", "qcow2", target, str(size))
+    with served(target) as where:
+        return timed(lambda: run("nbdcopy", "--flush", uri(source), uri(where)))
+
+
+def read_seconds(source: Path) -> float:
+    """How long nbdcopy takes to read everything."""
+    return timed(lambda: run("nbdcopy", uri(source), "null:"))

@@ -1,0 +1,36 @@
+"""Settings: how often, which rows, how large."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from understudy.units import GIB
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asked for; sizes in bytes.
+
+    :ivar only: names of the wanted rows, or their beginnings; empty for all.
+    :ivar size: data of the rows that copy one image.
+    :ivar vm_disk: virtual size of the VM's data disk.
+    :ivar vm_data: data in it.
+    :ivar huge_disk: virtual size of the disk that is nearly empty.
+    :ivar huge_data: data in it.
+    """
+
+    runs: int = 5
+    only: tuple[str, ...] = ()
+    size: int = 2 * GIB
+    vm_disk: int = 6 * GIB
+    vm_data: int = 2 * GIB
+    huge_disk: int = 10 << 40
+    huge_data: int = GIB
+
+    def wants(self, *names: str) -> bool:
+        """Whether one of the rows is wanted."""
+        return not self.only or any(name.startswith(wanted) for name in names for wanted in self.only)
+
+    def facts(self) -> dict[str, object]:
+        """The settings as they go into the result."""
+        return asdict(self)

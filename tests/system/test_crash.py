@@ -1,0 +1,142 @@
+"""Killed at every step: the next plain run heals, no restore point is harmed, and nothing is left (S2, S3, S7, S9)."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import understudy
+from tests.system.aftermath import Bench, bench
+from understudy.lab.lab import Lab
+from understudy.model.session import Step
+from understudy.replication import run
+
+POINTS_KEPT = 2
+
+# Steps that run inside another one, and are only reported.
+WITHOUT_FAULT_POINT = {Step.SEND}
+STEPS = [step for step in Step if step not in WITHOUT_FAULT_POINT]
+CONTROLLER = [*(f"{step}.{side}" for step in STEPS for side in ("before", "after")), "read.middle"]
+EXTERNAL = ["snapshot.after", "read.middle", "write.after", "commit.before"]
+
+# Points in the mover that come before the new point is on record: the run fails, and the old baseline is the one.
+BEFORE_RECORD = ["mover.copy.finish", "mover.publish.before", "publish.layers_durable", "publish.renamed"]
+# The point is on record, and the controller never heard of it: it goes back to the old baseline, and says so next time.
+UNHEARD = ["publish.recorded", "mover.publish.after"]
+# The point is published; what is left to do is tidying up.
+TIDYING = [
+    "head.dropped", "head.renamed", "retire.recorded", "retire.committed", "retire.rebased", "retire.dropped",
+    "mover.digests.keep",
+]
+# Not on the way of a run.
+ELSEWHERE = {"failover.recorded", "undo.stopped", "undo.bound"}
+
+
+@pytest.fixture(scope="module")
+def scene(lab: Lab) -> Iterator[Bench]:
+    with bench(lab, "crash", points=POINTS_KEPT) as made:
+        options = ("--points", "2", "--suffix", "_x", "--snapshot-mode", "external")
+        made.installation.job("external", made.vm.name, options=options)
+        for _ in range(POINTS_KEPT):
+            made.installation.replicate("nightly")
+        made.check_points()
+        yield made
+
+
+def test_every_fault_point_of_a_run_is_in_the_matrix() -> None:
+    sources = Path(next(iter(understudy.__path__))).rglob("*.py")
+    literal = {name for path in sources for name in re.findall(r'fault_point\("([^"]+)"\)', path.read_text())}
+    covered = {*CONTROLLER, *BEFORE_RECORD, *UNHEARD, *TIDYING, *ELSEWHERE}
+    assert literal - covered == set()
+    told = set(re.findall(r"journal\.step\(Step\.(\w+)\)", Path(run.__file__).read_text()))
+    assert told == {step.name for step in STEPS}
+
+
+@pytest.mark.parametrize("point", CONTROLLER)
+def test_a_run_after_a_killed_controller_is_incremental_and_finds_nothing_left(scene: Bench, point: str) -> None:
+    _kill_controller(scene, "nightly", point, scene.replica)
+    healed = scene.assert_healed("nightly")
+    _assert_reported_dead(scene, healed["id"] - 1)
+
+
+@pytest.mark.parametrize("point", BEFORE_RECORD)
+def test_a_mover_that_dies_before_the_point_is_recorded_fails_the_run(scene: Bench, point: str) -> None:
+    before = scene.point_ids()
+    scene.write()
+    answer = scene.run_broken("nightly", f"{point}=kill")
+    assert answer.status == 1
+    assert "proxy" in answer.json["tasks"][0]["error"]
+    assert scene.point_ids() == before
+    scene.wait_processes_gone()
+    scene.write()
+    scene.assert_healed("nightly")
+
+
+@pytest.mark.parametrize("point", UNHEARD)
+def test_a_point_recorded_by_a_mover_that_dies_is_kept_and_the_next_run_scans(scene: Bench, point: str) -> None:
+    before = scene.point_ids()
+    scene.write()
+    assert scene.run_broken("nightly", f"{point}=kill").status == 1
+    assert scene.point_ids()[: len(before)] == before
+    assert len(scene.point_ids()) == len(before) + 1
+    scene.check_points()
+    scene.write()
+    scene.assert_healed("nightly", reasons=("checkpoint_missing",))
+
+
+@pytest.mark.parametrize("point", TIDYING)
+def test_a_mover_that_dies_after_publish_does_not_fail_the_run(scene: Bench, point: str) -> None:
+    scene.write()
+    answer = scene.run_broken("nightly", f"{point}=kill")
+    assert answer.status == 0, answer
+    (task,) = answer.json["tasks"]
+    assert task["state"] == "warning"
+    assert any("proxy" in warning for warning in task["warnings"]), task
+    assert scene.point_ids()[-1] == task["restore_point"]
+    scene.check_points()
+    scene.write()
+    scene.assert_healed("nightly")
+
+
+def test_no_change_was_lost_and_every_point_verifies_after_all_these_crashes(scene: Bench) -> None:
+    scene.assert_shows_the_source("nightly")
+    scene.verify_all()
+
+
+@pytest.mark.parametrize("point", EXTERNAL)
+def test_an_external_snapshot_of_a_killed_controller_is_merged_by_the_next_run(scene: Bench, point: str) -> None:
+    if not scene.place(f"{scene.vm.name}_x").exists():
+        scene.installation.replicate("external")
+    scene.check_points(f"{scene.vm.name}_x")
+    _kill_controller(scene, "external", point, f"{scene.vm.name}_x")
+    session = scene.installation.replicate("external")
+    scene.check_points(f"{scene.vm.name}_x")
+    scene.assert_clean(f"{scene.vm.name}_x", checkpoints=2)
+    assert session["tasks"][0]["disks"][0]["mode"] == "incremental"
+    _assert_reported_dead(scene, session["id"] - 1)
+
+
+def test_no_change_was_lost_between_deltas_and_disks(scene: Bench) -> None:
+    scene.assert_shows_the_source("external", f"{scene.vm.name}_x")
+    scene.verify_all(f"{scene.vm.name}_x")
+
+
+def _kill_controller(scene: Bench, job: str, point: str, replica: str) -> None:
+    """Kill the controller at a fault point of its own; the guest goes on writing."""
+    scene.write()
+    answer = scene.run_broken(job, f"{point}=kill")
+    assert answer.status == -signal.SIGKILL, (point, answer)
+    scene.wait_processes_gone()
+    scene.assert_thawed()
+    scene.check_points(replica)
+    scene.write()
+
+
+def _assert_reported_dead(scene: Bench, session_id: int) -> None:
+    session = scene.installation.json("session", "show", str(session_id))
+    assert session["state"] == "failed"
+    assert "controller ended unexpectedly" in session["tasks"][0]["error"]
