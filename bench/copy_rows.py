@@ -45,8 +45,8 @@ Group = Callable[[Settings, Path], Iterator[Row]]
 
 def random_rows(settings: Settings, place: Path) -> Iterator[Row]:
     """Copies of data that cannot be compressed, and reading it again without finding a change."""
-    contests = [contest for contest in (LOCAL, WIRE) if settings.wants(contest.name, f"memory-{contest.name}")]
-    scan = settings.wants("scan", "memory-scan")
+    contests = [contest for contest in (LOCAL, WIRE) if settings.wants(*_with_memory(contest.name))]
+    scan = settings.wants(*_with_memory("scan"))
     if not contests and not scan:
         return
     with _source(place, settings.size, settings.size, mostly_random) as (image, socket):
@@ -58,7 +58,7 @@ def random_rows(settings: Settings, place: Path) -> Iterator[Row]:
 
 def text_rows(settings: Settings, place: Path) -> Iterator[Row]:
     """Copies of data that shrinks."""
-    contests = [item for item in (PLAIN, ZSTD, LZ4) if settings.wants(item.name, f"memory-{item.name}")]
+    contests = [item for item in (PLAIN, ZSTD, LZ4) if settings.wants(*_with_memory(item.name))]
     if not contests:
         return
     with _source(place, settings.size, settings.size, text) as (image, socket):
@@ -67,7 +67,7 @@ def text_rows(settings: Settings, place: Path) -> Iterator[Row]:
 
 def huge_rows(settings: Settings, place: Path) -> Iterator[Row]:
     """The first run, and an incremental run without changes, of a huge disk with little data."""
-    if not settings.wants("huge", "memory-huge"):
+    if not settings.wants(*_with_memory("huge-first", "huge-empty")):
         return
     with _source(place, settings.huge_disk, settings.huge_data, mostly_random, tracked=True) as (image, socket):
         copy = MoverCopy(place / "huge", NbdSource(str(socket), "", f"qemu:dirty-bitmap:{BITMAP}"), settings.huge_disk)
@@ -93,10 +93,13 @@ def memory_row(name: str, peaks: list[float], private: list[float]) -> Row:
     return Row(f"memory-{name}", title, Unit.MEBIBYTES, tuple(peaks), MEMORY_GOAL, {"private_mib": private})
 
 
+def _with_memory(*names: str) -> tuple[str, ...]:
+    """The rows that come with measuring these."""
+    return (*names, *(f"memory-{name}" for name in names))
+
+
 @contextmanager
-def _source(
-    place: Path, size: int, data: int, filler: Filler, *, tracked: bool = False
-) -> Iterator[tuple[Path, Path]]:
+def _source(place: Path, size: int, data: int, filler: Filler, *, tracked: bool = False) -> Iterator[tuple[Path, Path]]:
     """A new image and the socket where it is served; the image is removed at the end."""
     image = place / "source.qcow2"
     make_image(image, size, data, filler)
@@ -109,9 +112,7 @@ def _source(
         image.unlink()
 
 
-def _contend(
-    settings: Settings, place: Path, image: Path, socket: Path, contests: list[Contest]
-) -> Iterator[Row]:
+def _contend(settings: Settings, place: Path, image: Path, socket: Path, contests: list[Contest]) -> Iterator[Row]:
     """Run nbdcopy and every contest in turns."""
     measured: dict[str, list[Copied]] = {contest.name: [] for contest in contests}
     target = place / "nbdcopy.qcow2"
@@ -131,9 +132,7 @@ def _contend(
         yield memory_row(contest.name, [copied.peak for copied in copies], [copied.private for copied in copies])
 
 
-def _measure(
-    contest: Contest, place: Path, image: Path, socket: Path, size: int, measured: list[Copied]
-) -> float:
+def _measure(contest: Contest, place: Path, image: Path, socket: Path, size: int, measured: list[Copied]) -> float:
     """One copy into a new replica; the first one's content is compared."""
     copy = MoverCopy(place / "copy", NbdSource(str(socket), "", ""), size, contest.compression)
     try:
@@ -188,4 +187,5 @@ def _seconds(name: str, title: str, copies: list[Copied], checked: str) -> Row:
     return Row(name, title, Unit.SECONDS, tuple(copied.seconds for copied in copies), None, {}, checked)
 
 
+NAMES = _with_memory(*(item.name for item in (LOCAL, WIRE, PLAIN, ZSTD, LZ4)), "scan", "huge-first", "huge-empty")
 GROUPS: tuple[Group, ...] = (random_rows, text_rows, huge_rows)

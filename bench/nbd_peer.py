@@ -20,24 +20,27 @@ def served(image: Path, *options: str) -> Iterator[Path]:
     """The image served by qemu-nbd on the Unix socket inside the context."""
     where = image.with_suffix(".nbd")
     command = ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", "-k", str(where), *options, str(image)]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    log = where.with_suffix(".log")
+    with log.open("w") as said:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     try:
-        _wait_listening(server, where)
+        _wait_listening(server, where, log)
         yield where
     finally:
         server.terminate()
         server.wait()
         where.unlink(missing_ok=True)
+        log.unlink()
 
 
-def _wait_listening(server: subprocess.Popen[bytes], where: Path) -> None:
+def _wait_listening(server: subprocess.Popen[bytes], where: Path, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(str(where)) == 0:
                 return
         if server.poll() is not None or time.monotonic() > deadline:
-            raise BenchError(f"qemu-nbd does not serve {where}")
+            raise BenchError(f"qemu-nbd does not serve {where}: {log.read_text().strip()}")
         time.sleep(0.01)
 
 

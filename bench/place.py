@@ -23,8 +23,9 @@ def memory_place(needed: int) -> Iterator[Path]:
     """
     free = min(shutil.disk_usage(MEMORY).free, _available())
     if free < needed:
-        raise BenchError(f"{MEMORY}: {format_size(needed)} are needed and {format_size(free)} are free; "
-                         "use smaller sizes or --only")
+        raise BenchError(
+            f"{MEMORY}: {format_size(needed)} are needed and {format_size(free)} are free; use smaller sizes or --only"
+        )
     with tempfile.TemporaryDirectory(prefix="understudy-bench-", dir=MEMORY) as name:
         place = Path(name)
         place.chmod(0o755)

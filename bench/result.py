@@ -91,11 +91,14 @@ def table(rows: Sequence[Row]) -> str:
     lines = [("Row", "Goal", "Median", "Min - max", "", "What")]
     lines += [(row.name, _goal(row), _number(row, row.median), _range(row), row.verdict, row.title) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(line[1:4], widths[1:4],
-                 strict=True)), line[4].ljust(widths[4]), line[5]]).rstrip()  # fmt: skip
-        for line in lines
-    )
+    return "\n".join(_line(line, widths) for line in lines)
+
+
+def _line(words: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, numbers to the right, what does not need a width last."""
+    name, goal, median, spread, verdict, title = words
+    numbers = [word.rjust(width) for word, width in zip((goal, median, spread), widths[1:4], strict=True)]
+    return "  ".join([name.ljust(widths[0]), *numbers, verdict.ljust(widths[4]), title])
 
 
 def _goal(row: Row) -> str:

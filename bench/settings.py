@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 
 from understudy.units import GIB
 
@@ -11,7 +12,7 @@ from understudy.units import GIB
 class Settings:
     """What the command line asked for; sizes in bytes.
 
-    :ivar only: names of the wanted rows, or their beginnings; empty for all.
+    :ivar only: names of the wanted rows, with ``*`` for any characters; empty for all.
     :ivar size: data of the rows that copy one image.
     :ivar vm_disk: virtual size of the VM's data disk.
     :ivar vm_data: data in it.
@@ -29,7 +30,7 @@ class Settings:
 
     def wants(self, *names: str) -> bool:
         """Whether one of the rows is wanted."""
-        return not self.only or any(name.startswith(wanted) for name in names for wanted in self.only)
+        return not self.only or any(fnmatchcase(name, wanted) for name in names for wanted in self.only)
 
     def facts(self) -> dict[str, object]:
         """The settings as they go into the result."""

@@ -36,7 +36,7 @@ def timed(act: Callable[[], object]) -> float:
 
 
 def interleaved(runs: int, contenders: Sequence[Callable[[], float]]) -> list[list[float]]:
-    """Let every contender run ``runs`` times, in turns; who comes first changes, so that none always runs after another.
+    """Let every contender run ``runs`` times, in turns; the order changes, so that none always runs after another.
 
     :returns: for each contender its values, one for each run.
     """

@@ -23,7 +23,7 @@ def failover() -> None:
 def start(app: App, name: str, point: str | None) -> None:
     """Start REPLICA from a restore point. JSON: as of `replica list`, one object."""
     record = replicas.find_replica(app.database, name)
-    chosen = chosen_point(record, point)
+    chosen = chosen_point(app, record, point)
     after = app.services.start_failover(record, chosen)
     answer_line(app, replica_shape(after), f"Replica {name} runs on host {after.host} from restore point {chosen}.")
 

@@ -69,7 +69,7 @@ def verify(app: App, name: str, point: str | None) -> None:
     JSON: {replica, datastore, point, ok, disks: [{name, blocks, bad_count, bad_blocks, problem}]}.
     """
     record = replicas.find_replica(app.database, name)
-    chosen = chosen_point(record, point)
+    chosen = chosen_point(app, record, point)
     document = verify_shape(record, chosen, verify_to_end(app, record, chosen))
     answer(app, document, lambda: _show_verified(document))
     if not document["ok"]:
@@ -108,25 +108,33 @@ def remove(app: App, name: str, delete_files: bool) -> None:
     answer_line(app, document, f"Replica {record.full_name} {'deleted' if delete_files else 'forgotten'}.")
 
 
-def chosen_point(record: ReplicaRecord, point: str | None) -> str:
+def chosen_point(app: App, record: ReplicaRecord, point: str | None) -> str:
     """The id of the point that the operator means: the newest one, if none is named.
+
+    The files say which points there are: a controller that died may have published one that it never noted.
 
     :raises NotFound: if there is no such point, or none at all.
     """
+    replica = _facts(app, record).replica
+    assert replica is not None
     if point is not None:
-        return record.replica.point(point).id
-    if record.replica.newest is None:
+        return replica.point(point).id
+    if replica.newest is None:
         raise NotFound(f"replica {record.full_name!r}", "it has no restore point", "run its job first")
-    return record.replica.newest.id
+    return replica.newest.id
 
 
 def _inspect(app: App, name: str) -> tuple[ReplicaRecord, ReplicaFacts]:
     record = replicas.find_replica(app.database, name)
+    return record, _facts(app, record)
+
+
+def _facts(app: App, record: ReplicaRecord) -> ReplicaFacts:
     facts = app.services.replica_facts(record)
     if facts.replica is None:
         raise ReplicaError(f"replica {record.full_name!r}", "its files are gone",
                            f"forget it: understudy replica remove {record.full_name!r}")
-    return record, facts
+    return facts
 
 
 def _show_points(documents: list[Shape], facts: ReplicaFacts) -> None:

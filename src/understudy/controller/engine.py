@@ -18,7 +18,7 @@ from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.session import SessionState
 from understudy.mover import api
 from understudy.replication.run import replicate_vm
-from understudy.replication.site import Site, Task
+from understudy.replication.site import Task
 from understudy.replication.target_side import replica_ref
 
 LOG = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class LocalEngine:
             task = Task(session.job, vm, session.id, session.full_scan, self._adoptable())
             site = self._sites.build(session.job, rows)
             outcome = replicate_vm(ctx, task, site)
-            self._remember(task, site)
+            self._remember(task, rows)
             state = SessionState.WARNING if rows.warnings else SessionState.SUCCESS
             journal.end_task(
                 self._database, task_id, state, restore_point=outcome.point, consistency=outcome.consistency,
@@ -113,8 +113,13 @@ class LocalEngine:
         """Replicas that no job of this controller keeps: a job for the same VM and place may take them over."""
         return tuple(item.replica.identity.id for item in list_replicas(self._database) if item.job is None)
 
-    def _remember(self, task: Task, site: Site) -> None:
-        """Copy the replica's record into the database."""
-        facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
-        if facts.replica is not None:
-            save_replica(self._database, facts.replica, site.datastore.name, site.target_host.name)
+    def _remember(self, task: Task, rows: DatabaseJournal) -> None:
+        """Copy the replica's record into the database; the point is published, whatever happens here."""
+        try:
+            # Built anew: a proxy that died meanwhile is started again.
+            site = self._sites.build(task.job, rows)
+            facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
+            if facts.replica is not None:
+                save_replica(self._database, facts.replica, site.datastore.name, site.target_host.name)
+        except UnderstudyError as exc:
+            rows.warn(f"note the new restore point of replica {task.replica_name!r}: {exc}")

@@ -54,6 +54,7 @@ class Vm:
     :ivar clean_shutdown: it is off because the guest shut itself down.
     :ivar definition: the platform's own full definition (libvirt: inactive XML). May hold secrets: never log it.
     :ivar obstacle: why this VM cannot be replicated at all, or empty.
+    :ivar nvram: path of its UEFI variables on the source host, or empty.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Vm:
     definition: str = field(repr=False)
     obstacle: str = ""
     clean_shutdown: bool = False
+    nvram: str = ""
 
     def disk(self, name: str) -> Disk:
         """The disk called ``name``.

@@ -63,6 +63,7 @@ class RestorePoint:
     :ivar id: sortable by creation, unique in the replica.
     :ivar created_at: the instant of the source snapshot, ISO 8601 in UTC.
     :ivar block_size: bytes per digest.
+    :ivar nvram: file name below ``points/`` of the UEFI variables at that instant, or empty.
     """
 
     id: str
@@ -73,6 +74,7 @@ class RestorePoint:
     disks: tuple[PointDisk, ...]
     baseline: Baseline | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    nvram: str = ""
 
     def disk(self, name: str) -> PointDisk | None:
         """The disk called ``name``, or None if the VM had none at that instant."""

@@ -82,6 +82,20 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
+class ReadNvram:
+    """Read the file with a VM's UEFI variables."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class NvramContent:
+    """UEFI variables in base64; empty if the VM was never started and so has no file yet."""
+
+    content: str
+
+
+@dataclass(frozen=True)
 class OpenExport:
     """Serve an image read-only with qemu-nbd: a powered-off VM's disk, or the base below a snapshot delta.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +27,10 @@ Response = TypeVar("Response")
 class MoverClient:
     """Calls to one mover; usable by several threads."""
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
+    def __init__(self, path: Path) -> None:
+        self._socket = path
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        transport = httpx.HTTPTransport(uds=str(socket))
+        transport = httpx.HTTPTransport(uds=str(path))
         self._http = httpx.Client(transport=transport, base_url="http://mover", timeout=timeout)
 
     def __enter__(self) -> Self:
@@ -90,6 +92,11 @@ class MoverClient:
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
+        # httpcore leaves its socket open when a connection is refused; so see first whether somebody listens.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            problem = probe.connect_ex(str(self._socket))
+        if problem:
+            raise MoverError(f"proxy at {self._socket}: {path}", os.strerror(problem), "see its log")
         try:
             yield
         except httpx.HTTPError as exc:

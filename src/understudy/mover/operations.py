@@ -20,6 +20,7 @@ HANDLERS: dict[type, Handler] = {
     api.About: lambda mover, _request: about(mover.name),
     api.PrepareScratch: source.prepare_scratch,
     api.ProbeImage: lambda _mover, request: probe_image(request),
+    api.ReadNvram: source.read_nvram,
     api.OpenExport: source.open_export,
     api.CloseExport: source.close_export,
     api.RemoveTagged: source.remove_tagged,

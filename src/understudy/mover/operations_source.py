@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,9 @@ from understudy.errors import DatastoreError, Refused, UsageError
 from understudy.faults import fault_point
 from understudy.mover import api
 from understudy.mover.state import Mover
+from understudy.units import MIB
+
+_NVRAM_MAX = 16 * MIB
 
 
 def prepare_scratch(_mover: Mover, request: api.PrepareScratch) -> api.ScratchFacts:
@@ -39,6 +43,22 @@ def close_export(mover: Mover, request: api.CloseExport) -> api.Nothing:
     """End an export."""
     mover.exports.close(request.id)
     return api.Nothing()
+
+
+def read_nvram(_mover: Mover, request: api.ReadNvram) -> api.NvramContent:
+    """Read UEFI variables; the largest firmware has well under a MiB of them."""
+    path = Path(request.path)
+    what = f"UEFI variables {path}"
+    try:
+        with path.open("rb") as file:
+            content = file.read(_NVRAM_MAX + 1)
+    except FileNotFoundError:
+        return api.NvramContent("")
+    except OSError as exc:
+        raise DatastoreError(what, exc.strerror or str(exc)) from exc
+    if len(content) > _NVRAM_MAX:
+        raise Refused(what, f"the file has more than {_NVRAM_MAX} bytes", "check the VM's <nvram> setting")
+    return api.NvramContent(base64.b64encode(content).decode())
 
 
 def remove_tagged(_mover: Mover, request: api.RemoveTagged) -> api.Removed:

@@ -25,6 +25,7 @@ class ReplicaVmSpec:
     """The replica VM to define.
 
     :ivar definition: the source VM's definition at the restore point.
+    :ivar nvram: the head's copy of the UEFI variables, or empty.
     :ivar disks: absolute head file per disk name; disks that are missing here are left out of the replica VM.
     :ivar replica_id: goes into the definition's metadata as our tag.
     """
@@ -35,6 +36,7 @@ class ReplicaVmSpec:
     definition: str
     disks: Mapping[str, str]
     head_dir: str
+    nvram: str
 
 
 class SourcePlatform(Protocol):

@@ -169,6 +169,7 @@ def publish(
         baseline=held.snapshot.baseline,
         versions=versions(site),
         definition=vm.definition,
+        nvram=source.uefi_variables(site, vm),
     )
     return site.target_mover.call(api.PublishPoint(draft, meta), api.PublishedPoint).point
 

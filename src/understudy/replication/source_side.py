@@ -121,6 +121,13 @@ def settle_digests(site: Site, spec: TransferSpec, plans: Sequence[DiskPlan], ne
         site.source_mover.call(api.DropDigests(spec.replica_id, spec.point), api.Removed)
 
 
+def uefi_variables(site: Site, vm: Vm) -> str:
+    """The VM's UEFI variables in base64, or empty; without them many guests would not find their boot loader."""
+    if not vm.nvram:
+        return ""
+    return site.source_mover.call(api.ReadNvram(vm.nvram), api.NvramContent).content
+
+
 @dataclass(frozen=True)
 class Held:
     """A snapshot that is held, and the plans that fit it."""

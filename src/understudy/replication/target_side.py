@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from understudy.context import Context
-from understudy.errors import DatastoreError, Refused, ReplicaError
+from understudy.errors import DatastoreError, Refused, ReplicaError, UnderstudyError
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.transfer import DiskPlan
@@ -100,7 +100,11 @@ def open_draft(
     try:
         yield opened.draft
     finally:
-        site.target_mover.call(api.ReleaseDraft(opened.draft), api.Nothing)
+        try:
+            site.target_mover.call(api.ReleaseDraft(opened.draft), api.Nothing)
+        except UnderstudyError as exc:
+            # It must hide no other error, nor undo a point. A proxy that died holds no lock; the next run sweeps.
+            site.journal.warn(f"leave replica {task.replica_name!r}: {exc}")
 
 
 def identity(task: Task, vm: Vm, replica: Replica | None) -> ReplicaIdentity:
@@ -158,6 +162,7 @@ def replica_vm_spec(identity: ReplicaIdentity, bound: api.HeadBound) -> ReplicaV
     return ReplicaVmSpec(
         name=identity.name, uuid=identity.domain_uuid, replica_id=identity.id, definition=bound.definition,
         disks=bound.head.files, head_dir=str(PurePosixPath(next(iter(bound.head.files.values()))).parent),
+        nvram=bound.head.nvram,
     )
 
 

@@ -35,6 +35,7 @@ class PointMeta:
     """What is recorded with a restore point at publish.
 
     :ivar definition: the source VM's definition at that instant (libvirt XML), stored beside the layers, mode 0600.
+    :ivar nvram: the UEFI variables at that instant in base64, or empty if the VM has none.
     """
 
     id: str
@@ -45,6 +46,7 @@ class PointMeta:
     baseline: Baseline | None
     versions: dict[str, str]
     definition: str
+    nvram: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class HeadFacts:
     :ivar point: the point it lies on, or empty if there is no head.
     :ivar empty: nothing was written to it since it was made.
     :ivar files: absolute path per disk name.
+    :ivar nvram: absolute path of its copy of the UEFI variables, or empty if the point has none.
     """
 
     point: str
     empty: bool
     files: dict[str, str]
+    nvram: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class ReplicaStore(Protocol):
     def retire(self, point_ids: tuple[str, ...]) -> Replica:
         """Remove these points, which must be the oldest, keeping the content of all others at every instant.
 
-        :raises Refused: if the newest point, or the point under a head that is in use, is among them.
+        :raises Refused: if the newest point, or the point under the head, is among them, or if a layer is in use.
         """
 
     def head(self) -> HeadFacts:

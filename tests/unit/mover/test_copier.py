@@ -85,10 +85,10 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def first(tmp_path: Path, image: Path, **more: int) -> Copied:
+def first(tmp_path: Path, image: Path, block_size: int = MIB) -> Copied:
     """A full copy."""
     with served(tmp_path, image) as where:
-        return copy(tmp_path, where, TransferMode.FULL, **more)
+        return copy(tmp_path, where, TransferMode.FULL, block_size=block_size)
 
 
 def test_a_full_copy_onto_nothing_writes_no_zeros(tmp_path: Path, image: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ def covered(ranges: list[Extent]) -> set[int]:
 def is_range_list(ranges: list[Extent]) -> bool:
     """Sorted, disjoint, nothing empty."""
     return all(item.length > 0 for item in ranges) and all(
-        left.end <= right.start for left, right in zip(ranges, ranges[1:], strict=False)
+        left.end <= right.start for left, right in pairwise(ranges)
     )
 
 
@@ -36,7 +38,7 @@ def test_merge_covers_the_same_bytes_with_joined_ranges(places: list[tuple[int, 
     merged = extent.merge(ranges)
     assert covered(merged) == covered(ranges)
     assert is_range_list(merged)
-    assert all(left.end < right.start for left, right in zip(merged, merged[1:], strict=False))
+    assert all(left.end < right.start for left, right in pairwise(merged))
 
 
 @given(range_lists(), range_lists())

@@ -82,6 +82,7 @@ def parse(
         definition=definition,
         obstacle=_vm_obstacle(live),
         clean_shutdown=clean_shutdown,
+        nvram=_nvram(live),
     )
 
 
@@ -93,6 +94,11 @@ def _firmware(root: ET.Element) -> str:
     if os_element.get("firmware") == "efi" or (loader is not None and loader.get("type") == "pflash"):
         return "uefi"
     return "bios"
+
+
+def _nvram(root: ET.Element) -> str:
+    source = root.find("os/nvram/source")
+    return (root.findtext("os/nvram", "") if source is None else source.get("file", "")).strip()
 
 
 _MEMORY_UNITS = {"b": 1, "bytes": 1, "KB": 1000, "k": 1 << 10, "KiB": 1 << 10, "MB": 10**6, "M": 1 << 20,

@@ -95,9 +95,16 @@ def _firmware(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iter
     if os_element is None:
         return
     nvram = os_element.find("nvram")
+    if nvram is None and spec.nvram:
+        # The source's firmware was chosen by libvirt, which names the file only in the definition of the running VM.
+        nvram = ET.SubElement(os_element, "nvram")
     if nvram is not None:
-        nvram.text = f"{spec.head_dir}/nvram.fd"
-        yield "UEFI variables are not replicated: the replica starts with fresh ones from the template"
+        for child in list(nvram):
+            nvram.remove(child)
+        nvram.attrib.pop("type", None)
+        nvram.text = spec.nvram or f"{spec.head_dir}/nvram.fd"
+        if not spec.nvram:
+            yield "the VM has no UEFI variables yet: the replica starts with fresh ones from the template"
     uefi = os_element.get("firmware") == "efi" or nvram is not None
     if uefi and not facts.uefi:
         yield "the target host has no UEFI firmware: the replica will not start"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +18,7 @@ from understudy.storage.qcow2.files import datastore_errors, fsync_path, write_d
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.manifest import Record, load_record, save_record
-from understudy.storage.qcow2.names import Place, check_point_id, digest_name, layer_name, partial
+from understudy.storage.qcow2.names import Place, check_point_id, digest_name, layer_name, nvram_name, partial
 from understudy.storage.qcow2.sweep import remove_files
 
 
@@ -76,11 +78,11 @@ class Qcow2Draft:
         self._check_complete(record, meta)
         point = RestorePoint(meta.id, meta.created_at, meta.consistency, meta.session, meta.block_size,
                              tuple(self._measure(disk) for disk in self._disks.values()), meta.baseline,
-                             dict(meta.versions))
+                             dict(meta.versions), nvram_name(self._id) if meta.nvram else "")
         with datastore_errors(f"publish {self._what}"):
-            self._make_durable(meta.definition)
+            self._make_durable(meta)
             fault_point("publish.layers_durable")
-            self._rename()
+            self._rename(with_nvram=bool(meta.nvram))
         fault_point("publish.renamed")
         replica = replace(record.replica, points=(*record.replica.points, point))
         save_record(self._place, replace(record, replica=replica))
@@ -96,7 +98,7 @@ class Qcow2Draft:
         for writer in self._writers.values():
             writer.close()
         if all(point.id != self._id for point in load_record(self._place).replica.points):
-            finals = self._finals()
+            finals = [*self._finals(), self._place.nvram(self._id)]
             with datastore_errors(f"abandon {self._what}"):
                 remove_files([partial(path) for path in finals] + finals)
         self._open = False
@@ -108,7 +110,7 @@ class Qcow2Draft:
         return self._place.digests / digest_name(disk, self._id)
 
     def _finals(self) -> list[Path]:
-        """Every file of the point under its final name."""
+        """Every file that each point has, under its final name."""
         files = [path for disk in self._disks for path in (self._layer(disk), self._digest(disk))]
         return [*files, self._place.definition(self._id)]
 
@@ -162,22 +164,32 @@ class Qcow2Draft:
         return PointDisk(disk.name, disk.size, layer_name(disk.name, self._id), header.backing,
                          digest_name(disk.name, self._id), length, disk.source_path)
 
-    def _make_durable(self, definition: str) -> None:
+    def _make_durable(self, meta: PointMeta) -> None:
         for disk in self._disks:
             for path, mode in ((partial(self._layer(disk)), 0o400), (self.digest_path(disk), 0o600)):
                 path.chmod(mode)
                 fsync_path(path)
-        write_durable(partial(self._place.definition(self._id)), definition.encode(), 0o600)
+        write_durable(partial(self._place.definition(self._id)), meta.definition.encode(), 0o600)
+        if meta.nvram:
+            write_durable(partial(self._place.nvram(self._id)), _decoded(self._what, meta.nvram), 0o600)
         self._sync_directories()
 
-    def _rename(self) -> None:
-        for path in self._finals():
+    def _rename(self, *, with_nvram: bool) -> None:
+        extra = [self._place.nvram(self._id)] if with_nvram else []
+        for path in self._finals() + extra:
             partial(path).rename(path)
         self._sync_directories()
 
     def _sync_directories(self) -> None:
         for directory in (self._place.layers, self._place.digests, self._place.points):
             fsync_path(directory)
+
+
+def _decoded(what: str, nvram: str) -> bytes:
+    try:
+        return base64.b64decode(nvram, validate=True)
+    except binascii.Error as exc:
+        raise ReplicaError(f"publish {what}", "the UEFI variables are no base64 text") from exc
 
 
 def _newest_layer(record: Record, disk: str) -> str:

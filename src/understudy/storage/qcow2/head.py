@@ -11,12 +11,12 @@ from understudy.model.replica import PointDisk, RestorePoint
 from understudy.storage import HeadFacts
 from understudy.storage.qcow2.chains import backings_like
 from understudy.storage.qcow2.check import damage
-from understudy.storage.qcow2.files import datastore_errors, fsync_path
+from understudy.storage.qcow2.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.format import layer_is_empty, read_header
 from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.manifest import Record, save_record
-from understudy.storage.qcow2.names import Place, partial
+from understudy.storage.qcow2.names import PARTIAL, Place, partial
 from understudy.storage.qcow2.sweep import remove_files
 
 _TO_LAYERS = "../layers/"
@@ -40,7 +40,8 @@ def head_facts(place: Place, record: Record) -> HeadFacts:
     empty = all(_is_untouched(place, record, disk) for disk in disks if disk.name in present)
     if len(present) < len(disks):
         return HeadFacts("", empty, {})
-    return HeadFacts(record.replica.head_point, empty, {name: str(path) for name, path in files.items()})
+    nvram = str(place.head_nvram) if record.replica.point(record.replica.head_point).nvram else ""
+    return HeadFacts(record.replica.head_point, empty, {name: str(path) for name, path in files.items()}, nvram)
 
 
 def _is_untouched(place: Place, record: Record, disk: PointDisk) -> bool:
@@ -76,16 +77,31 @@ def bind_head(place: Place, record: Record, point: RestorePoint) -> Record:
     for problem in damage(place, record, point):
         raise ReplicaError(act, problem, "use another restore point")
     fresh = [_make_file(place, disk) for disk in point.disks]
+    if point.nvram:
+        fresh.append(_copy_nvram(place, point))
     record = save_record(place, replace(record, replica=replace(record.replica, head_point="")))
     with datastore_errors(act):
         remove_files([path for path in place.own_files() if path.parent == place.head and path not in fresh])
         fault_point("head.dropped")
-        for disk in point.disks:
-            path = place.head_file(disk.name)
-            partial(path).rename(path)
+        for path in fresh:
+            path.rename(path.with_name(path.name.removesuffix(PARTIAL)))
         fsync_path(place.head)
     fault_point("head.renamed")
     return save_record(place, replace(record, replica=replace(record.replica, head_point=point.id)))
+
+
+def _copy_nvram(place: Place, point: RestorePoint) -> Path:
+    """The replica VM writes to its UEFI variables, so that it gets a copy."""
+    path = partial(place.head_nvram)
+    try:
+        content = (place.points / point.nvram).read_bytes()
+    except FileNotFoundError as exc:
+        raise ReplicaError(f"UEFI variables of restore point {point.id!r} of {place.what}", "the file is missing",
+                           "use another restore point") from exc
+    with datastore_errors(f"make {path}"):
+        path.unlink(missing_ok=True)
+        write_durable(path, content, 0o600)
+    return path
 
 
 def _make_file(place: Place, disk: PointDisk) -> Path:

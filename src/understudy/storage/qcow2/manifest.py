@@ -26,7 +26,7 @@ from understudy.storage.qcow2.chains import MergingDisk, contradictions
 from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time, parse_object
 from understudy.storage.qcow2.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.format import SECTOR
-from understudy.storage.qcow2.names import Place, check_point_id, is_digest_name, is_layer_name, partial
+from understudy.storage.qcow2.names import Place, check_point_id, is_digest_name, is_layer_name, is_nvram_name, partial
 
 FORMAT = 1
 _MODE = 0o600
@@ -156,7 +156,8 @@ def _point(fields: Fields) -> RestorePoint:
         block_size=fields.number("block_size", SECTOR, SECTOR),
         disks=fields.children("disks", _disk),
         baseline=fields.optional_child("baseline", _baseline),
-        versions=fields.text_map("versions"))
+        versions=fields.text_map("versions"),
+        nvram=fields.text("nvram", lambda text: not text or is_nvram_name(text)))
 
 
 def _disk(fields: Fields) -> PointDisk:

@@ -17,8 +17,9 @@ _POINT_ID = re.compile(_POINT)
 _DISK_TOKEN = re.compile(_DISK)
 _LAYER = re.compile(rf"{_DISK}-{_POINT}\.qcow2")
 _DIGEST = re.compile(rf"{_DISK}-{_POINT}\.digest")
-_DEFINITION = re.compile(rf"{_POINT}\.xml")
-_HEAD = re.compile(rf"{_DISK}\.qcow2")
+_NVRAM = re.compile(rf"{_POINT}\.nvram")
+_DEFINITION = re.compile(rf"{_POINT}\.(xml|nvram)")
+_HEAD = re.compile(rf"{_DISK}\.qcow2|nvram\.fd")
 _UNSAFE_IN_DIRECTORY = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
 _UNSAFE_IN_DISK = re.compile(r"[^A-Za-z0-9_.]|^\.")
 _NAME_MAX = 255
@@ -99,6 +100,17 @@ def is_digest_name(name: str) -> bool:
     return _DIGEST.fullmatch(name) is not None
 
 
+def nvram_name(point: str) -> str:
+    """File name of the UEFI variables stored with ``point``."""
+    check_point_id(point)
+    return f"{point}.nvram"
+
+
+def is_nvram_name(name: str) -> bool:
+    """Whether stored UEFI variables may be called ``name``; then it is a plain name, without any directory part."""
+    return _NVRAM.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class Place:
     """The directory of one replica and the paths in it."""
@@ -128,7 +140,7 @@ class Place:
 
     @property
     def points(self) -> Path:
-        """Directory of the VM definitions."""
+        """Directory of the VM definitions and UEFI variables."""
         return self.root / "points"
 
     @property
@@ -140,6 +152,15 @@ class Place:
         """File of the VM definition stored with ``point``."""
         check_point_id(point)
         return self.points / f"{point}.xml"
+
+    def nvram(self, point: str) -> Path:
+        """File of the UEFI variables stored with ``point``."""
+        return self.points / nvram_name(point)
+
+    @property
+    def head_nvram(self) -> Path:
+        """The head's own copy of the UEFI variables."""
+        return self.head / "nvram.fd"
 
     def head_file(self, disk: str) -> Path:
         """The head's file for ``disk``."""

@@ -42,6 +42,9 @@ def _needed(place: Place, record: Record) -> set[Path]:
     layers, digests = referenced(replica, record.merging)
     needed = {place.layers / name for name in layers} | {place.digests / name for name in digests}
     needed |= {place.definition(point.id) for point in replica.points}
+    needed |= {place.points / point.nvram for point in replica.points if point.nvram}
     if replica.head_point:
-        needed |= {place.head_file(disk.name) for disk in replica.point(replica.head_point).disks}
+        head = replica.point(replica.head_point)
+        needed |= {place.head_file(disk.name) for disk in head.disks}
+        needed |= {place.head_nvram} if head.nvram else set()
     return needed
