@@ -51,6 +51,7 @@ $(VENV)/pyvenv.cfg: | packages
 $(VENV)/runtime: $(VENV)/pyvenv.cfg requirements.txt pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 $(VENV)/development: $(VENV)/runtime requirements-dev.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fnmatch
 import json
 import sys
 import traceback
@@ -20,11 +21,16 @@ from understudy.errors import UnderstudyError
 from understudy.units import parse_size
 
 GROUPS = (*copy_rows.GROUPS, *job_rows.GROUPS)
+NAMES = (*copy_rows.NAMES, *job_rows.NAMES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if a row could not be measured. A missed goal is a result, not a failure."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    unknown = [wanted for wanted in options.only if not fnmatch.filter(NAMES, wanted)]
+    if unknown or options.runs < 1:
+        parser.error(f"no row is named {' or '.join(unknown)}" if unknown else "--runs must be 1 or more")
     settings = Settings(options.runs, tuple(options.only), options.size, options.vm_disk, options.vm_data,
                         options.huge_disk, options.huge_data)  # fmt: skip
     started = datetime.datetime.now(datetime.UTC)
@@ -75,7 +81,13 @@ def _needed(settings: Settings) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=Settings.runs, help="runs of each contender (%(default)s)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only rows whose name begins so")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"only these rows, * for any characters: {', '.join(NAMES)}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     for name, what in (
         ("size", "data of the copying rows"), ("vm-disk", "data disk of the VM"), ("vm-data", "data on it"),

@@ -59,15 +59,14 @@ def running_twins(lab: Lab, place: Path, settings: Settings) -> Iterator[Twins]:
     # The lab itself cannot live in /dev/shm, which its hosts replace; disks may lie anywhere.
     (lab.alpha.directory / "images").symlink_to(images)
     disks = [DataDisk(settings.vm_disk)]
-    vms = [LabVm.create(lab.alpha, name, lab.guest, data_disks=disks) for name in ("peer", "ours")]
-    first, second = (data_image(vm) for vm in vms)
-    make_image(first, settings.vm_disk, settings.vm_data, mostly_random)
-    shutil.copyfile(first, second)
-    for vm in vms:
+    peer, ours = (LabVm.create(lab.alpha, name, lab.guest, data_disks=disks) for name in ("peer", "ours"))
+    make_image(data_image(peer), settings.vm_disk, settings.vm_data, mostly_random)
+    shutil.copyfile(data_image(peer), data_image(ours))
+    for vm in (peer, ours):
         vm.start()
-    for vm in vms:
+    for vm in (peer, ours):
         vm.wait_agent()
-    yield Twins(*vms, settings.vm_disk)
+    yield Twins(peer, ours, settings.vm_disk)
 
 
 def data_image(vm: LabVm) -> Path:

@@ -37,6 +37,7 @@ from understudy.model.job import Compression
 from understudy.model.replica import Consistency, ReplicaIdentity
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
+from understudy.mover.exports import greets
 from understudy.mover.process import MoverProcess
 from understudy.storage import NewDisk, PointMeta
 from understudy.units import KIB, MIB
@@ -343,7 +344,7 @@ def test_an_image_in_use_says_so(movers: tuple[MoverProcess, MoverProcess], tmp_
     image = make_image(tmp_path / "i.qcow2", SIZE)
     writer = subprocess.Popen(["qemu-nbd", "-t", "-k", tmp_path / "w", "-f", "qcow2", image])
     try:
-        while not (tmp_path / "w").exists():
+        while not greets(tmp_path / "w", 10.0):
             time.sleep(0.01)
         with pytest.raises(PlatformError, match="in use for writing"):
             movers[0].client.call(api.OpenExport(str(image), "qcow2", "", "t"), api.OpenedExport)
@@ -405,7 +406,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
     from understudy.mover.operations import HANDLERS
 
     answers = {
-        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "OpenedExport", "Removed",
+        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "NvramContent", "OpenedExport", "Removed",
         "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts", "DraftOpened", "PublishedPoint",
         "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted", "WorkState", "WorkStarted",
         "Progress", "ErrorFields", "WorkStatus",

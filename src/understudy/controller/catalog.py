@@ -18,7 +18,7 @@ from understudy.controller.schema import DatastoreRow, FrozenGuestRow, HostRow, 
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.job import Datastore, Host, Proxy
 
-DEFAULT_SCRATCH_DIR = "/var/tmp/understudy-scratch"
+DEFAULT_SCRATCH_DIR = "/var/lib/libvirt/understudy"
 STORE_KINDS = ("qcow2",)
 LOCAL_PROXY = "local"
 

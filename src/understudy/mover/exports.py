@@ -124,7 +124,7 @@ class Exports:
 
 def _wait_listening(child: _Child, request: OpenExport) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _listening(child.socket):
+    while not greets(child.socket, START_TIMEOUT_S):
         if child.process.poll() is not None:
             raise _refused(request, child.said())
         if time.monotonic() > deadline:
@@ -132,13 +132,15 @@ def _wait_listening(child: _Child, request: OpenExport) -> None:
         time.sleep(0.01)
 
 
-def _listening(path: Path) -> bool:
+def greets(path: Path, timeout_s: float) -> bool:
+    """Whether an NBD server at ``path`` greets. qemu-nbd listens before it opens the image, and may still refuse then."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(timeout_s)
         try:
             probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+            return probe.recv(8) == b"NBDMAGIC"
+        except OSError:
             return False
-    return True
 
 
 def _refused(request: OpenExport, said: str) -> PlatformError:

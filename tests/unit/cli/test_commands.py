@@ -11,7 +11,7 @@ import pytest
 from command_line import DISK, REPLICA, VM, CommandLine
 
 from understudy.cli.shapes import session_shape
-from understudy.controller import journal, reports
+from understudy.controller import journal, lock, reports
 from understudy.errors import MoverError
 from understudy.lab.demo import DemoOutcome
 from understudy.model.session import SessionReport, SessionState, TaskReport
@@ -47,7 +47,7 @@ DEMO_TASK = TaskReport("web", SessionState.SUCCESS, "p1", "filesystem", 97.0, di
 def test_hosts(cli: CommandLine) -> None:
     assert cli.json("host", "list") == []
     assert "No hosts" in cli.ok("host", "list").out
-    host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/tmp/understudy-scratch"}
+    host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/lib/libvirt/understudy"}
     assert cli.json("host", "add", "kvm", "qemu:///system") == host
     other = cli.json("host", "add", "b", "qemu+ssh://b/system", "--scratch-dir", "/fast/scratch")
     assert other["scratch_dir"] == "/fast/scratch"
@@ -177,9 +177,21 @@ def test_a_running_session_is_asked_to_stop(full: CommandLine) -> None:
     session = full.json("job", "run", "nightly", "--no-wait")["id"]
     database = full.opened()
     journal.claim_session(database)
-    assert full.json("session", "stop", str(session)) == {"id": session, "state": "running"}
+    controller = lock.try_acquire(database.home)
+    assert controller is not None
+    with controller:
+        assert full.json("session", "stop", str(session)) == {"id": session, "state": "running"}
     assert journal.is_cancel_requested(database, session)
     database.close()
+
+
+def test_a_session_of_a_dead_controller_stands_in_nobodys_way(full: CommandLine) -> None:
+    session = full.json("job", "run", "nightly", "--no-wait")["id"]
+    database = full.opened()
+    journal.claim_session(database)
+    database.close()
+    assert full.json("job", "run", "nightly", "--no-wait")["id"] == session + 1
+    assert full.json("session", "show", str(session))["state"] == "failed"
 
 
 def test_job_run_no_wait_starts_a_controller_and_returns(full: CommandLine) -> None:

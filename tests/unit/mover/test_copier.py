@@ -19,6 +19,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover.api import NbdSource, ReadSpec
 from understudy.mover.copier import Copying, LayerSink, check_base, copy_disk, known_content
 from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
+from understudy.mover.exports import greets
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.reader import Source
 from understudy.mover.verify import rebuild_digests, verify_disk
@@ -177,9 +178,8 @@ def test_a_server_without_several_connections_is_read_by_one(tmp_path: Path, ima
 
     server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", tmp_path / "one", "-f", "qcow2", "-x", "disk", image])
     try:
-        while not (tmp_path / "one").exists():
+        while not greets(tmp_path / "one", 10.0):
             time.sleep(0.01)
-        time.sleep(0.1)
         copied = copy(tmp_path, NbdSource(str(tmp_path / "one"), "disk", ""), TransferMode.FULL)
         assert same_content(image, "qcow2", copied.layer.path, "raw")
     finally:

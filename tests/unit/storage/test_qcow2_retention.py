@@ -81,7 +81,7 @@ def test_the_lowest_file_shows_the_next_point_after_a_merge(lab: Lab) -> None:
     assert (first.layer, first.backing, first.digest) == ("vda-p1.qcow2", "", "vda-p2.digest")
     assert (second.layer, second.backing) == ("vda-p3.qcow2", "vda-p1.qcow2")
     assert first.file_bytes == lab.store.image("p2", "vda").stat().st_size
-    assert lab.store.image("p2", "vda").stat().st_mode & 0o777 == 0o444
+    assert lab.store.image("p2", "vda").stat().st_mode & 0o777 == 0o400
     lab.verify()
     lab.verify_files()
 
