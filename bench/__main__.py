@@ -7,7 +7,6 @@ import datetime
 import fnmatch
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,9 +64,13 @@ def _measure(settings: Settings) -> tuple[list[Row], list[str]]:
                     if settings.wants(row.name):
                         rows.append(row)
         except (BenchError, UnderstudyError, OSError) as exc:
-            traceback.print_exc()
-            problems.append(f"{group.__name__}: {exc}")
+            problems.append(f"{group.__name__}: {_shortened(str(exc))}")
     return rows, problems
+
+
+def _shortened(why: str) -> str:
+    """What other programs said can be long; its beginning and its end tell most."""
+    return why if len(why) <= 600 else f"{why[:200]} ... {why[-400:]}"
 
 
 def _needed(settings: Settings) -> int:

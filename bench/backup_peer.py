@@ -11,14 +11,19 @@ from pathlib import Path
 
 from bench.tools import timed
 from bench.twins import data_image
+from understudy.lab.errors import CommandFailed
 from understudy.lab.hosts import LabHost
 from understudy.lab.vm import LabVm
 
 TIMEOUT_S = 900
+RESTORE_ATTEMPTS = 5
 
 
 class BackupPeer:
-    """A chain of backups of one VM, and a restored copy of it."""
+    """A chain of backups of one VM, and a restored copy of it.
+
+    :ivar failed_restores: how many restores failed and were repeated.
+    """
 
     def __init__(self, host: LabHost, vm: LabVm, place: Path) -> None:
         self._host = host
@@ -26,6 +31,7 @@ class BackupPeer:
         self._place = place
         self._chain = place / "backup"
         self._restored = place / "restored"
+        self.failed_restores = 0
         place.mkdir()
         # The hypervisor's user makes the socket here; by default it is in /var/tmp.
         place.chmod(0o1777)
@@ -41,7 +47,20 @@ class BackupPeer:
                            "-S", str(self._place / "scratch"), "-f", str(self._place / "socket"))  # fmt: skip
 
     def restore(self) -> float:
-        """Seconds of a restore of the whole chain into a new directory."""
+        """Seconds of a restore of the whole chain into a new directory.
+
+        virtnbdrestore serves one disk after another at the same socket; on a busy machine the server of the first disk
+        removes the socket of the second one at times, and the restore fails. Then it is repeated, and only the attempt
+        that succeeds counts.
+        """
+        for _ in range(RESTORE_ATTEMPTS - 1):
+            try:
+                return self._restore()
+            except CommandFailed:
+                self.failed_restores += 1
+        return self._restore()
+
+    def _restore(self) -> float:
         self.drop_restored()
         return self._timed("virtnbdrestore", "-n", "-i", str(self._chain), "-o", str(self._restored),
                            "-f", str(self._place / "socket"), "-L", str(self._place / "restore.log"))  # fmt: skip

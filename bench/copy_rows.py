@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import nbd_peer
+from bench.cpu import Taken
 from bench.images import Filler, add_bitmap, make_image, mostly_random, text
 from bench.movers import Copied, MoverCopy
-from bench.nbd_peer import copy_seconds, read_seconds, served
+from bench.nbd_peer import Server, served
 from bench.result import Goal, Row, Unit, ratios
 from bench.settings import Settings
 from bench.tools import check_same, interleaved
 from understudy.model.job import Compression
 from understudy.model.transfer import TransferMode
-from understudy.mover.api import NbdSource
 from understudy.units import GIB, MIB, format_size
 
 #: A mover may use this much memory, whatever the size of the disk.
@@ -38,22 +39,32 @@ WIRE = Contest("copy-wire", "full copy by two movers, compression none / nbdcopy
                Goal(0.65, at_least=True))  # fmt: skip
 ZSTD = Contest("copy-wire-zstd", "two movers, zstd, data that shrinks / nbdcopy", Compression.ZSTD)
 LZ4 = Contest("copy-wire-lz4", "two movers, lz4, data that shrinks / nbdcopy", Compression.LZ4)
+SCAN, HUGE, PLANNING = "scan", "huge-first", "huge-empty"
+CHECKED = "every byte of the first copy, with qemu-img compare"
 PLAIN = Contest("copy-wire-plain", "two movers, none, data that shrinks / nbdcopy", Compression.NONE)
 
 Group = Callable[[Settings, Path], Iterator[Row]]
 
 
+@dataclass(frozen=True)
+class Source:
+    """An image, and the server where it is read."""
+
+    image: Path
+    server: Server
+
+
 def random_rows(settings: Settings, place: Path) -> Iterator[Row]:
     """Copies of data that cannot be compressed, and reading it again without finding a change."""
     contests = [contest for contest in (LOCAL, WIRE) if settings.wants(*_with_memory(contest.name))]
-    scan = settings.wants(*_with_memory("scan"))
+    scan = settings.wants(*_with_memory(SCAN))
     if not contests and not scan:
         return
-    with _source(place, settings.size, settings.size, mostly_random) as (image, socket):
+    with _source(place, settings.size, settings.size, mostly_random) as source:
         if contests:
-            yield from _contend(settings, place, image, socket, contests)
+            yield from _contend(settings, place, source, contests)
         if scan:
-            yield from _scan(settings, place, image, socket)
+            yield from _scan(settings, place, source)
 
 
 def text_rows(settings: Settings, place: Path) -> Iterator[Row]:
@@ -61,30 +72,30 @@ def text_rows(settings: Settings, place: Path) -> Iterator[Row]:
     contests = [item for item in (PLAIN, ZSTD, LZ4) if settings.wants(*_with_memory(item.name))]
     if not contests:
         return
-    with _source(place, settings.size, settings.size, text) as (image, socket):
-        yield from _contend(settings, place, image, socket, contests)
+    with _source(place, settings.size, settings.size, text) as source:
+        yield from _contend(settings, place, source, contests)
 
 
 def huge_rows(settings: Settings, place: Path) -> Iterator[Row]:
     """The first run, and an incremental run without changes, of a huge disk with little data."""
-    if not settings.wants(*_with_memory("huge-first", "huge-empty")):
+    if not settings.wants(*_with_memory(HUGE, PLANNING)):
         return
-    with _source(place, settings.huge_disk, settings.huge_data, mostly_random, tracked=True) as (image, socket):
-        copy = MoverCopy(place / "huge", NbdSource(str(socket), "", f"qemu:dirty-bitmap:{BITMAP}"), settings.huge_disk)
+    with _source(place, settings.huge_disk, settings.huge_data, mostly_random, bitmap=BITMAP) as source:
+        copy = MoverCopy(place / "copy", source.server, settings.huge_disk, dirty_context=f"qemu:dirty-bitmap:{BITMAP}")
         fulls: list[Copied] = []
         empties: list[Copied] = []
         for number in range(settings.runs):
             copy.forget()
             fulls.append(copy.run())
             if number == 0:
-                check_same(image, copy.image())
+                check_same(source.image, copy.image())
             empties.append(copy.run(TransferMode.INCREMENTAL))
         copy.forget()
     shown = f"{format_size(settings.huge_disk)} disk, {format_size(settings.huge_data)} of data"
-    yield _seconds("huge-first", f"first run of a {shown}", fulls, "every byte of the image, with qemu-img compare")
-    yield _seconds("huge-empty", f"planning: nothing changed on a {shown}", empties, "")
-    yield memory_row("huge-first", [copied.peak for copied in fulls], [copied.private for copied in fulls])
-    yield memory_row("huge-empty", [copied.peak for copied in empties], [copied.private for copied in empties])
+    yield _seconds(HUGE, f"first run of a {shown}", fulls, CHECKED)
+    yield _memory(HUGE, fulls)
+    yield _seconds(PLANNING, f"planning: nothing changed on a {shown}", empties, "")
+    yield _memory(PLANNING, empties)
 
 
 def memory_row(name: str, peaks: list[float], private: list[float]) -> Row:
@@ -93,48 +104,52 @@ def memory_row(name: str, peaks: list[float], private: list[float]) -> Row:
     return Row(f"memory-{name}", title, Unit.MEBIBYTES, tuple(peaks), MEMORY_GOAL, {"private_mib": private})
 
 
+def _memory(name: str, copies: list[Copied]) -> Row:
+    return memory_row(name, [copied.peak for copied in copies], [copied.private for copied in copies])
+
+
 def _with_memory(*names: str) -> tuple[str, ...]:
     """The rows that come with measuring these."""
     return (*names, *(f"memory-{name}" for name in names))
 
 
 @contextmanager
-def _source(place: Path, size: int, data: int, filler: Filler, *, tracked: bool = False) -> Iterator[tuple[Path, Path]]:
-    """A new image and the socket where it is served; the image is removed at the end."""
+def _source(place: Path, size: int, data: int, filler: Filler, *, bitmap: str = "") -> Iterator[Source]:
+    """A new image, served; removed at the end."""
     image = place / "source.qcow2"
     make_image(image, size, data, filler)
-    if tracked:
-        add_bitmap(image, BITMAP)
+    if bitmap:
+        add_bitmap(image, bitmap)
     try:
-        with served(image, "-r", *(("-B", BITMAP) if tracked else ())) as socket:
-            yield image, socket
+        with served(image, "-r", *(("-B", bitmap) if bitmap else ())) as server:
+            yield Source(image, server)
     finally:
         image.unlink()
 
 
-def _contend(settings: Settings, place: Path, image: Path, socket: Path, contests: list[Contest]) -> Iterator[Row]:
+def _contend(settings: Settings, place: Path, source: Source, contests: list[Contest]) -> Iterator[Row]:
     """Run nbdcopy and every contest in turns."""
     measured: dict[str, list[Copied]] = {contest.name: [] for contest in contests}
     target = place / "nbdcopy.qcow2"
 
-    def nbdcopy() -> float:
-        seconds = copy_seconds(socket, target, settings.size)
+    def nbdcopy() -> Taken:
+        taken = nbd_peer.copy(source.server, target, settings.size)
         target.unlink()
-        return seconds
+        return taken
 
-    def runner(contest: Contest) -> Callable[[], float]:
-        return lambda: _measure(contest, place, image, socket, settings.size, measured[contest.name])
+    def runner(contest: Contest) -> Callable[[], Taken]:
+        copy = MoverCopy(place / "copy", source.server, settings.size, contest.compression)
+        return lambda: _measure(copy, source.image, measured[contest.name])
 
-    peer, *own = interleaved(settings.runs, [nbdcopy, *(runner(contest) for contest in contests)])
-    for contest, seconds in zip(contests, own, strict=True):
+    peer, *_ = interleaved(settings.runs, [nbdcopy, *(runner(contest) for contest in contests)])
+    for contest in contests:
         copies = measured[contest.name]
-        yield _contest_row(contest, settings, peer, seconds, copies)
-        yield memory_row(contest.name, [copied.peak for copied in copies], [copied.private for copied in copies])
+        yield _against_nbdcopy(contest, settings.size, peer, copies, CHECKED)
+        yield _memory(contest.name, copies)
 
 
-def _measure(contest: Contest, place: Path, image: Path, socket: Path, size: int, measured: list[Copied]) -> float:
+def _measure(copy: MoverCopy, image: Path, measured: list[Copied]) -> Taken:
     """One copy into a new replica; the first one's content is compared."""
-    copy = MoverCopy(place / "copy", NbdSource(str(socket), "", ""), size, contest.compression)
     try:
         copied = copy.run()
         if not measured:
@@ -142,50 +157,55 @@ def _measure(contest: Contest, place: Path, image: Path, socket: Path, size: int
     finally:
         copy.forget()
     measured.append(copied)
-    return copied.seconds
+    return copied.taken
 
 
-def _contest_row(
-    contest: Contest, settings: Settings, peer: list[float], seconds: list[float], copies: list[Copied]
-) -> Row:
-    details = {
-        "nbdcopy_s": peer,
-        "ours_s": seconds,
-        "nbdcopy_gib_per_s": [settings.size / GIB / value for value in peer],
-        "ours_gib_per_s": [settings.size / GIB / value for value in seconds],
-    }
-    if contest.compression is not None:
-        details["wire_mib"] = [copied.progress.wire / MIB for copied in copies]
-    for part in copies[0].progress.busy or {}:
-        details[f"busy_{part}_s"] = [(copied.progress.busy or {}).get(part, 0.0) for copied in copies]
-    checked = "every byte of the first copy, with qemu-img compare"
-    return Row(contest.name, contest.title, Unit.RATIO, ratios(peer, seconds), contest.goal, details, checked)
-
-
-def _scan(settings: Settings, place: Path, image: Path, socket: Path) -> Iterator[Row]:
+def _scan(settings: Settings, place: Path, source: Source) -> Iterator[Row]:
     """A digest scan that finds no change, against nbdcopy reading into nothing."""
-    copy = MoverCopy(place / "scan", NbdSource(str(socket), "", ""), settings.size)
+    copy = MoverCopy(place / "copy", source.server, settings.size)
     scans: list[Copied] = []
 
-    def scan() -> float:
+    def scan() -> Taken:
         scans.append(copy.run(TransferMode.DIGEST_SCAN))
-        return scans[-1].seconds
+        return scans[-1].taken
 
     try:
         copy.run()
-        peer, own = interleaved(settings.runs, [lambda: read_seconds(socket), scan])
-        check_same(image, copy.image())
+        peer, _ = interleaved(settings.runs, [lambda: nbd_peer.read(source.server), scan])
+        check_same(source.image, copy.image())
     finally:
         copy.forget()
-    title = "digest scan that finds no change / nbdcopy to null:"
-    yield Row("scan", title, Unit.RATIO, ratios(peer, own), None, {"nbdcopy_s": peer, "ours_s": own},
-              "every byte of the last point, with qemu-img compare")  # fmt: skip
-    yield memory_row("scan", [copied.peak for copied in scans], [copied.private for copied in scans])
+    contest = Contest(SCAN, "digest scan that finds no change / nbdcopy to null:", None)
+    yield _against_nbdcopy(contest, settings.size, peer, scans, "every byte of the last point, with qemu-img compare")
+    yield _memory(SCAN, scans)
+
+
+def _against_nbdcopy(contest: Contest, size: int, peer: list[Taken], copies: list[Copied], checked: str) -> Row:
+    theirs = [taken.seconds for taken in peer]
+    ours = [copied.taken.seconds for copied in copies]
+    details = {
+        "nbdcopy_s": theirs,
+        "ours_s": ours,
+        "nbdcopy_cpu_s": [taken.cpu for taken in peer],
+        "ours_cpu_s": [copied.taken.cpu for copied in copies],
+        "nbdcopy_gib_per_s": [size / GIB / seconds for seconds in theirs],
+        "ours_gib_per_s": [size / GIB / seconds for seconds in ours],
+        "wire_mib": [copied.progress.wire / MIB for copied in copies],
+        **_busy(copies),
+    }
+    return Row(contest.name, contest.title, Unit.RATIO, ratios(theirs, ours), contest.goal, details, checked)
+
+
+def _busy(copies: list[Copied]) -> dict[str, list[float]]:
+    """Busy seconds of each part, summed over threads, as the reading mover counts them."""
+    parts = copies[0].progress.busy or {}
+    return {f"busy_{part}_s": [(copied.progress.busy or {}).get(part, 0.0) for copied in copies] for part in parts}
 
 
 def _seconds(name: str, title: str, copies: list[Copied], checked: str) -> Row:
-    return Row(name, title, Unit.SECONDS, tuple(copied.seconds for copied in copies), None, {}, checked)
+    seconds = tuple(copied.taken.seconds for copied in copies)
+    return Row(name, title, Unit.SECONDS, seconds, None, {"cpu_s": [copied.taken.cpu for copied in copies]}, checked)
 
 
-NAMES = _with_memory(*(item.name for item in (LOCAL, WIRE, PLAIN, ZSTD, LZ4)), "scan", "huge-first", "huge-empty")
+NAMES = _with_memory(*(item.name for item in (LOCAL, WIRE, PLAIN, ZSTD, LZ4)), SCAN, HUGE, PLANNING)
 GROUPS: tuple[Group, ...] = (random_rows, text_rows, huge_rows)

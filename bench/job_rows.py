@@ -155,6 +155,7 @@ def _against_peer(
         "peer_s": peer,
         "peer_backup_s": list(match.backups),
         "peer_restore_s": list(match.restores),
+        "peer_failed_restores": [float(match.peer.failed_restores)],
         "ours_s": ours,
         **_steps(match.runs),
         "ours_read_mib": [sum(disk["read_bytes"] for disk in run.task["disks"]) / (1 << 20) for run in match.runs],

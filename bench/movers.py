@@ -10,7 +10,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.cpu import CpuMeter, Taken
 from bench.memory import MemoryProbe
+from bench.nbd_peer import Server
 from bench.tools import BenchError
 from understudy.model.job import Compression
 from understudy.model.replica import Consistency, ReplicaIdentity
@@ -29,11 +31,11 @@ BLOCK_SIZE = MIB
 class Copied:
     """What one copy took.
 
-    :ivar seconds: from the request to copy until the point was published.
+    :ivar taken: from the request to copy until the point was published.
     :ivar peak: largest resident set of a mover, in MiB; ``private`` is the part that is no file and not shared.
     """
 
-    seconds: float
+    taken: Taken
     progress: api.Progress
     peak: float
     private: float
@@ -48,9 +50,10 @@ class MoverCopy:
     """
 
     place: Path
-    where: api.NbdSource
+    server: Server
     size: int
     compression: Compression | None = None
+    dirty_context: str = ""
     points: list[str] = field(default_factory=list)
     _identity: ReplicaIdentity = field(
         default_factory=lambda: ReplicaIdentity(str(uuid.uuid4()), "web", "job", "job", "web", "uuid", "uuid2")
@@ -71,7 +74,8 @@ class MoverCopy:
         (self.place / "store").mkdir(parents=True, exist_ok=True)
         with self._movers() as (source, target):
             draft, read = self._begin(target.client, mode)
-            with MemoryProbe(lambda: {source.pid, target.pid}) as probe:
+            pids = {source.pid, target.pid}
+            with MemoryProbe(lambda: pids) as probe, CpuMeter(pids | {self.server.pid}) as cpu:
                 started = time.monotonic()
                 progress = self._transfer(source.client, target.client, read, draft)
                 self._publish(target.client, draft, read.point)
@@ -79,7 +83,7 @@ class MoverCopy:
             source.client.call(api.KeepDigests(self._identity.id, read.point, (DISK,)), api.Nothing)
             target.client.call(api.ReleaseDraft(draft), api.Nothing)
         self.points.append(read.point)
-        return Copied(seconds, progress, probe.peak, probe.private)
+        return Copied(Taken(seconds, cpu.seconds), progress, probe.peak, probe.private)
 
     def image(self) -> Path:
         """The image that shows the newest point."""
@@ -102,7 +106,8 @@ class MoverCopy:
         point, base = f"p{attempt}", self.points[-1] if chained else ""
         disks = (NewDisk(DISK, self.size, chained),)
         request = api.BeginPoint(self.ref, self._identity, attempt, point, disks)
-        read = api.ReadSpec(self.where, DISK, self.size, mode, BLOCK_SIZE, chained, self._identity.id, base, point)
+        where = api.NbdSource(str(self.server.socket), "", self.dirty_context)
+        read = api.ReadSpec(where, DISK, self.size, mode, BLOCK_SIZE, chained, self._identity.id, base, point)
         return target.call(request, api.DraftOpened).draft, read
 
     def _transfer(self, source: MoverClient, target: MoverClient, read: api.ReadSpec, draft: str) -> api.Progress:

@@ -7,17 +7,32 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.cpu import CpuMeter, Taken
 from bench.tools import BenchError, run, timed
 
 CONNECTIONS = 16
 START_TIMEOUT_S = 30.0
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running qemu-nbd."""
+
+    socket: Path
+    pid: int
+
+    @property
+    def uri(self) -> str:
+        """How nbdcopy reaches it."""
+        return f"nbd+unix:///?socket={self.socket}"
+
+
 @contextmanager
-def served(image: Path, *options: str) -> Iterator[Path]:
-    """The image served by qemu-nbd on the Unix socket inside the context."""
+def served(image: Path, *options: str) -> Iterator[Server]:
+    """The image served by qemu-nbd inside the context."""
     where = image.with_suffix(".nbd")
     command = ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", "-k", str(where), *options, str(image)]
     log = where.with_suffix(".log")
@@ -25,7 +40,7 @@ def served(image: Path, *options: str) -> Iterator[Path]:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     try:
         _wait_listening(server, where, log)
-        yield where
+        yield Server(where, server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -44,22 +59,20 @@ def _wait_listening(server: subprocess.Popen[bytes], where: Path, log: Path) -> 
         time.sleep(0.01)
 
 
-def uri(where: Path) -> str:
-    """How nbdcopy reaches a server."""
-    return f"nbd+unix:///?socket={where}"
-
-
-def copy_seconds(source: Path, target: Path, size: int) -> float:
-    """How long nbdcopy takes from a server to a new qcow2 image, until the data is flushed.
+def copy(source: Server, target: Path, size: int) -> Taken:
+    """Let nbdcopy copy everything into a new qcow2 image, until the data is flushed.
 
     The time is nbdcopy's alone; the server of the new image runs before the clock does.
     """
     target.unlink(missing_ok=True)
     run("qemu-img", "create", "-q", "-f", "qcow2", target, str(size))
-    with served(target) as where:
-        return timed(lambda: run("nbdcopy", "--flush", uri(source), uri(where)))
+    with served(target) as server, CpuMeter((source.pid, server.pid)) as cpu:
+        seconds = timed(lambda: run("nbdcopy", "--flush", source.uri, server.uri))
+    return Taken(seconds, cpu.seconds)
 
 
-def read_seconds(source: Path) -> float:
-    """How long nbdcopy takes to read everything."""
-    return timed(lambda: run("nbdcopy", uri(source), "null:"))
+def read(source: Server) -> Taken:
+    """Let nbdcopy read everything."""
+    with CpuMeter((source.pid,)) as cpu:
+        seconds = timed(lambda: run("nbdcopy", source.uri, "null:"))
+    return Taken(seconds, cpu.seconds)

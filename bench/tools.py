@@ -7,8 +7,10 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 Word = str | Path
+Value = TypeVar("Value")
 
 
 class BenchError(Exception):
@@ -35,12 +37,12 @@ def timed(act: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-def interleaved(runs: int, contenders: Sequence[Callable[[], float]]) -> list[list[float]]:
+def interleaved(runs: int, contenders: Sequence[Callable[[], Value]]) -> list[list[Value]]:
     """Let every contender run ``runs`` times, in turns; the order changes, so that none always runs after another.
 
     :returns: for each contender its values, one for each run.
     """
-    values: list[list[float]] = [[] for _ in contenders]
+    values: list[list[Value]] = [[] for _ in contenders]
     for number in range(runs):
         order = list(range(len(contenders)))
         for index in order if number % 2 == 0 else reversed(order):

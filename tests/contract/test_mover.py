@@ -406,10 +406,10 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
     from understudy.mover.operations import HANDLERS
 
     answers = {
-        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "NvramContent", "OpenedExport", "Removed",
-        "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts", "DraftOpened", "PublishedPoint",
-        "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted", "WorkState", "WorkStarted",
-        "Progress", "ErrorFields", "WorkStatus",
+        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "NvramContent",
+        "OpenedExport", "Removed", "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts",
+        "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
+        "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus",
     }
     types = {name for name, value in vars(api).items() if getattr(value, "__module__", "") == api.__name__}
     assert {handled.__name__ for handled in HANDLERS} == types - answers

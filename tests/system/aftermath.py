@@ -135,12 +135,12 @@ class Bench:
                 found.append(line)
         return found
 
-    def assert_clean(self, replica: str = "", checkpoints: int = 1) -> None:
-        """Nothing of an ended run is left, anywhere."""
+    def assert_clean(self, replica: str = "") -> None:
+        """Nothing of an ended run is left, anywhere; each job has its baseline and no more."""
         name = replica or self.replica
         found = [*self.our_processes(), *self._stray_files(name)]
         with self.vm.domain() as domain:
-            found += _on_domain(domain, self.vm, checkpoints)
+            found += _on_domain(domain, self.vm)
         assert not found, found
 
     def assert_thawed(self) -> None:
@@ -169,8 +169,8 @@ def _unreferenced(place: Path, record: dict[str, Any]) -> list[Path]:
     return [path for part, names in needed.items() for path in (place / part).iterdir() if path.name not in names]
 
 
-def _on_domain(domain: libvirt.virDomain, vm: LabVm, checkpoints: int) -> list[str]:
-    """What of ours is on a domain, beyond the baseline; and a guest that is frozen."""
+def _on_domain(domain: libvirt.virDomain, vm: LabVm) -> list[str]:
+    """What of ours is on a domain, beyond one baseline for each job; and a guest that is frozen."""
     if not domain.isActive():
         return []
     found = []
@@ -182,7 +182,7 @@ def _on_domain(domain: libvirt.virDomain, vm: LabVm, checkpoints: int) -> list[s
     found += [f"disk source {source}" for source in sources if "understudy-" in Path(source).name]
     found += [f"block job on {disk.target}" for disk in vm.disks if domain.blockJobInfo(disk.target, 0)]
     names = [item.getName() for item in domain.listAllCheckpoints() if item.getName().startswith("understudy-")]
-    if len(names) > checkpoints:
+    if len({name.split("-")[1] for name in names}) < len(names):
         found.append(f"checkpoints {names}")
     nodes = _monitor(domain, "query-named-block-nodes")
     bitmaps = {bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", [])}

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_an_interrupted_run_leaves_nothing_and_tells_the_truth(scene: Bench, poi
     scene.write()
     with scene.installation.stalled("nightly", point) as run:
         _interrupt(scene.installation, run)
-    scene.assert_clean(checkpoints=2)
+    scene.assert_clean()
     session = run.ended.json
     if point in PUBLISHED:
         assert (run.ended.status, session["state"]) == (0, "success"), run.ended
@@ -54,10 +55,11 @@ def test_an_interrupted_run_leaves_nothing_and_tells_the_truth(scene: Bench, poi
 def test_an_interrupted_run_merges_its_delta(scene: Bench, point: str) -> None:
     scene.write()
     with scene.installation.stalled("other", point) as run:
+        if point != "snapshot.after":  # there the guest is frozen still
+            scene.write()
         _interrupt(scene.installation, run)
-        scene.write()
     assert (run.ended.status, run.ended.json["state"]) == (130, "cancelled"), run.ended
-    scene.assert_clean("cancel_other", checkpoints=2)
+    scene.assert_clean("cancel_other")
     scene.check_points("cancel_other")
 
 
@@ -67,10 +69,9 @@ def test_a_session_is_stopped_by_another_command(scene: Bench) -> None:
         (running,) = [item for item in installation.json("session", "list") if item["state"] == "running"]
         stopped = installation.json("session", "stop", str(running["id"]))
         assert stopped == {"id": running["id"], "state": "running"}
-        _wait(lambda: _cancel_requested(installation, running["id"]))
         time.sleep(0.5)
     assert (run.ended.status, run.ended.json["state"]) == (130, "cancelled"), run.ended
-    scene.assert_clean(checkpoints=2)
+    scene.assert_clean()
     again = installation.run("session", "stop", str(running["id"]))
     assert (again.status, again.out) == (2, "")
     assert again.err == f"error: stop session {running['id']}: it has ended (cancelled); nothing is to be stopped\n"
@@ -97,8 +98,8 @@ def test_a_second_job_is_executed_by_the_controller_that_lives(scene: Bench) -> 
     out, err = second.communicate(timeout=60)
     assert (second.returncode, err) == (0, ""), (out, err)
     assert first.ended.status == 0
-    scene.assert_clean(checkpoints=2)
-    scene.assert_clean("cancel_other", checkpoints=2)
+    scene.assert_clean()
+    scene.assert_clean("cancel_other")
 
 
 def test_a_run_that_nobody_waits_for_can_be_followed(scene: Bench) -> None:
@@ -110,7 +111,7 @@ def test_a_run_that_nobody_waits_for_can_be_followed(scene: Bench) -> None:
     assert session["state"] == "success", session
     assert scene.point_ids()[-1] == session["tasks"][0]["restore_point"]
     scene.wait_processes_gone()
-    scene.assert_clean(checkpoints=2)
+    scene.assert_clean()
 
 
 def test_no_change_was_lost_after_all_these_cancellations(scene: Bench) -> None:
@@ -123,15 +124,15 @@ def test_no_change_was_lost_after_all_these_cancellations(scene: Bench) -> None:
 def _interrupt(installation: Installation, run: StalledRun) -> None:
     """Ctrl-C, and wait until the controller has passed it on to the task."""
     run.process.send_signal(signal.SIGINT)
-    with sqlite3.connect(installation.home / "understudy.db") as database:
-        (newest,) = database.execute("SELECT max(id) FROM session").fetchone()
-    _wait(lambda: _cancel_requested(installation, newest))
+    newest = "SELECT cancel_requested FROM sessions ORDER BY id DESC LIMIT 1"
+    _wait(lambda: _asked(installation, newest))
     time.sleep(0.5)
 
 
-def _cancel_requested(installation: Installation, session_id: int) -> bool:
-    with sqlite3.connect(installation.home / "understudy.db") as database:
-        (asked,) = database.execute("SELECT cancel_requested FROM session WHERE id = ?", (session_id,)).fetchone()
+def _asked(installation: Installation, query: str) -> bool:
+    """Whether a session's row says that it is to be cancelled; the command line does not tell."""
+    with closing(sqlite3.connect(installation.home / "understudy.db")) as database:
+        (asked,) = database.execute(query).fetchone()
     return bool(asked)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.system.installation import Installation
 from tests.system.steps import (
     INCREMENTAL,
@@ -90,17 +92,18 @@ def test_no_more_points_than_wanted_are_kept_and_these_are_their_instants(instal
     vm = lab.create_vm(lab.alpha, "kept", data_disks=[DataDisk(32 * MIB)])
     vm.wait_agent()
     installation.job("nightly", vm.name, options=("--points", "3", *QUIET))
-    instants = []
+    instants, directory = [], installation.store
     for round_ in range(8):
         # Each run writes some places for the first time, some again, and zeros what an earlier one wrote.
         vm.run(f"dd if=/dev/urandom of=/dev/vdb bs=64k count=24 seek={round_ * 16} oflag=direct conv=notrunc;"
                f"dd if=/dev/urandom of=/dev/vdb bs=64k count=4 seek=400 oflag=direct conv=notrunc;"
                f"blkdiscard -o {max(0, round_ - 2) * MIB} -l {MIB // 2} /dev/vdb; echo {round_} >/data/round; sync")
         instants.append(replicate_paused(installation, vm, "nightly"))
-        listed = [point["id"] for point in installation.points("kept_replica")]
-        assert listed == [instant.point for instant in instants[-3:]]
+        directory = replica_directory(installation, "kept_replica") if round_ == 0 else directory
+        record = json.loads((directory / "replica.json").read_text())
+        assert [point["id"] for point in record["points"]] == [instant.point for instant in instants[-3:]]
     assert_points_are(installation, "kept_replica", *instants[-3:])
-    directory = replica_directory(installation, "kept_replica")
+    installation.ok("replica", "verify", "kept_replica", "--point", instants[-3].point)
     disks = [disk for point in installation.points("kept_replica") for disk in point["disks"]]
     assert {str(path) for path in (directory / "layers").iterdir()} == {disk["image"] for disk in disks}
     assert {str(path) for path in (directory / "digests").iterdir()} == {disk["digest"] for disk in disks}

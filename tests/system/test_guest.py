@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import libvirt
 import libvirt_qemu
-import pytest
 
 from tests.system.installation import Installation
-from tests.system.steps import freeze_status, published_files, replica_directory, run_in_replica, wait_until
+from tests.system.steps import (
+    freeze_status,
+    our_checkpoints,
+    published_files,
+    replica_directory,
+    run_in_replica,
+    wait_until,
+)
 from understudy.lab.vm import LabVm
 
 # The hook runs as the agent freezes and thaws; its file lies in memory, because the disk is frozen.
@@ -48,7 +54,7 @@ def test_the_guest_is_frozen_as_the_job_wants_it_and_thawed_after(installation: 
         if policy == "require":
             installation.ok("failover", "start", replica)
             assert run_in_replica(installation, replica, "cat /data/policy").strip() == policy
-            assert run_in_replica(installation, replica, "mount | grep -c '/data ext4 rw'").strip() == "1"
+            assert run_in_replica(installation, replica, "grep -c ' /data ext4 rw' /proc/mounts").strip() == "1"
 
 
 def test_an_agent_that_does_not_answer_is_a_warning_or_an_error_as_the_job_wants(installation: Installation) -> None:
@@ -58,9 +64,9 @@ def test_an_agent_that_does_not_answer_is_a_warning_or_an_error_as_the_job_wants
         installation.replicate(policy)
     required = replica_directory(installation, "silent_require")
     before = published_files(required)
-    # It stops after this command has been answered; only a wakeup from inside the guest can reach it then.
-    vm.run("setsid sh -c 'sleep 1; kill -STOP $(pidof qemu-ga); sleep 60; kill -CONT $(pidof qemu-ga)' "
-           "</dev/null >/dev/null 2>&1 &")
+    # It stops after it has answered this command; a new disk is how the guest hears that it may go on.
+    vm.run("setsid sh -c 'sleep 1; kill -STOP $(pidof qemu-ga); until [ -b /dev/vdb ]; do sleep 1; done; "
+           "kill -CONT $(pidof qemu-ga)' </dev/null >/dev/null 2>&1 &")
     wait_until(lambda: not _answers(vm), 15, "the agent stopped")
     tried = installation.replicate("try")["tasks"][0]
     assert (tried["state"], tried["consistency"]) == ("warning", "crash")
@@ -69,7 +75,8 @@ def test_an_agent_that_does_not_answer_is_a_warning_or_an_error_as_the_job_wants
     assert refused.status == 1
     assert "guest" in refused.json["tasks"][0]["error"]
     assert published_files(required) == before
-    wait_until(lambda: _answers(vm), 90, "the agent went on")
+    _attach_disk(installation, vm)
+    wait_until(lambda: _answers(vm), 30, "the agent went on")
     wait_until(lambda: freeze_status(vm) == "thawed", 30, "the guest is thawed")
     assert vm.run("echo writable >/data/proof; sync; cat /data/proof").strip() == "writable"
     again = installation.replicate("require")["tasks"][0]
@@ -83,6 +90,15 @@ def _answers(vm: LabVm) -> bool:
         except libvirt.libvirtError:
             return False
         return True
+
+
+def _attach_disk(installation: Installation, vm: LabVm) -> None:
+    image = installation.place / "signal.raw"
+    image.write_bytes(bytes(65536))
+    with vm.domain() as domain:
+        domain.attachDeviceFlags(
+            f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{image}'/>"
+            "<target dev='vdb' bus='virtio'/></disk>", libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def test_a_guest_is_thawed_when_the_controller_is_killed_while_it_is_frozen(installation: Installation) -> None:
@@ -101,23 +117,21 @@ def test_a_guest_is_thawed_when_the_controller_is_killed_while_it_is_frozen(inst
     assert freeze_status(vm) == "thawed"
 
 
-@pytest.mark.parametrize("policy", ["try", "require"])
-def test_a_snapshot_that_takes_too_long_is_not_waited_for_by_the_guest(
-    installation: Installation, policy: str
-) -> None:
-    vm = _vm(installation, f"late {policy}")
-    installation.job("nightly", vm.name, options=("--guest-processing", policy))
-    with installation.stalled("nightly", "snapshot.before") as run:
-        assert freeze_status(vm) == "frozen"
-        took = wait_until(lambda: freeze_status(vm) == "thawed", 20, "the guest is thawed")
-        assert took > 4
-        vm.run("echo late >/data/late; sync")
-    (task,) = run.ended.json["tasks"]
-    if policy == "require":
-        assert run.ended.status == 1
-        assert "thawed before the snapshot was complete" in task["error"]
-        assert installation.run("replica", "points", f"{vm.name}_replica").status != 0
-        return
-    assert (run.ended.status, task["state"], task["consistency"]) == (0, "warning", "crash")
-    assert any("thawed before the snapshot was complete" in warning for warning in task["warnings"])
-    assert freeze_status(vm) == "thawed"
+def test_a_snapshot_that_takes_too_long_is_not_waited_for_by_the_guest(installation: Installation) -> None:
+    vm = _vm(installation, "late")
+    tasks = {}
+    for policy in ("try", "require"):
+        installation.job(policy, vm.name, options=("--guest-processing", policy, "--suffix", f"_{policy}"))
+        with installation.stalled(policy, "snapshot.before") as run:
+            assert freeze_status(vm) == "frozen"
+            took = wait_until(lambda: freeze_status(vm) == "thawed", 20, "the guest is thawed")
+            assert took > 4
+            vm.run("echo late >/data/late; sync")
+        assert freeze_status(vm) == "thawed"
+        assert run.ended.status == (0 if policy == "try" else 1)
+        (tasks[policy],) = run.ended.json["tasks"]
+    assert (tasks["try"]["state"], tasks["try"]["consistency"]) == ("warning", "crash")
+    assert any("thawed before the snapshot was complete" in warning for warning in tasks["try"]["warnings"])
+    assert "thawed before the snapshot was complete" in tasks["require"]["error"]
+    assert list(installation.store.glob("late_require/layers/*")) == []
+    assert len(our_checkpoints(vm)) == 1  # the one of the run that made a point

@@ -133,7 +133,7 @@ def _wait_listening(child: _Child, request: OpenExport) -> None:
 
 
 def greets(path: Path, timeout_s: float) -> bool:
-    """Whether an NBD server at ``path`` greets. qemu-nbd listens before it opens the image, and may still refuse then."""
+    """Whether an NBD server at ``path`` greets. qemu-nbd listens before it opens the image, which may fail."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(timeout_s)
         try:

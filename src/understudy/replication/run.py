@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -49,7 +50,9 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
             draft = undo.enter_context(target.open_draft(task, site, facts, ready.layers, ready.identity, spec.point))
             target.take_over(task, site, facts, ready.identity, draft)
             provide_base_digests(ctx, site, target.replica_ref(task, site), spec, ready.plans)
-        snapshot_held = ExitStack()
+        snapshot_held = ExitStack()  # closed once: when the point is published, or when the task goes wrong
+        tidy = functools.partial(source.remove_snapshot_files, site, vm.name, ready.request.tag)
+        snapshot_held.callback(cleanup, ctx, site, tidy)
         undo.callback(cleanup, ctx, site, baselines.settle)
         undo.callback(cleanup, ctx, site, snapshot_held.close)
         undo.callback(cleanup, ctx, site, lambda: source.settle_digests(site, spec, ready.plans, baselines.newest))
@@ -71,7 +74,6 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
             baselines.published(point)
         with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
             cleanup(ctx, site, snapshot_held.close)
-            cleanup(ctx, site, lambda: source.remove_snapshot_files(site, vm.name, ready.request.tag))
             cleanup(ctx, site, baselines.settle)
             cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft, point))
             # The point is published, so a late wish to cancel must not leave the rest half done.

@@ -82,10 +82,12 @@ def damaged_disks(facts: api.ReplicaFacts) -> frozenset[str]:
     """Disks whose layers at the newest point are damaged."""
     if facts.replica is None or facts.replica.newest is None:
         return frozenset()
-    problems = facts.damage.get(facts.replica.newest.id, [])
-    return frozenset(
-        disk.name for disk in facts.replica.newest.disks if any(disk.layer in text for text in problems)
-    ) or (frozenset(disk.name for disk in facts.replica.newest.disks) if problems else frozenset())
+    names = {disk.name for disk in facts.replica.newest.disks}
+    damaged: set[str] = set()
+    for problem in facts.damage.get(facts.replica.newest.id, []):
+        # A layer below, of another point, may be meant: only the disk's own name tells. Without one, all are suspect.
+        damaged |= {name for name in names if problem.startswith(f"disk {name}: ")} or names
+    return frozenset(damaged)
 
 
 @contextmanager

@@ -149,7 +149,10 @@ class ReplicaStore(Protocol):
         """Start a restore point with a layer for each of ``disks``. The lock must be held."""
 
     def damage(self, point_id: str) -> list[str]:
-        """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none."""
+        """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none.
+
+        Each text begins with ``disk <name>: ``, so that only that disk is sent again.
+        """
 
     def image(self, point_id: str, disk: str) -> Path:
         """Absolute path of the layer that shows ``disk`` at that point."""

@@ -270,7 +270,7 @@ def test_replica_verify(full: CommandLine) -> None:
         "disks": [{"name": "vda", "blocks": 100, "bad_count": 0, "bad_blocks": [], "problem": ""}],
     }  # fmt: skip
     full.ok("replica", "verify", "web_replica", "--point", "p1")
-    assert full.calls[0] == ("verify_point", "web_replica", "p1")
+    assert ("verify_point", "web_replica", "p1") in full.calls
     assert full.refused("replica", "verify", "web_replica", "--point", "p9").startswith("restore point 'p9' of ")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mover_lab import RawLayer, add_bitmap, io, make_image, same_content, served, write
@@ -19,9 +20,11 @@ from understudy.model.job import Compression
 from understudy.model.transfer import TransferMode
 from understudy.mover.api import NbdSource, ReadSpec, SendDisk
 from understudy.mover.digest import DigestReader
+from understudy.mover.frames import Frame, FrameType
 from understudy.mover.meter import Meter
 from understudy.mover.receive import Receiving, receive_disk
 from understudy.mover.send import send_disk
+from understudy.mover.wire import Connection
 from understudy.storage import Buffer
 from understudy.units import KIB, MIB
 
@@ -167,6 +170,25 @@ def test_digests_lost_at_the_target_are_healed(tmp_path: Path, image: Path, act:
     assert done.errors() == (None, None)
     assert same_content(image, "qcow2", done.layer.path, "raw")
     assert same_digests(tmp_path / "source.digest", tmp_path / "target.digest")
+
+
+def test_a_frame_that_is_lost_without_a_trace_is_noticed(
+    tmp_path: Path, where: NbdSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, lost = Connection.send, list[Frame]()
+
+    def lossy(self: Connection, frame: Frame, *more: Any) -> None:
+        if frame.type is FrameType.DATA and not lost:
+            lost.append(frame)
+        else:
+            send(self, frame, *more)
+
+    monkeypatch.setattr(Connection, "send", lossy)
+    done = Transfer(tmp_path, where, RawLayer(tmp_path / "layer", SIZE)).run()
+    for error in done.errors():
+        assert isinstance(error, TransferError)
+        assert "totals do not match" in str(error)
+    assert not done.layer.finished
 
 
 def test_a_layer_on_another_point_is_refused(tmp_path: Path, image: Path, where: NbdSource) -> None:

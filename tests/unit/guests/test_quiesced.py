@@ -1,0 +1,179 @@
+"""Quiescing: recorded before the freeze, thawed whatever happens, and honest about what was achieved."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from understudy.errors import GuestError, HostUnreachable, UnderstudyError
+from understudy.guests.processing import Quiesced, Watchdog
+from understudy.model.job import GuestPolicy
+
+
+@dataclass
+class Script:
+    """What the guest and the watchdog are to answer, and everything that happened, in order."""
+
+    freeze: int | UnderstudyError = 2
+    thaw: int | UnderstudyError = 2
+    arm: UnderstudyError | None = None
+    in_time: bool = True
+    events: list[str] = field(default_factory=list)
+    timeouts: list[float] = field(default_factory=list)
+
+    def answer(self, value: int | UnderstudyError, event: str, timeout_s: float) -> int:
+        self.events.append(event)
+        self.timeouts.append(timeout_s)
+        if isinstance(value, UnderstudyError):
+            raise value
+        return value
+
+
+class Transport:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def freeze(self, timeout_s: float) -> int:
+        return self._script.answer(self._script.freeze, "freeze", timeout_s)
+
+    def thaw(self, timeout_s: float) -> int:
+        return self._script.answer(self._script.thaw, "thaw", timeout_s)
+
+
+class ScriptedWatchdog:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def arm(self, seconds: float) -> None:
+        self._script.events.append(f"arm {seconds:g}")
+        if self._script.arm is not None:
+            raise self._script.arm
+
+    def disarm(self) -> bool:
+        self._script.events.append("disarm")
+        return self._script.in_time
+
+
+def quiesced(script: Script, policy: GuestPolicy = GuestPolicy.TRY, deadline_s: float = 10.0) -> Quiesced:
+    watchdog = cast("Watchdog", ScriptedWatchdog(script))
+
+    def record(frozen: bool) -> None:
+        script.events.append(f"record {frozen}")
+
+    return Quiesced(Transport(script), watchdog, policy, record, deadline_s)
+
+
+REFUSED = GuestError("freeze VM 'web'", "the agent does not answer")
+BOTH = pytest.mark.parametrize("policy", [GuestPolicy.TRY, GuestPolicy.REQUIRE])
+
+
+@BOTH
+def test_the_freeze_is_recorded_before_and_the_thaw_after(policy: GuestPolicy) -> None:
+    script = Script()
+    with quiesced(script, policy) as result:
+        assert result.frozen
+        script.events.append("snapshot")
+    assert script.events == [
+        "record True", "arm 10", "freeze", "snapshot", "thaw", "disarm", "record False",
+    ]  # fmt: skip
+    assert (result.frozen, result.warnings) == (True, [])
+
+
+def test_the_time_that_the_guest_stood_still_is_measured() -> None:
+    with quiesced(Script()) as result:
+        assert result.frozen_ms is None
+        time.sleep(0.06)
+    assert result.frozen_ms is not None
+    assert 55 <= result.frozen_ms <= 5000
+
+
+def test_freeze_and_thaw_together_keep_the_deadline() -> None:
+    script = Script()
+    with quiesced(script, deadline_s=8.0):
+        pass
+    assert sum(script.timeouts) <= 8.0
+    assert min(script.timeouts) >= 1.0
+
+
+@pytest.mark.parametrize("freeze", [REFUSED, 0], ids=["refused", "nothing frozen"])
+def test_a_failed_freeze_is_a_warning_with_try_and_the_guest_is_thawed_all_the_same(freeze: int | GuestError) -> None:
+    script = Script(freeze=freeze)
+    with quiesced(script) as result:
+        assert not result.frozen
+        script.events.append("snapshot")
+    assert script.events == ["record True", "arm 10", "freeze", "thaw", "disarm", "record False", "snapshot"]
+    assert result.frozen_ms is None
+    assert len(result.warnings) == 1
+    assert "the restore point is crash-consistent" in result.warnings[0]
+
+
+@pytest.mark.parametrize("freeze", [REFUSED, 0], ids=["refused", "nothing frozen"])
+def test_a_failed_freeze_is_an_error_with_require_and_the_guest_is_thawed_all_the_same(
+    freeze: int | GuestError,
+) -> None:
+    script = Script(freeze=freeze)
+    with pytest.raises(GuestError, match=r"guest processing: freeze.*use --guest-processing try"):
+        quiesced(script, GuestPolicy.REQUIRE).__enter__()
+    assert script.events == ["record True", "arm 10", "freeze", "thaw", "disarm", "record False"]
+
+
+def test_without_a_watchdog_the_guest_is_never_frozen() -> None:
+    script = Script(arm=GuestError("thaw watchdog", "it could not reach the VM"))
+    with quiesced(script) as result:
+        assert not result.frozen
+    assert "freeze" not in script.events
+    with pytest.raises(GuestError, match="it could not reach the VM"):
+        quiesced(script, GuestPolicy.REQUIRE).__enter__()
+
+
+@BOTH
+def test_a_refused_thaw_stays_recorded_and_armed(policy: GuestPolicy) -> None:
+    script = Script(thaw=GuestError("thaw VM 'web'", "busy"))
+    quiescing = quiesced(script, policy)
+    try:
+        with quiescing:
+            pass
+    except GuestError:
+        assert policy is GuestPolicy.REQUIRE
+    assert "record False" not in script.events
+    assert "disarm" not in script.events
+    assert "thaw VM 'web': busy; the watchdog goes on trying to thaw the guest" in quiescing.result.warnings
+    assert not quiescing.result.frozen
+
+
+@pytest.mark.parametrize("script", [Script(thaw=0), Script(in_time=False)], ids=["already thawed", "watchdog fired"])
+def test_a_guest_that_was_thawed_before_the_snapshot_was_complete_does_not_count(script: Script) -> None:
+    script.events.clear()
+    with quiesced(script) as result:
+        assert result.frozen
+    assert not result.frozen
+    assert len(result.warnings) == 1
+    assert "the guest was thawed before the snapshot was complete" in result.warnings[0]
+    assert script.events[-1] == "record False"
+
+
+@pytest.mark.parametrize("script", [Script(thaw=0), Script(in_time=False)], ids=["already thawed", "watchdog fired"])
+def test_with_require_such_a_snapshot_is_an_error(script: Script) -> None:
+    with (
+        pytest.raises(GuestError, match="the guest was thawed before the snapshot was complete"),
+        quiesced(script, GuestPolicy.REQUIRE),
+    ):
+        pass
+
+
+@BOTH
+def test_a_failed_snapshot_thaws_and_its_own_error_is_told(policy: GuestPolicy) -> None:
+    script = Script(thaw=0)
+    with pytest.raises(ZeroDivisionError), quiesced(script, policy):
+        raise ZeroDivisionError
+    assert script.events[-3:] == ["thaw", "disarm", "record False"]
+
+
+def test_a_lost_connection_while_freezing_leaves_the_record_and_the_armed_watchdog() -> None:
+    script = Script(freeze=HostUnreachable("freeze", "connection reset"))
+    with pytest.raises(HostUnreachable):
+        quiesced(script).__enter__()
+    assert script.events == ["record True", "arm 10", "freeze"]
