@@ -74,7 +74,8 @@ def test_what_was_trimmed_or_zeroed_leaves_no_stale_byte_in_the_next_point(insta
     vm.run(on_both.format("dd if=/dev/urandom of=$device bs=1M count=40 oflag=direct")
            + "; dd if=/dev/urandom of=/data/old bs=1M count=12; sync")
     instants = [replicate_paused(installation, vm, "nightly")]
-    vm.run(on_both.format(holes) + "; rm /data/old; sync; fstrim /data; dd if=/dev/zero of=/data/new bs=1M count=6; sync")
+    vm.run(on_both.format(holes)
+           + "; rm /data/old; sync; fstrim /data; dd if=/dev/zero of=/data/new bs=1M count=6; sync")
     instants.append(replicate_instant(installation, vm, "nightly", meanwhile=on_both.format(
         "dd if=/dev/urandom of=$device bs=1M seek=4 count=2 oflag=direct conv=notrunc")))
     vm.run("blkdiscard /dev/vdb; blkdiscard /dev/vdc; rm /data/new; sync; fstrim /data")

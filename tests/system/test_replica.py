@@ -1,4 +1,4 @@
-"""The replica VM: made with the first point, harmless when started by hand, started from any point, adopted elsewhere."""
+"""The replica VM: made with the first point, harmless when started by hand, started from any point, adopted."""
 
 from __future__ import annotations
 
