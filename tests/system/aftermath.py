@@ -177,7 +177,8 @@ def _on_domain(domain: libvirt.virDomain, vm: LabVm) -> list[str]:
     try:
         found.append(f"backup job {domain.backupGetXMLDesc()}")
     except libvirt.libvirtError as exc:
-        assert exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_BACKUP
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_BACKUP:
+            raise
     sources = [source.get("file", "") for source in ET.fromstring(domain.XMLDesc(0)).iterfind("devices/disk/source")]
     found += [f"disk source {source}" for source in sources if "understudy-" in Path(source).name]
     found += [f"block job on {disk.target}" for disk in vm.disks if domain.blockJobInfo(disk.target, 0)]

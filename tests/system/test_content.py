@@ -101,7 +101,7 @@ def test_no_more_points_than_wanted_are_kept_and_these_are_their_instants(instal
                f"blkdiscard -o {max(0, round_ - 2) * MIB} -l {MIB // 2} /dev/vdb; echo {round_} >/data/round; sync")
         instants.append(replicate_paused(installation, vm, "nightly"))
         directory = replica_directory(installation, "kept_replica") if round_ == 0 else directory
-        record = json.loads((directory / "replica.json").read_text())
+        record = json.loads((directory / "replica.json").read_text())["replica"]
         assert [point["id"] for point in record["points"]] == [instant.point for instant in instants[-3:]]
     assert_points_are(installation, "kept_replica", *instants[-3:])
     installation.ok("replica", "verify", "kept_replica", "--point", instants[-3].point)

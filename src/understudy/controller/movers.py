@@ -21,6 +21,8 @@ class MoverPool:
         self._home = home
         self._run_dirs: list[Path] = []
         self._movers: dict[str, Future[MoverProcess]] = {}
+        # Dead ones that were started again; tasks may still have their clients, so they are closed at the end.
+        self._replaced: list[Future[MoverProcess]] = []
         self._lock = threading.Lock()
         self._starter = ThreadPoolExecutor(4, "start-proxy")
 
@@ -29,6 +31,7 @@ class MoverPool:
         with self._lock:
             known = self._movers.get(name)
             if known is None or (known.done() and (known.exception() is not None or not known.result().alive)):
+                self._replaced += [known] if known is not None else []
                 known = self._movers[name] = self._starter.submit(self._launch, name, self._next_run_dir())
             return known
 
@@ -43,10 +46,11 @@ class MoverPool:
         """End all proxies."""
         self._starter.shutdown(wait=True)
         with self._lock:
-            for mover in self._movers.values():
+            for mover in (*self._movers.values(), *self._replaced):
                 if mover.exception() is None:
                     mover.result().close()
             self._movers.clear()
+            self._replaced.clear()
             for run_dir in self._run_dirs:
                 if run_dir.exists():  # a proxy that was killed could not remove its own
                     shutil.rmtree(run_dir)

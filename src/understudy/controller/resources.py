@@ -31,6 +31,12 @@ class ResourcePool:
         self._vms: set[str] = set()
         self._changed = threading.Condition()
 
+    def offer(self, slots: Mapping[str, int]) -> None:
+        """Add proxies that were made meanwhile; those that are known keep their slots."""
+        with self._changed:
+            for proxy, count in slots.items():
+                self._free.setdefault(proxy, count)
+
     @contextmanager
     def reserve(self, ctx: Context, claim: Claim, waiting: Callable[[str], None]) -> Iterator[Lease]:
         """Wait until the VM is free and every proxy has a slot; then take up to one slot per disk on each.

@@ -58,14 +58,16 @@ class SiteBuilder:
         self._database = database
         self.platforms = PlatformPool()
         self.movers = MoverPool(home)
-        self._proxies = {proxy.name: proxy for proxy in catalog.list_proxies(database)}
-        self._resources = ResourcePool({name: proxy.slots for name, proxy in self._proxies.items()})
+        self._resources = ResourcePool({})
 
     def proxies_of(self, job: Job) -> tuple[str, str]:
         """Names of the source and the target proxy of a job."""
+        # Read anew: a proxy may have been added since this controller began.
+        proxies = {proxy.name: proxy for proxy in catalog.list_proxies(self._database)}
+        self._resources.offer({name: proxy.slots for name, proxy in proxies.items()})
         return (
-            choose_proxy(job.source_proxy, job.source, self._proxies),
-            choose_proxy(job.target_proxy, job.target, self._proxies),
+            choose_proxy(job.source_proxy, job.source, proxies),
+            choose_proxy(job.target_proxy, job.target, proxies),
         )
 
     def warm_up(self, job: Job) -> None:

@@ -28,9 +28,10 @@ def main(uri: str, uuid: str) -> int:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     domain = libvirt.open(uri).lookupByUUIDString(uuid)
     _say("ready")
+    controller = _Input()
     deadline: float | None = None
     while True:
-        words = _words(deadline)
+        words = controller.words(deadline)
         if words is None:
             _thaw(domain)
             return _fired()
@@ -44,12 +45,24 @@ def main(uri: str, uuid: str) -> int:
             return 3
 
 
-def _words(deadline: float | None) -> list[str] | None:
-    """The next line's words, an empty list at the end of input, or None when the deadline passed."""
-    wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-    if not select.select([0], [], [], wait)[0]:
-        return None
-    return os.read(0, 256).decode("ascii", "replace").split("\n")[0].split()
+class _Input:
+    """The controller's words; several lines may arrive at once, and a line in pieces."""
+
+    def __init__(self) -> None:
+        self._read = b""
+
+    def words(self, deadline: float | None) -> list[str] | None:
+        """The next line's words, an empty list at the end of input, or None when the deadline passed."""
+        while b"\n" not in self._read:
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([0], [], [], wait)[0]:
+                return None
+            more = os.read(0, 256)
+            if not more:
+                return []
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode("ascii", "replace").split()
 
 
 def _thaw(domain: libvirt.virDomain) -> None:

@@ -17,6 +17,8 @@ from understudy.mover import api
 from understudy.replication.site import Site
 
 _POLL_S = 0.1
+# How long the other end of a lost connection may take to say why it went.
+_LAST_WORDS_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def copy_disks(
         try:
             while waiting or active:
                 while waiting and len(active) < parallel:
-                    active.append(_start(site, spec, draft, waiting.pop(0), sources))
+                    active.append(_start(ctx, site, spec, draft, waiting.pop(0), sources))
                 ctx.check()
                 _follow(site, active)
                 done += [transfer for transfer in active if transfer.ended]
@@ -98,7 +100,7 @@ def _open(site: Site, disk: ServedDisk | ImageDisk, spec: TransferSpec, exports:
 
 
 def _start(
-    site: Site, spec: TransferSpec, draft: str, plan: DiskPlan, sources: dict[str, api.NbdSource]
+    ctx: Context, site: Site, spec: TransferSpec, draft: str, plan: DiskPlan, sources: dict[str, api.NbdSource]
 ) -> _Transfer:
     read = api.ReadSpec(
         source=sources[plan.name], disk=plan.name, size=plan.size, mode=plan.mode, block_size=spec.job.block_size,
@@ -112,8 +114,13 @@ def _start(
     receive = api.ReceiveDisk(draft, plan.name, plan.size, spec.job.block_size)
     receiving = site.target_mover.call(receive, api.ReceiveStarted)
     send = api.SendDisk(read, receiving.socket, receiving.ticket, spec.job.compression)
-    started = site.source_mover.call(send, api.WorkStarted)
-    return _Transfer(plan, started.work, receiving.work, report)
+    transfer = _Transfer(plan, "", receiving.work, report)
+    try:
+        transfer.source_work = site.source_mover.call(send, api.WorkStarted).work
+    except BaseException:
+        _stop(ctx, site, transfer)
+        raise
+    return transfer
 
 
 def _follow(site: Site, active: list[_Transfer]) -> None:
@@ -124,7 +131,10 @@ def _follow(site: Site, active: list[_Transfer]) -> None:
         ended = status.state is not api.WorkState.RUNNING
         transfer.busy = dict(status.progress.busy or {})
         if transfer.target_work:
-            far = site.target_mover.call(api.WorkQuery(transfer.target_work, 0.0), api.WorkStatus)
+            # With the source end done, wait for the target end: it is asked again and again otherwise.
+            wait_s = wait_s if ended else 0.0
+            far = site.target_mover.call(api.WorkQuery(transfer.target_work, wait_s), api.WorkStatus)
+            status, far = _last_words(site, transfer, status, far)
             ended = ended and far.state is not api.WorkState.RUNNING
             for part, seconds in (far.progress.busy or {}).items():
                 transfer.busy[part] = transfer.busy.get(part, 0.0) + seconds
@@ -133,6 +143,21 @@ def _follow(site: Site, active: list[_Transfer]) -> None:
         _update(site, transfer, status, ended)
         if transfer.report.processed_bytes:
             fault_point("read.middle")
+
+
+def _last_words(
+    site: Site, transfer: _Transfer, near: api.WorkStatus, far: api.WorkStatus
+) -> tuple[api.WorkStatus, api.WorkStatus]:
+    """Both ends; one that only says that it lost the other is not believed before the other was heard."""
+    if _lost_the_other(near) and far.state is api.WorkState.RUNNING:
+        far = site.target_mover.call(api.WorkQuery(transfer.target_work, _LAST_WORDS_S), api.WorkStatus)
+    elif _lost_the_other(far) and near.state is api.WorkState.RUNNING:
+        near = site.source_mover.call(api.WorkQuery(transfer.source_work, _LAST_WORDS_S), api.WorkStatus)
+    return near, far
+
+
+def _lost_the_other(end: api.WorkStatus) -> bool:
+    return end.error is not None and end.error.code == "transfer"
 
 
 def _raise_failure(*statuses: api.WorkStatus) -> None:

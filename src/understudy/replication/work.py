@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from understudy.context import Context
-from understudy.errors import from_fields
+from understudy.errors import UnderstudyError, from_fields
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 
@@ -30,9 +30,17 @@ def finish(
                 break
             ctx.check()
     except BaseException:
-        mover.call(api.CancelWork(work), api.Nothing)
+        _cancel(ctx, mover, work)
         raise
     if status.error is not None:
         error = status.error
         raise from_fields(error.code, error.what, error.why, error.todo)
     return status
+
+
+def _cancel(ctx: Context, mover: MoverClient, work: str) -> None:
+    """Stop the operation; a mover that is gone has stopped already, and must not hide why this ends."""
+    try:
+        mover.call(api.CancelWork(work), api.Nothing)
+    except UnderstudyError as exc:
+        ctx.log(__name__).warning("stop of work %s: %s", work, exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 import understudy
 from understudy.errors import GuestError
 from understudy.guests.processing import Watchdog
+
+pytestmark = pytest.mark.timeout(120)
 
 # Each call is a line in CALLS; REFUSALS thaws fail first; DOMAIN says whether the VM runs, or is unknown.
 STUB = '''
@@ -76,7 +79,11 @@ def process(calls: Reader) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     yield start
     for child in started:
         child.kill()
-        child.communicate()
+        child.wait()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def say(child: subprocess.Popen[str], words: str) -> None:

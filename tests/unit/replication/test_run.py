@@ -1,0 +1,340 @@
+"""The run of one task on scripted collaborators: the order that keeps data safe, and what is undone when it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from understudy.context import Context
+from understudy.errors import Cancelled, DatastoreError, MoverError, PlatformError, TrackingLost, UnderstudyError
+from understudy.model.inventory import Disk, HostFacts, Vm, VmState
+from understudy.model.job import Datastore, GuestPolicy, Host, Job, SnapshotMode
+from understudy.model.replica import (
+    Baseline,
+    Consistency,
+    PointDisk,
+    Replica,
+    ReplicaIdentity,
+    ReplicaState,
+    RestorePoint,
+)
+from understudy.model.session import DiskReport, Step, StepState
+from understudy.model.snapshot import ServedDisk, SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.transfer import Reason, TransferMode
+from understudy.mover import api
+from understudy.mover.work import error_fields
+from understudy.platforms import ReplicaVmSpec
+from understudy.replication.run import replicate_vm
+from understudy.replication.site import Lease, Site, Task, TaskOutcome
+from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
+from understudy.units import GIB, MIB
+
+JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF)
+DISK = Disk("vda", "/images/web.qcow2", "qcow2", 64 * MIB, MIB, tracked=True)
+VM = Vm("web", "source-uuid", VmState.RUNNING, "x86_64", "q35", "bios", 1, 1, (DISK,), (), False, False, "<domain/>")
+IDENTITY = ReplicaIdentity("replica-1", "web_replica", JOB.id, "nightly", "web", "source-uuid", "replica-uuid")
+OLD = RestorePoint("p0", "2026-01-01T00:00:00.000+00:00", Consistency.CRASH, 1, MIB,
+                   (PointDisk("vda", 64 * MIB, "a.qcow2", "", "a.digest", 1, DISK.path),), Baseline("cp-old", ("vda",)))  # fmt: skip
+
+
+@dataclass
+class World:
+    """Both ends of a task: notes every act by a short word, and breaks where it is told to."""
+
+    points: tuple[RestorePoint, ...] = (OLD,)
+    breaks: dict[str, UnderstudyError] = field(default_factory=dict)
+    cancel_at: str = ""
+    events: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    steps: dict[Step, StepState] = field(default_factory=dict)
+    ctx: Context = field(default_factory=Context)
+    read: api.ReadSpec | None = None
+    meta: PointMeta | None = None
+    kept: list[str] = field(default_factory=list)
+    checkpoint: str = ""
+    free_bytes: int = 10 * GIB
+
+    def act(self, word: str) -> None:
+        self.events.append(word)
+        if word == self.cancel_at:
+            self.ctx.cancel.cancel()
+        if word in self.breaks:
+            raise self.breaks[word]
+
+    def run(self, full_scan: bool = False) -> TaskOutcome:
+        end = End(self)
+        site = Site(
+            Host("a", "qemu:///a", "/scratch"), Host("b", "qemu:///b", "/scratch"), Datastore("ds", "b", "qcow2", "/srv"),
+            Source(self), Target(self), end, end, True, Rows(self), Slots(self), cast("Any", None),
+        )  # type: ignore[arg-type]  # fmt: skip
+        return replicate_vm(self.ctx, Task(JOB, "web", 2, full_scan), site)
+
+    def at(self, word: str) -> int:
+        assert word in self.events, self.events
+        return self.events.index(word)
+
+
+class Source:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def facts(self) -> HostFacts:
+        return HostFacts("a", "9.0.0", "7.2.0", 2, GIB, (0, 0))
+
+    def describe_vm(self, name: str) -> Vm:
+        return VM
+
+    def tracking(self, vm: Vm, baseline: Baseline) -> dict[str, Reason]:
+        return {"vda": Reason.NONE}
+
+    @contextmanager
+    def snapshot(self, ctx: Context, vm: Vm, mode: SnapshotMode, request: SnapshotRequest) -> Iterator[SourceSnapshot]:
+        self._world.act("snapshot" if request.incremental else "whole snapshot")
+        self._world.checkpoint = request.checkpoint
+        try:
+            yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),),
+                                 Baseline(request.checkpoint, ("vda",)))  # fmt: skip
+        finally:
+            self._world.act("snapshot ended")
+
+    def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
+        self._world.kept.append(keep)
+        self._world.act(f"keep {'old' if keep == 'cp-old' else 'new' if keep else 'none'}")
+        return []
+
+    def sweep(self, ctx: Context, vm: Vm, tag: Tag) -> list[str]:
+        self._world.act("sweep")
+        return []
+
+
+class Target:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def replica_state(self, uuid: str) -> VmState | None:
+        return VmState.SHUT_OFF
+
+    def define_replica(self, spec: ReplicaVmSpec) -> list[str]:
+        self._world.act("define")
+        return []
+
+
+class Rows:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @contextmanager
+    def step(self, step: Step) -> Iterator[None]:
+        self._world.steps[step] = StepState.FAILED
+        yield
+        self._world.steps[step] = StepState.SUCCESS
+
+    def step_took(self, step: Step, state: StepState, seconds: float) -> None:
+        self._world.steps[step] = state
+
+    def disk(self, report: DiskReport, final: bool) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self._world.warnings.append(text)
+
+    def waiting(self, reason: str) -> None:
+        pass
+
+    def freezing(self, vm_uuid: str, frozen: bool) -> None:
+        pass
+
+
+class Slots:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @contextmanager
+    def reserve(self, ctx: Context, job: Job, vm: str, disks: int) -> Iterator[Lease]:
+        self._world.act("reserve")
+        yield Lease(disks)
+        self._world.events.append("released")
+
+
+class End:
+    """The one mover."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def call(self, request: object, response_type: type) -> object:
+        world = self._world
+        match request:
+            case api.CheckDatastore(path=path):
+                return api.DatastoreAnswer(DatastoreFacts(path, True, True, 10 * GIB, world.free_bytes))
+            case api.InspectReplica():
+                replica = Replica(IDENTITY, ReplicaState.READY, world.points, OLD.id) if world.points else None
+                return api.ReplicaFacts(replica, HeadFacts("p0", True, {"vda": "/srv/h"}), 3, {}, {}, {}, "<domain/>")
+            case api.ProbeImage():
+                return api.ImageFacts(True, ())
+            case api.BeginPoint():
+                world.act("draft")
+                return api.DraftOpened("draft-1", ())
+            case api.DigestRef():
+                return api.DigestHolding(True)
+            case api.CopyDisk(read=read):
+                world.read = read
+                world.act("copy")
+                return api.WorkStarted("work-1")
+            case api.WorkQuery():
+                error = world.breaks.get("transfer")
+                state = api.WorkState.FAILED if error else api.WorkState.DONE
+                return api.WorkStatus(state, 1.0, api.Progress(processed=1), error and error_fields(error))
+            case api.PublishPoint(meta=meta):
+                world.act("publish")
+                world.meta = meta
+                point = RestorePoint(meta.id, meta.created_at, meta.consistency, meta.session, meta.block_size,
+                                     OLD.disks, meta.baseline)  # fmt: skip
+                world.points += (point,)
+                return api.PublishedPoint(point)
+            case api.About():
+                return api.MoverInfo("local", 1, {"understudy": "0.1"})
+            case api.BindHead():
+                world.act("bind head")
+                return api.HeadBound(HeadFacts("p1", True, {"vda": "/srv/h"}), "<domain/>")
+            case api.RetirePoints(points=points):
+                world.act(f"retire {' '.join(points)}")
+                return api.WorkStarted("work-2")
+            case _:
+                words = {api.KeepDigests: "keep digests", api.DropDigests: "drop digests", api.RemoveTagged: "tidy",
+                         api.ReleaseDraft: "release draft", api.PrepareScratch: "scratch", api.CancelWork: "stop"}  # fmt: skip
+                world.act(words[type(request)])
+                return api.ScratchFacts(1) if isinstance(request, api.PrepareScratch) else api.Removed(())
+
+
+def test_the_order_that_never_changes() -> None:
+    world = World()
+    outcome = world.run()
+    order = ["reserve", "sweep", "draft", "snapshot", "copy", "publish", "snapshot ended", "keep new", "bind head",
+             "retire p0", "keep digests", "release draft", "released"]  # fmt: skip
+    assert [world.events.index(word) for word in order] == sorted(world.at(word) for word in order)
+    assert set(world.steps.values()) == {StepState.SUCCESS, StepState.SKIPPED}
+    assert list(world.steps) == list(Step)[:5] + [Step.SEND, Step.WRITE, Step.COMMIT]
+    assert outcome.consistency == "crash"
+    assert world.warnings == []
+
+
+def test_the_old_baseline_is_kept_until_the_point_is_published_and_only_the_new_one_after() -> None:
+    world = World()
+    world.run()
+    before = [word for word in world.events[: world.at("publish")] if word.startswith("keep ")]
+    after = [word for word in world.events[world.at("publish") :] if word in ("keep old", "keep new", "keep none")]
+    assert set(before) == {"keep old"}
+    assert after
+    assert set(after) == {"keep new"}
+    assert world.kept[-1] == world.checkpoint
+
+
+def test_the_point_names_what_the_next_run_starts_from() -> None:
+    world = World()
+    outcome = world.run()
+    assert world.meta is not None
+    assert world.meta.baseline == Baseline(world.checkpoint, ("vda",))
+    assert (world.meta.id, world.meta.created_at, world.meta.session) == (
+        outcome.point, "2026-01-02T00:00:00.000+00:00", 2,
+    )  # fmt: skip
+    assert world.meta.versions == {
+        "libvirt": "9.0.0", "hypervisor": "7.2.0", "source_understudy": "0.1", "target_understudy": "0.1",
+    }  # fmt: skip
+    assert world.read is not None
+    assert (world.read.mode, world.read.base_point, world.read.point) == (TransferMode.INCREMENTAL, "p0", outcome.point)
+
+
+def test_the_first_run_of_a_vm_reads_everything_and_has_no_baseline_to_keep() -> None:
+    world = World(points=())
+    world.run()
+    assert world.read is not None
+    assert (world.read.mode, world.read.chained, world.read.base_point) == (TransferMode.FULL, False, "")
+    assert "keep none" in world.events[: world.at("publish")]
+    assert not any(word.startswith("retire") for word in world.events)
+
+
+BEFORE_PUBLISH = {
+    "snapshot": PlatformError("snapshot of VM 'web'", "no"),
+    "copy": MoverError("proxy", "gone"),
+    "transfer": DatastoreError("write disk vda", "no space left"),
+    "publish": DatastoreError("publish", "read-only"),
+}
+
+
+@pytest.mark.parametrize("where", BEFORE_PUBLISH)
+def test_what_fails_before_the_publish_undoes_everything_and_keeps_the_old_baseline(where: str) -> None:
+    world = World(breaks={where: BEFORE_PUBLISH[where]})
+    with pytest.raises(type(BEFORE_PUBLISH[where]), match=BEFORE_PUBLISH[where].why):
+        world.run()
+    assert set(world.kept) == {"cp-old"}
+    assert world.events[-1] != "keep new"
+    assert "drop digests" in world.events
+    assert "release draft" in world.events
+    assert not {"keep digests", "bind head", "define"} & set(world.events)
+    assert world.points == (OLD,)
+    if where != "snapshot":
+        assert world.at("snapshot") < world.at("snapshot ended")
+        assert world.events[world.at("snapshot ended") :].count("keep old") == 1
+
+
+def test_a_shortage_of_space_is_an_error_before_anything_is_changed() -> None:
+    world = World(points=(), free_bytes=MIB // 2)
+    with pytest.raises(DatastoreError, match=r"512 KiB free, 1\.0 MiB needed"):
+        world.run()
+    assert not {"draft", "snapshot", "whole snapshot"} & set(world.events)
+
+
+AFTER_PUBLISH = ["snapshot ended", "keep new", "bind head", "retire p0", "keep digests", "release draft"]
+
+
+@pytest.mark.parametrize("where", AFTER_PUBLISH)
+def test_what_fails_after_the_publish_is_a_warning_and_the_point_stands(where: str) -> None:
+    world = World(breaks={where: PlatformError(f"do {where}", "no luck")})
+    outcome = world.run()
+    assert world.points[-1].id == outcome.point
+    assert any(f"do {where}: no luck" in warning for warning in world.warnings)
+    # One that fails keeps none of the others from being done.
+    assert set(AFTER_PUBLISH) <= set(world.events)
+
+
+def test_an_error_of_the_clean_up_does_not_hide_why_the_task_failed() -> None:
+    world = World(breaks={
+        "transfer": DatastoreError("write disk vda", "no space left"),
+        "snapshot ended": PlatformError("end the snapshot", "stuck"),
+        "drop digests": MoverError("proxy", "gone"),
+        "release draft": MoverError("proxy", "gone as well"),
+    })  # fmt: skip
+    with pytest.raises(DatastoreError, match="no space left"):
+        world.run()
+    for text in ("end the snapshot: stuck", "proxy: gone", "gone as well"):
+        assert any(text in warning for warning in world.warnings)
+
+
+@pytest.mark.parametrize("moment", ["draft", "snapshot", "copy"])
+def test_a_cancellation_before_the_publish_makes_no_point(moment: str) -> None:
+    world = World(cancel_at=moment)
+    with pytest.raises(Cancelled):
+        world.run()
+    assert "publish" not in world.events
+    assert set(world.kept) == {"cp-old"}
+    assert ("snapshot ended" in world.events) == (moment != "draft")
+
+
+def test_a_cancellation_after_the_publish_comes_too_late_and_everything_is_finished() -> None:
+    world = World(cancel_at="publish")
+    world.run()
+    assert set(AFTER_PUBLISH) <= set(world.events)
+    assert world.warnings == []
+
+
+def test_refused_tracking_is_a_scan_with_its_reason_and_not_a_failure() -> None:
+    world = World(breaks={"snapshot": TrackingLost("snapshot", "bitmap is inconsistent")})
+    world.run()
+    assert world.read is not None
+    assert world.read.mode is TransferMode.DIGEST_SCAN
+    assert world.at("snapshot") < world.at("whole snapshot") < world.at("copy")
