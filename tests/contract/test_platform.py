@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import signal
 import subprocess
@@ -182,7 +183,7 @@ def _no_checkpoints(guest: LabVm) -> Iterator[None]:
     yield
     with guest.domain() as domain:
         for item in domain.listAllCheckpoints():
-            item.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+            item.delete()
 
 
 # --- inventory --------------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_a_host_says_what_it_is(source: Platform) -> None:
     assert facts.hypervisor_version.count(".") == 2
     assert facts.cpus >= 1
     assert facts.memory_bytes > 256 * MIB
-    assert facts.emulator_user == (qemu_user().pw_uid, qemu_user().pw_gid)
+    assert facts.emulator_user == (qemu_user().pw_uid, grp.getgrnam(qemu_user().pw_name).gr_gid)
 
 
 def test_a_vm_is_described_with_its_disks_and_not_its_media(source: Platform, guest: LabVm, vm: Vm) -> None:
@@ -220,7 +221,10 @@ def test_a_vm_whose_image_is_missing_hides_no_other_vm(lab: Lab, source: Platfor
     broken = LabVm.create(lab.alpha, "broken", lab.guest)
     try:
         broken.disks[0].path.unlink()
-        assert [item.name for item in source.list_vms()] == ["broken", NAME]
+        told = {item.name: item for item in source.list_vms()}
+        assert set(told) == {"broken", NAME}
+        assert "its image cannot be read: " in told["broken"].disk("vda").obstacle
+        assert told[NAME].disk("vda").obstacle == ""
     finally:
         broken.undefine()
 

@@ -36,16 +36,12 @@ def main() -> None:
     listener = _listen(arguments.socket)
     config = uvicorn.Config(make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none")
     server = uvicorn.Server(config)
-    threading.Thread(target=_end_with_stdin, args=(server,), name="stdin", daemon=True).start()
+    end = _End(mover, arguments.socket)
+    threading.Thread(target=end.with_stdin, name="stdin", daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:
-        _arm_exit()
-        mover.close()
-        arguments.socket.unlink(missing_ok=True)
-        # Whoever started us may be dead, and nobody else knows this directory. One that holds more is not ours alone.
-        with contextlib.suppress(OSError):
-            arguments.socket.parent.rmdir()
+        end.tidy()
 
 
 def _listen(path: Path) -> socket.socket:
@@ -59,20 +55,38 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _end_with_stdin(server: uvicorn.Server) -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    LOG.info("standard input ended: ending")
-    _arm_exit()
-    # Not only should_exit: requests that wait for a work's progress must not hold the end up.
-    server.should_exit = server.force_exit = True
+class _End:
+    """The end of the process, by a signal or with standard input; what it holds is given back once."""
 
+    def __init__(self, mover: Mover, path: Path) -> None:
+        self._mover = mover
+        self._path = path
+        self._once = threading.Lock()
+        self._done = False
 
-def _arm_exit() -> None:
-    """Make sure that the process ends: locks of a mover that hangs would block the next one."""
-    timer = threading.Timer(END_TIMEOUT_S, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
+    def with_stdin(self) -> None:
+        """Wait for the end of standard input, then end at once: nobody is left who could ask for something."""
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        LOG.info("standard input ended: ending")
+        self.tidy()
+        os._exit(0)
+
+    def tidy(self) -> None:
+        """Stop all work, give locks and exports back, remove the socket."""
+        with self._once:
+            if self._done:
+                return
+            self._done = True
+            # Locks of a mover that hangs would block the next one.
+            timer = threading.Timer(END_TIMEOUT_S, os._exit, (1,))
+            timer.daemon = True
+            timer.start()
+            self._mover.close()
+            self._path.unlink(missing_ok=True)
+            # Whoever started us may be dead, and nobody else knows this directory. One that holds more is not ours.
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
 
 
 if __name__ == "__main__":

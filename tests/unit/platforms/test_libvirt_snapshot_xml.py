@@ -71,6 +71,11 @@ def test_an_external_snapshot_names_every_disk_and_takes_only_the_wanted(wanted:
     }
 
 
+def test_an_external_snapshot_leaves_drives_with_media_alone() -> None:
+    disks = by_name(snapshot_xml(VM, REQUEST, ["fda", "hdc"]))
+    assert [disks[name].get("snapshot") for name in ("fda", "hdc", "vda")] == ["no", "no", "external"]
+
+
 def test_a_delta_lies_beside_its_image_and_that_of_a_block_device_in_the_scratch_directory() -> None:
     assert delta_path(DISKS[0], REQUEST) == f"/images/wéb & <co>/{TAG}-vda.delta"
     assert delta_path(DISKS[1], REQUEST) == f"/var/tmp/scratch/{TAG}-sda.delta"

@@ -1,4 +1,4 @@
-"""Long operations of a mover, and digests of the base: followed to their end, with their own error, never left running."""
+"""Long operations of a mover, and digests of the base: followed to their end, told with their own error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = TransferSpec(Job("1", "nightly", "a", "b", "ds", ("web",)), "replica-1", 
 
 
 def status(state: api.WorkState, processed: int = 0, error: UnderstudyError | None = None) -> api.WorkStatus:
-    return api.WorkStatus(state, 1.0, api.Progress(processed=processed), error and error_fields(error))
+    return api.WorkStatus(state, 1.0, api.Progress(processed=processed), error_fields(error) if error else None)
 
 
 @dataclass

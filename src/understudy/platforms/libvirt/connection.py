@@ -32,13 +32,19 @@ def error_text(error: libvirt.libvirtError) -> str:
     return str(error.get_error_message() or error)
 
 
+def connection_lost(error: libvirt.libvirtError) -> bool:
+    """Whether the error says that the daemon is gone, and nothing about what was asked."""
+    transport = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
+    return error.get_error_code() in _LOST and error.get_error_domain() in transport
+
+
 @contextmanager
 def libvirt_errors(what: str, kind: type[UnderstudyError] = PlatformError, todo: str = "") -> Iterator[None]:
     """Turn libvirt errors inside the block into ``kind``, or :class:`HostUnreachable` when the connection is gone."""
     try:
         yield
     except libvirt.libvirtError as exc:
-        if exc.get_error_code() in _LOST and exc.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE):
+        if connection_lost(exc):
             raise HostUnreachable(what, error_text(exc), "check the host and its libvirt daemon") from exc
         raise kind(what, error_text(exc), todo) from exc
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from xml.etree import ElementTree as ET
@@ -33,8 +33,11 @@ def delta_path(disk: Disk, request: SnapshotRequest) -> str:
     return str((PurePosixPath(request.scratch_dir) if parent.is_relative_to("/dev") else parent) / name)
 
 
-def snapshot_xml(vm: Vm, request: SnapshotRequest) -> str:
-    """XML of the external snapshot of the wanted disks."""
+def snapshot_xml(vm: Vm, request: SnapshotRequest, drives: Iterable[str] = ()) -> str:
+    """XML of the external snapshot of the wanted disks; what is not named, libvirt would put on a delta as well.
+
+    :param drives: drives with media, which are no disks: libvirt takes a writable floppy for one.
+    """
     root = ET.Element("domainsnapshot")
     ET.SubElement(root, "name").text = str(request.tag)
     disks = ET.SubElement(root, "disks")
@@ -45,6 +48,8 @@ def snapshot_xml(vm: Vm, request: SnapshotRequest) -> str:
         element = ET.SubElement(disks, "disk", name=disk.name, snapshot="external", type="file")
         ET.SubElement(element, "driver", type="qcow2")
         ET.SubElement(element, "source", file=delta_path(disk, request))
+    for name in drives:
+        ET.SubElement(disks, "disk", name=name, snapshot="no")
     return ET.tostring(root, encoding="unicode")
 
 
@@ -67,7 +72,7 @@ def external_snapshot(
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
         )
-        domain.snapshotCreateXML(snapshot_xml(vm, request), flags)
+        domain.snapshotCreateXML(snapshot_xml(vm, request, _drives(domain, vm)), flags)
     try:
         yield SourceSnapshot(
             taken_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
@@ -76,6 +81,13 @@ def external_snapshot(
         )
     finally:
         commit_deltas(ctx, domain, vm, request.tag)
+
+
+def _drives(domain: libvirt.virDomain, vm: Vm) -> list[str]:
+    """Drives of the running domain that are not among the VM's disks."""
+    disks = {disk.name for disk in vm.disks}
+    targets = ET.fromstring(domain.XMLDesc(0)).iterfind("devices/disk/target")
+    return [name for target in targets if (name := target.get("dev", "")) and name not in disks]
 
 
 def _image(disk: Disk, request: SnapshotRequest) -> ImageDisk:

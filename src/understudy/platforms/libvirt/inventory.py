@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import libvirt
 
 from understudy.model.inventory import Disk, Nic, Vm, VmState
-from understudy.platforms.libvirt.connection import libvirt_errors
+from understudy.platforms.libvirt.connection import connection_lost, error_text, libvirt_errors
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
@@ -37,9 +38,26 @@ def describe(domain: libvirt.virDomain) -> Vm:
             flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
         definition = domain.XMLDesc(flags)
         live = ET.fromstring(domain.XMLDesc(0))
-        sizes = {name: tuple(domain.blockInfo(name)[:2]) for name in _sized_disks(live)}
+        sizes, unreadable = _sizes(domain, live)
         state, clean = vm_state(domain), _shut_down_cleanly(domain)
-    return parse(definition, live, state, sizes, clean)
+    vm = parse(definition, live, state, sizes, clean)
+    disks = (replace(disk, obstacle=disk.obstacle or unreadable.get(disk.name, "")) for disk in vm.disks)
+    return replace(vm, disks=tuple(disks))
+
+
+def _sizes(domain: libvirt.virDomain, live: ET.Element) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Virtual size and allocation per disk, or else why its image cannot be read: one bad disk must not hide a VM."""
+    sizes, unreadable = {}, {}
+    for name in _sized_disks(live):
+        try:
+            size, allocated = domain.blockInfo(name)[:2]
+        except libvirt.libvirtError as exc:
+            if connection_lost(exc) or exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            unreadable[name] = f"its image cannot be read: {error_text(exc)}"
+        else:
+            sizes[name] = (size, allocated)
+    return sizes, unreadable
 
 
 def _shut_down_cleanly(domain: libvirt.virDomain) -> bool:
