@@ -8,7 +8,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,10 +16,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "mover"))
-
-from mover_lab import add_bitmap, io, make_image, run, same_content, write
-
+from tests.unit.mover.mover_lab import add_bitmap, io, make_image, run, same_content, write
 from understudy.errors import (
     Fenced,
     MoverError,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from understudy.cli.app import App, Group, pass_app
-from understudy.cli.output import answer_line
+from understudy.cli.output import answer, printable
 from understudy.cli.replica import chosen_point
 from understudy.cli.shapes import replica_shape
 from understudy.controller import replicas
+from understudy.controller.records import FailoverAnswer
 
 
 @click.group(cls=Group)
@@ -21,17 +22,25 @@ def failover() -> None:
 @click.option("--point", default=None, help="Restore point; without it, the newest.")
 @pass_app
 def start(app: App, name: str, point: str | None) -> None:
-    """Start REPLICA from a restore point. JSON: as of `replica list`, one object."""
+    """Start REPLICA from a restore point. JSON: as of `replica list`, one object with `warnings`."""
     record = replicas.find_replica(app.database, name)
     chosen = chosen_point(app, record, point)
     after = app.services.start_failover(record, chosen)
-    answer_line(app, replica_shape(after), f"Replica {name} runs on host {after.host} from restore point {chosen}.")
+    _answer(app, after, f"Replica {name} runs on host {after.record.host} from restore point {chosen}.")
 
 
 @failover.command()
 @click.argument("name", metavar="REPLICA")
 @pass_app
 def undo(app: App, name: str) -> None:
-    """Stop REPLICA and drop what it wrote. JSON: as of `replica list`, one object."""
+    """Stop REPLICA and drop what it wrote. JSON: as of `replica list`, one object with `warnings`."""
     after = app.services.undo_failover(replicas.find_replica(app.database, name))
-    answer_line(app, replica_shape(after), f"Replica {name} is a replica again; what it wrote is dropped.")
+    _answer(app, after, f"Replica {name} is a replica again; what it wrote is dropped.")
+
+
+def _answer(app: App, after: FailoverAnswer, line: str) -> None:
+    def text() -> None:
+        for said in (line, *(f"warning: {warning}" for warning in after.warnings)):
+            click.echo(printable(said))
+
+    answer(app, {**replica_shape(after.record), "warnings": list(after.warnings)}, text)

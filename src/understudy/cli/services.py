@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from understudy.controller.database import Database
-from understudy.controller.records import ReplicaRecord
+from understudy.controller.records import FailoverAnswer, ReplicaRecord
 from understudy.model.inventory import HostFacts, Vm
 from understudy.model.session import SessionReport
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
@@ -93,14 +93,14 @@ class Services(Protocol):
         :raises Refused: if the replica VM runs, or a session is working on it.
         """
 
-    def start_failover(self, replica: ReplicaRecord, point: str) -> ReplicaRecord:
+    def start_failover(self, replica: ReplicaRecord, point: str) -> FailoverAnswer:
         """Make a new head on the restore point and start the replica VM; the replica as it then is.
 
         :param point: id of a point that the replica has.
         :raises Refused: if it is in failover, its VM runs, or a session is working on it.
         """
 
-    def undo_failover(self, replica: ReplicaRecord) -> ReplicaRecord:
+    def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:
         """Stop the replica VM and drop what it wrote; the replica as it then is.
 
         :raises Refused: if it is not in failover.

@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -82,9 +82,12 @@ class Control:
 def follow_session(
     control: Control, database: Database, session_id: int, on_progress: Callable[[SessionReport], None]
 ) -> SessionReport:
-    """See a session to its end, as the controller if there is no other."""
-    with _interrupts() as interrupted, ExitStack() as undo:
-        undo.callback(control.release)
+    """See a session to its end, as the controller if there is no other.
+
+    The lock is given back only here, when nothing runs any more. A second Ctrl-C ends the wait, not the tasks: they
+    are on their way to an orderly end in this process, which keeps the lock until it is gone.
+    """
+    with _interrupts() as interrupted:
         asked = False
         next_report = 0.0
         while True:
@@ -96,6 +99,7 @@ def follow_session(
                 next_report = time.monotonic() + _REPORT_S
                 on_progress(session_report(database, session_id))
             if session_state_ended(database, session_id) and control.idle:
+                control.release()
                 report = session_report(database, session_id)
                 on_progress(report)
                 return report

@@ -59,6 +59,14 @@ class ReplicaRecord:
 
 
 @dataclass(frozen=True)
+class FailoverAnswer:
+    """A replica after a failover or its undo, and what the operator should know of the replica VM."""
+
+    record: ReplicaRecord
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class FrozenGuest:
     """A guest that was frozen and not yet recorded as thawed; times are ISO 8601 in UTC."""
 

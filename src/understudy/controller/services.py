@@ -10,7 +10,7 @@ from pathlib import Path
 from understudy.context import Context
 from understudy.controller import catalog, control
 from understudy.controller.database import Database
-from understudy.controller.records import ReplicaRecord
+from understudy.controller.records import FailoverAnswer, ReplicaRecord
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
 from understudy.controller.sites import SiteBuilder, choose_proxy
 from understudy.errors import NotFound, Refused
@@ -131,15 +131,15 @@ class ControllerServices:
 
     # --- failover -----------------------------------------------------------------------------------------------------
 
-    def start_failover(self, replica: ReplicaRecord, point: str) -> ReplicaRecord:
+    def start_failover(self, replica: ReplicaRecord, point: str) -> FailoverAnswer:
         """Start the replica VM on a restore point."""
-        failover.start_failover(self._failover_site(replica), point)
-        return self._renewed(replica)
+        outcome = failover.start_failover(self._failover_site(replica), point)
+        return FailoverAnswer(self._renewed(replica), outcome.warnings)
 
-    def undo_failover(self, replica: ReplicaRecord) -> ReplicaRecord:
+    def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:
         """Stop the replica VM and drop what it wrote."""
-        failover.undo_failover(self._failover_site(replica))
-        return self._renewed(replica)
+        outcome = failover.undo_failover(self._failover_site(replica))
+        return FailoverAnswer(self._renewed(replica), outcome.warnings)
 
     def _renewed(self, replica: ReplicaRecord) -> ReplicaRecord:
         found = self.replica_facts(replica).replica

@@ -89,6 +89,14 @@ class Watchdog:
         return self._process.stdout.readline().strip()
 
 
+@dataclass(frozen=True)
+class _Thawed:
+    """A thaw that worked: after how long, and whether file systems were frozen until then by our freeze."""
+
+    after_ms: float
+    in_time: bool
+
+
 class Quiesced:
     """Context in which the guest is frozen; take the snapshot inside it.
 
@@ -117,7 +125,12 @@ class Quiesced:
         self._record(True)
         try:
             self._watchdog.arm(self._deadline_s)
-            self._started = time.monotonic()
+        except GuestError as exc:
+            self._record(False)  # nothing was frozen: without a watchdog nothing may be
+            self._not_quiesced(exc)
+            return self.result
+        self._started = time.monotonic()
+        try:
             count = self._transport.freeze(self._deadline_s / 2)
             if count == 0:
                 raise GuestError("freeze", "the guest agent froze no file system")
@@ -134,23 +147,25 @@ class Quiesced:
         if not self.result.frozen:
             return
         thawed = self._thaw()
-        self.result.frozen_ms = round((time.monotonic() - self._started) * 1000, 1)
-        if thawed == 0:
+        if thawed:
+            self.result.frozen_ms = round(thawed.after_ms, 1)
+        if not (thawed and thawed.in_time):
             self.result.frozen = False
             if kind is None:
-                self._not_quiesced(GuestError("freeze", "the guest was thawed before the snapshot was complete"))
+                why = "it was thawed before the snapshot was complete" if thawed else "it could not be thawed in order"
+                self._not_quiesced(GuestError("freeze", f"the guest was not kept frozen for certain: {why}"))
 
-    def _thaw(self) -> int:
-        """Thaw now; if the agent refuses, the watchdog goes on trying until it works."""
+    def _thaw(self) -> _Thawed | None:
+        """Thaw now; None if the agent refuses, and then the watchdog goes on trying until it works."""
         try:
-            thawed = self._transport.thaw(max(1.0, self._deadline_s / 2))
-            if not self._watchdog.disarm():
-                thawed = 0
+            count = self._transport.thaw(max(1.0, self._deadline_s / 2))
+            after_ms = (time.monotonic() - self._started) * 1000
+            in_time = self._watchdog.disarm() and count > 0
             self._record(False)
         except GuestError as exc:
             self.result.warnings.append(f"{exc}; the watchdog goes on trying to thaw the guest")
-            return 0
-        return thawed
+            return None
+        return _Thawed(after_ms, in_time)
 
     def _not_quiesced(self, error: GuestError) -> None:
         if self._policy is GuestPolicy.REQUIRE:

@@ -15,7 +15,7 @@ from understudy.mover.plan import Plan, ReadBlock, Skipped, ZeroRun
 from understudy.nbd import ALLOCATION, NbdClient
 from understudy.units import block_count
 
-THREADS = 2
+THREADS = 3
 READS_IN_FLIGHT = 4
 POLL_S = 0.2
 

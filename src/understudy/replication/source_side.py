@@ -62,10 +62,11 @@ def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
     """
     vm = site.source.describe_vm(name)
     in_use = tuple(PurePosixPath(disk.path).name for disk in vm.disks if disk.path)
-    places = {site.source_host.scratch_dir, *(str(PurePosixPath(disk.path).parent) for disk in vm.disks if disk.path)}
+    beside = {PurePosixPath(disk.path).parent for disk in vm.disks if disk.path}
+    # The delta of a block device is in the scratch directory; /dev itself holds no files of ours.
+    places = {str(place) for place in beside if not place.is_relative_to("/dev")} | {site.source_host.scratch_dir}
     for place in sorted(places):
-        if not place.startswith("/dev"):
-            site.source_mover.call(api.RemoveTagged(place, tag.prefix, in_use), api.Removed)
+        site.source_mover.call(api.RemoveTagged(place, tag.prefix, in_use), api.Removed)
     return vm
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from understudy.cli.run import run
 from understudy.controller import journal, replicas, reports
 from understudy.controller.database import Database, open_database
-from understudy.controller.records import ReplicaRecord
+from understudy.controller.records import FailoverAnswer, ReplicaRecord
 from understudy.errors import NotFound, UnderstudyError
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.replica import (
@@ -143,13 +143,14 @@ class FakeServices:
         self._called("delete_replica", replica.name)
         replicas.forget_replica(self.database, replica.replica.identity.id)
 
-    def start_failover(self, replica: ReplicaRecord, point: str) -> ReplicaRecord:
+    def start_failover(self, replica: ReplicaRecord, point: str) -> FailoverAnswer:
         self._called("start_failover", replica.name, point)
-        return replace(replica, replica=replace(replica.replica, state=ReplicaState.FAILOVER, head_point=point))
+        running = replace(replica.replica, state=ReplicaState.FAILOVER, head_point=point)
+        return FailoverAnswer(replace(replica, replica=running), ("a card is connected to nothing",))
 
-    def undo_failover(self, replica: ReplicaRecord) -> ReplicaRecord:
+    def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:
         self._called("undo_failover", replica.name)
-        return replica
+        return FailoverAnswer(replica)
 
     def close(self) -> None:
         self.calls.append(("close",))
@@ -237,3 +238,5 @@ class CommandLine:
 
 class Explosion(UnderstudyError):
     """An error for tests: any act may raise it."""
+
+    code = "explosion"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import DISK, REPLICA, VM, CommandLine
 
+from tests.unit.cli.command_line import DISK, REPLICA, VM, CommandLine
 from understudy.cli.shapes import session_shape
 from understudy.controller import journal, lock, reports
 from understudy.errors import MoverError
@@ -288,7 +288,9 @@ def test_a_point_that_does_not_match_fails_the_verification(full: CommandLine) -
 
 def test_failover(full: CommandLine) -> None:
     started = full.json("failover", "start", "web_replica")
-    assert started == REPLICA_DOCUMENT | {"state": "failover", "point": "p2"}
+    warned = ["a card is connected to nothing"]
+    assert started == REPLICA_DOCUMENT | {"state": "failover", "point": "p2", "warnings": warned}
+    assert "warning: a card is connected to nothing\n" in full("failover", "start", "web_replica").out
     assert full.json("failover", "start", "web_replica", "--point", "p1")["point"] == "p1"
     assert full.refused("failover", "start", "web_replica", "--point", "p9").startswith("restore point 'p9'")
     assert full.json("failover", "undo", "vault/web_replica")["state"] == "ready"

@@ -19,16 +19,17 @@ Made from the commands' own help. Every command takes `--home DIR` and `--json` 
 """
 
 
-def helps(command: click.Command, name: str) -> Iterator[str]:
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+def helps(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
+    settings = command.context_settings | {"terminal_width": 100, "max_content_width": 100}
+    context = click.Context(command, parent, info_name=name, **settings)
     if isinstance(command, click.Group):
         for item in command.list_commands(context):
             inner = command.get_command(context, item)
             assert inner is not None
             if not inner.hidden:
-                yield from helps(inner, f"{name} {item}")
+                yield from helps(inner, item, context)
     else:
-        yield f"\n## {name}\n\n```\n{command.get_help(context)}\n```\n"
+        yield f"\n## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"
 
 
 def test_the_commands_page_says_what_the_commands_say() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 import pytest
-from command_line import CommandLine
 
+from tests.unit.cli.command_line import CommandLine
 from understudy.cli.app import COMMANDS, understudy
 from understudy.cli.services import Services
 from understudy.errors import Cancelled, DatastoreError, HostUnreachable, error_classes

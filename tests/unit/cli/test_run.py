@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import DISK, CommandLine
 
+from tests.unit.cli.command_line import DISK, CommandLine
 from understudy.cli.progress import RateMeter, SessionProgress, plain_events
 from understudy.cli.summary import reduction
 from understudy.model.session import (

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from postgresql_server import programs, running_server
 
+from tests.unit.controller.postgresql_server import programs, running_server
 from understudy.controller.catalog import add_datastore, add_host
 from understudy.controller.database import Database, open_database
 from understudy.controller.jobs import create_job

@@ -136,7 +136,7 @@ def test_a_full_story_is_told_as_it_happened(site: Database) -> None:
     assert (told.steps[3].name, told.steps[3].state) == (Step.READ, StepState.SUCCESS)
     assert told.disks == (DISK,)
     assert told == TaskReport("web 1", SessionState.WARNING, "p1", "filesystem", 97.5, None, ("ünsure", "second"),
-                              told.steps, (DISK,))  # fmt: skip
+                              steps=told.steps, disks=(DISK,))  # fmt: skip
 
 
 def test_a_running_step_has_its_seconds_so_far(site: Database) -> None:

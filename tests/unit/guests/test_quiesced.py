@@ -153,14 +153,14 @@ def test_a_guest_that_was_thawed_before_the_snapshot_was_complete_does_not_count
         was_frozen = result.frozen
     assert (was_frozen, result.frozen) == (True, False)
     assert len(result.warnings) == 1
-    assert "the guest was thawed before the snapshot was complete" in result.warnings[0]
+    assert "it was thawed before the snapshot was complete" in result.warnings[0]
     assert script.events[-1] == "record False"
 
 
 @pytest.mark.parametrize("script", [Script(thaw=0), Script(in_time=False)], ids=["already thawed", "watchdog fired"])
 def test_with_require_such_a_snapshot_is_an_error(script: Script) -> None:
     with (
-        pytest.raises(GuestError, match="the guest was thawed before the snapshot was complete"),
+        pytest.raises(GuestError, match="it was thawed before the snapshot was complete"),
         quiesced(script, GuestPolicy.REQUIRE),
     ):
         pass

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mover_lab import RawLayer, add_bitmap, io, make_image, run, same_content, served, write
 
+from tests.unit.mover.mover_lab import RawLayer, add_bitmap, io, make_image, run, same_content, served, write
 from understudy.context import Context
 from understudy.errors import Cancelled, DatastoreError, Refused, TrackingLost, TransferError
 from understudy.model.transfer import TransferMode

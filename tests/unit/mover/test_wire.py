@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mover_lab import RawLayer, add_bitmap, io, make_image, same_content, served, write
 
+from tests.unit.mover.mover_lab import RawLayer, add_bitmap, io, make_image, same_content, served, write
 from understudy.context import Context
 from understudy.errors import Cancelled, DatastoreError, Refused, TransferError, UnderstudyError
 from understudy.model.job import Compression
