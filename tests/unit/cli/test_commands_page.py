@@ -20,8 +20,7 @@ Made from the commands' own help. Every command takes `--home DIR` and `--json` 
 
 
 def helps(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
-    settings = command.context_settings | {"terminal_width": 100, "max_content_width": 100}
-    context = click.Context(command, parent, info_name=name, **settings)
+    context = command.make_context(name, [], parent, resilient_parsing=True, terminal_width=100, max_content_width=100)
     if isinstance(command, click.Group):
         for item in command.list_commands(context):
             inner = command.get_command(context, item)
