@@ -1,0 +1,149 @@
+"""Operations of the source side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PrepareScratch:
+    """Make ``directory`` (parents too) so that the emulator, user ``uid`` and group ``gid``, can write there."""
+
+    directory: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class ScratchFacts:
+    """Space in the scratch directory."""
+
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class ProbeImage:
+    """Ask what an image file is; it may be in use."""
+
+    image: str
+    image_format: str
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image file is.
+
+    :ivar can_track: it can hold dirty bitmaps (qcow2 version 3).
+    :ivar bitmaps: the consistent bitmaps in it; those of a running VM are in its memory and do not show.
+    """
+
+    can_track: bool
+    bitmaps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadNvram:
+    """Read the file with a VM's UEFI variables."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class NvramContent:
+    """UEFI variables in base64; empty if the VM was never started and so has no file yet."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class OpenExport:
+    """Serve an image read-only with qemu-nbd: a powered-off VM's disk, or the base below a snapshot delta.
+
+    :ivar bitmap: dirty bitmap in the image to export, or empty.
+    """
+
+    image: str
+    image_format: str
+    bitmap: str
+    tag: str
+
+
+@dataclass(frozen=True)
+class NbdSource:
+    """Where to read one disk.
+
+    :ivar socket: Unix socket of the NBD server.
+    :ivar export: export name.
+    :ivar dirty_context: NBD meta context that tells dirty areas, or empty: no tracking, everything may have changed.
+    """
+
+    socket: str
+    export: str
+    dirty_context: str
+
+
+@dataclass(frozen=True)
+class OpenedExport:
+    """An export that :class:`CloseExport` ends."""
+
+    id: str
+    source: NbdSource
+
+
+@dataclass(frozen=True)
+class CloseExport:
+    """End an export of :class:`OpenExport`; unknown ids are no error."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class RemoveTagged:
+    """Remove plain files and sockets in ``directory`` whose name contains ``tag``, but not one of ``keep``."""
+
+    directory: str
+    tag: str
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Paths that were removed."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DigestRef:
+    """A source side digest copy: which replica, disk and point. As a request: answered by :class:`DigestHolding`."""
+
+    replica_id: str
+    disk: str
+    point: str
+
+
+@dataclass(frozen=True)
+class DigestHolding:
+    """Whether the source mover holds a usable digest copy of the point."""
+
+    usable: bool
+
+
+@dataclass(frozen=True)
+class KeepDigests:
+    """The point was published: keep the source side digest copies that its transfers made, drop those of older points.
+
+    Again is no error. :class:`~understudy.errors.NotFound` if a disk has no copy of this point.
+    """
+
+    replica_id: str
+    point: str
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DropDigests:
+    """Remove source side digest copies, unfinished ones too: of one ``point``, or all of the replica if it is empty."""
+
+    replica_id: str
+    point: str = ""

@@ -1,0 +1,193 @@
+"""Operations of the target side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.mover.api.common import ReplicaRef
+from understudy.storage import DatastoreFacts, HeadFacts, NewDisk, PointMeta
+
+
+@dataclass(frozen=True)
+class CheckDatastore:
+    """Ask for facts about a datastore directory, trying a write."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class DatastoreAnswer:
+    """Facts about the datastore."""
+
+    facts: DatastoreFacts
+
+
+@dataclass(frozen=True)
+class ListReplicas:
+    """Ask which replicas a datastore holds."""
+
+    kind: str
+    datastore: str
+
+
+@dataclass(frozen=True)
+class ReplicaNames:
+    """Names of replicas."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InspectReplica:
+    """Ask for everything known of one replica."""
+
+    ref: ReplicaRef
+
+
+@dataclass(frozen=True)
+class ReplicaFacts:
+    """What the target knows of a replica.
+
+    :ivar replica: None if it does not exist.
+    :ivar head_definition: the definition stored with the point on which the head lies, or empty.
+    :ivar damage: damaged layers per point id, points without damage left out.
+    :ivar images: absolute path per (point id, disk name), as nested dicts.
+    :ivar digests: the same for digest files.
+    """
+
+    replica: Replica | None
+    head: HeadFacts | None
+    last_attempt: int
+    damage: dict[str, list[str]]
+    images: dict[str, dict[str, str]]
+    digests: dict[str, dict[str, str]]
+    head_definition: str = ""
+
+
+@dataclass(frozen=True)
+class BeginPoint:
+    """Lock the replica for an attempt, make it if new, sweep it, and start a restore point.
+
+    The mover keeps the draft and the lock until publish, abandon, or its own end.
+    """
+
+    ref: ReplicaRef
+    identity: ReplicaIdentity
+    attempt: int
+    point_id: str
+    disks: tuple[NewDisk, ...]
+
+
+@dataclass(frozen=True)
+class DraftOpened:
+    """A draft, and what the sweep of the store removed or finished."""
+
+    draft: str
+    swept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PublishPoint:
+    """Publish a draft; the replica's lock stays held until :class:`ReleaseDraft`."""
+
+    draft: str
+    meta: PointMeta
+
+
+@dataclass(frozen=True)
+class PublishedPoint:
+    """The point as recorded."""
+
+    point: RestorePoint
+
+
+@dataclass(frozen=True)
+class ReleaseDraft:
+    """End with a draft: abandon it if it was not published, give the lock back. Unknown drafts are no error."""
+
+    draft: str
+
+
+@dataclass(frozen=True)
+class OwnedReplica:
+    """An act on a replica: under a draft's lock if ``draft`` is given, else under an own lock for ``attempt``."""
+
+    ref: ReplicaRef
+    draft: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class RetirePoints:
+    """Retire points (long); the result is in the next inspection."""
+
+    owner: OwnedReplica
+    points: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BindHead:
+    """Make a new head on a point."""
+
+    owner: OwnedReplica
+    point: str
+
+
+@dataclass(frozen=True)
+class HeadBound:
+    """The new head, and the definition stored with its point."""
+
+    head: HeadFacts
+    definition: str
+
+
+@dataclass(frozen=True)
+class SetState:
+    """Record the replica's state."""
+
+    owner: OwnedReplica
+    state: ReplicaState
+
+
+@dataclass(frozen=True)
+class SetIdentity:
+    """Record a changed identity."""
+
+    owner: OwnedReplica
+    identity: ReplicaIdentity
+
+
+@dataclass(frozen=True)
+class RemoveReplica:
+    """Delete the replica's files."""
+
+    owner: OwnedReplica
+
+
+@dataclass(frozen=True)
+class VerifyPoint:
+    """Recompute digests of a point from its layers and compare (long); see :class:`VerifyReport`."""
+
+    ref: ReplicaRef
+    point: str
+
+
+@dataclass(frozen=True)
+class VerifiedDisk:
+    """Outcome for one disk: ``bad_blocks`` are block indexes whose content does not match, at most 1000 of them."""
+
+    name: str
+    blocks: int
+    bad_count: int
+    bad_blocks: tuple[int, ...]
+    problem: str
+
+
+@dataclass(frozen=True)
+class RebuildDigests:
+    """Recompute the digest file of a point's disk from its layers (long), when both copies are lost or damaged."""
+
+    ref: ReplicaRef
+    point: str
+    disk: str

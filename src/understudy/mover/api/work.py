@@ -1,0 +1,72 @@
+"""Long operations: how far they are, and how they ended."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from understudy.mover.api.target import VerifiedDisk
+
+
+class WorkState(enum.StrEnum):
+    """State of a long operation."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class WorkStarted:
+    """A long operation was started."""
+
+    work: str
+
+
+@dataclass(frozen=True)
+class WorkQuery:
+    """Ask for progress, waiting up to ``wait_s`` seconds for the end."""
+
+    work: str
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class CancelWork:
+    """Stop a long operation and wait for its end; unknown ids are no error."""
+
+    work: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Completed work in bytes, and the busy seconds of each part so far (``source``, ``source_proxy``, ...)."""
+
+    total: int = 0
+    processed: int = 0
+    read: int = 0
+    sent: int = 0
+    wire: int = 0
+    zero: int = 0
+    busy: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ErrorFields:
+    """An error on its way between processes."""
+
+    code: str
+    what: str
+    why: str
+    todo: str
+
+
+@dataclass(frozen=True)
+class WorkStatus:
+    """How far a long operation is; ``verified`` is filled by :class:`VerifyPoint` alone."""
+
+    state: WorkState
+    seconds: float
+    progress: Progress
+    error: ErrorFields | None = None
+    verified: tuple[VerifiedDisk, ...] = ()
