@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ from understudy.controller.database import Database
 from understudy.controller.movers import MoverPool
 from understudy.controller.resources import Claim, ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
+from understudy.errors import UnderstudyError
 from understudy.guests.processing import Watchdog
 from understudy.model.job import Host, Job, Proxy
 from understudy.platforms import Platform, open_platform
 from understudy.replication.site import Lease, Site
+
+LOG = logging.getLogger(__name__)
 
 
 class PlatformPool:
@@ -37,10 +41,13 @@ class PlatformPool:
             return self._open[uri]
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Give all connections back; one that cannot be closed does not keep the others open."""
         with self._lock:
-            for platform in self._open.values():
-                platform.close()
+            for uri, platform in self._open.items():
+                try:
+                    platform.close()
+                except UnderstudyError as exc:
+                    LOG.warning("connection to %s: %s", uri, exc)
             self._open.clear()
 
 
