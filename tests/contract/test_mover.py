@@ -407,5 +407,6 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
         "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus",
     }
-    types = {name for name, value in vars(api).items() if getattr(value, "__module__", "").startswith(f"{api.__name__}.")}
+    ours = f"{api.__name__}."
+    types = {name for name, value in vars(api).items() if getattr(value, "__module__", "").startswith(ours)}
     assert {handled.__name__ for handled in HANDLERS} == types - answers
