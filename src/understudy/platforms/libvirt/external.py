@@ -116,6 +116,13 @@ def commit_deltas(ctx: Context, domain: libvirt.virDomain, vm: Vm, tag: Tag) -> 
     :raises PlatformError: if one stays, naming it and the commands that merge it by hand; the others are merged.
     """
     deltas = tagged_deltas(domain, vm, tag)
+    if deltas and not _is_active(domain, vm):
+        # Only a running QEMU can merge and keep the bitmaps right; the delta is the VM's disk until then.
+        raise PlatformError(
+            f"commit the snapshot of VM {vm.name!r}",
+            f"the VM was powered off; {', '.join(deltas.values())} holds its newest changes",
+            "start it and run the job again, which merges it",
+        )
     left = []
     for disk, path in deltas.items():
         problem = _commit_with_retries(ctx, domain, disk)
@@ -129,6 +136,11 @@ def commit_deltas(ctx: Context, domain: libvirt.virDomain, vm: Vm, tag: Tag) -> 
             f"run: virsh blockcommit {vm.name} {disk} --active --pivot --wait (for each disk)",
         )
     return list(deltas.values())
+
+
+def _is_active(domain: libvirt.virDomain, vm: Vm) -> bool:
+    with libvirt_errors(f"state of VM {vm.name!r}"):
+        return bool(domain.isActive())
 
 
 def _commit_with_retries(ctx: Context, domain: libvirt.virDomain, disk: str) -> str:
