@@ -117,7 +117,9 @@ def test_an_external_snapshot_of_a_killed_controller_is_merged_by_the_next_run(s
     session = scene.installation.replicate("external")
     scene.check_points(f"{scene.vm.name}_x")
     scene.assert_clean(f"{scene.vm.name}_x")
-    assert session["tasks"][0]["disks"][0]["mode"] == "incremental"
+    (disk,) = session["tasks"][0]["disks"]
+    # Whether QEMU lived on all the time is not known, so that the dirty map is not trusted once.
+    assert (disk["mode"], disk["reason"]) == ("digest_scan", "snapshot_left")
     _assert_reported_dead(scene, session["id"] - 1)
 
 

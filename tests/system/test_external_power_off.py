@@ -22,6 +22,7 @@ def test_a_vm_cut_off_in_the_middle_keeps_its_delta_until_it_runs_again(installa
     vm.start()
     vm.wait_agent()
     assert vm.run("cat /data/kept") == "kept\n"
-    installation.replicate("nightly")
+    (disk,) = installation.replicate("nightly")["tasks"][0]["disks"]
+    assert (disk["mode"], disk["reason"]) == ("digest_scan", "snapshot_left")
     assert not list(directory.glob("*.delta"))
     assert installation.replicate("nightly")["tasks"][0]["disks"][0]["mode"] == "incremental"

@@ -28,6 +28,7 @@ class Reason(enum.StrEnum):
     BLOCK_SIZE_CHANGED = "block_size_changed"
     REPLICA_CHANGED = "replica_changed"
     SOURCE_REPLACED = "source_replaced"
+    SNAPSHOT_LEFT = "snapshot_left"
     FORCED = "forced"
 
 

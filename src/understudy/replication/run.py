@@ -15,7 +15,7 @@ from understudy.model.inventory import Vm
 from understudy.model.replica import Consistency, ReplicaIdentity, RestorePoint
 from understudy.model.session import Step, StepState
 from understudy.model.snapshot import SnapshotRequest, Tag
-from understudy.model.transfer import DiskPlan
+from understudy.model.transfer import DiskPlan, Reason
 from understudy.mover import api
 from understudy.replication import source_side as source
 from understudy.replication import target_side as target
@@ -103,12 +103,15 @@ def prepare(ctx: Context, task: Task, site: Site, facts: api.ReplicaFacts, space
     vm = site.source.describe_vm(task.vm)
     target.check_same_vm(task, vm, facts.replica)
     tag = Tag(task.job.id, vm.uuid, task.session)
+    left = source.on_delta(vm, tag)
     vm = source.sweep_source(ctx, site, vm, tag)
     newest = facts.replica.newest if facts.replica else None
     baselines = Baselines(site, vm, tag, newest)
     baselines.settle()
     disks = source.with_tracking_facts(site, source.replicated_disks(vm, task.job))
-    known = source.tracking_since(site, vm, disks, newest)
+    # If QEMU died while the delta was in use, its part of the dirty map is lost, and the merge does not tell.
+    unknown = {disk.name: Reason.SNAPSHOT_LEFT for disk in disks}
+    known = unknown if left else source.tracking_since(site, vm, disks, newest)
     damaged = target.damaged_disks(facts)
     plans = plan_disks(vm.name, disks, PlanningFacts(newest, damaged, known, task.job.block_size, task.full_scan))
     target.check_space(site, space, disks, plans)

@@ -81,6 +81,11 @@ def with_tracking_facts(site: Site, disks: Iterable[Disk]) -> tuple[Disk, ...]:
     return tuple(known)
 
 
+def on_delta(vm: Vm, tag: Tag) -> bool:
+    """Whether the VM writes to a snapshot delta of this job, which only a dead session can have left."""
+    return any(PurePosixPath(disk.path).name.startswith(tag.prefix) for disk in vm.disks)
+
+
 def tracking_since(site: Site, vm: Vm, disks: Sequence[Disk], newest: RestorePoint | None) -> dict[str, Reason]:
     """Per disk: whether the changes since the newest point are known (``Reason.NONE``), or why not."""
     if newest is None or newest.baseline is None:

@@ -135,6 +135,8 @@ def test_nothing_against_it_is_incremental() -> None:
          Reason.CHECKPOINT_MISSING, True),
         (DISK, replace(FACTS, tracking={"vda": Reason.BITMAP_INCONSISTENT}), TransferMode.DIGEST_SCAN,
          Reason.BITMAP_INCONSISTENT, True),
+        (DISK, replace(FACTS, tracking={"vda": Reason.SNAPSHOT_LEFT}), TransferMode.DIGEST_SCAN,
+         Reason.SNAPSHOT_LEFT, True),
     ],
     ids=lambda value: value.name if isinstance(value, Reason) else "",
 )  # fmt: skip
