@@ -44,8 +44,9 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
             facts = target.inspect(task, site)
             source.prepare_scratch(site)
         with journal.step(Step.INVENTORY):  # 2 inventory, and what dead sessions left
-            watchdog = undo.enter_context(source.thaw_watchdog(task, site, site.source.describe_vm(task.vm)))
-            ready = prepare(ctx, task, site, facts, space)
+            found = site.source.describe_vm(task.vm)
+            watchdog = undo.enter_context(source.thaw_watchdog(task, site, found))
+            ready = prepare(ctx, task, site, found, facts, space)
             vm, spec, baselines = ready.vm, ready.spec, ready.baselines
             draft = undo.enter_context(target.open_draft(task, site, facts, ready.layers, ready.identity, spec.point))
             target.take_over(task, site, facts, ready.identity, draft)
@@ -95,12 +96,13 @@ class Prepared:
     baselines: Baselines
 
 
-def prepare(ctx: Context, task: Task, site: Site, facts: api.ReplicaFacts, space: DatastoreFacts) -> Prepared:
+def prepare(
+    ctx: Context, task: Task, site: Site, vm: Vm, facts: api.ReplicaFacts, space: DatastoreFacts
+) -> Prepared:
     """Sweep what dead sessions left, then decide for each disk how its changes are found.
 
     :raises UnderstudyError: if something stands in the way; nothing was changed then but the sweep.
     """
-    vm = site.source.describe_vm(task.vm)
     target.check_same_vm(task, vm, facts.replica)
     tag = Tag(task.job.id, vm.uuid, task.session)
     left = source.on_delta(vm, tag)

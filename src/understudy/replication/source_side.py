@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -147,18 +147,15 @@ def held_snapshot(
     ctx: Context, source: SourcePlatform, vm: Vm, job: Job, request: SnapshotRequest, plans: tuple[DiskPlan, ...]
 ) -> Iterator[Held]:
     """Hold one instant of the source; if only the incremental part is refused, hold it without that and scan (S5)."""
-    context = source.snapshot(ctx, vm, job.snapshot_mode, request)
-    try:
-        snapshot = context.__enter__()
-    except TrackingLost as exc:
-        ctx.log(__name__).warning("tracking lost: %s", exc)
-        plans = without_tracking(plans, Reason(exc.reason))
-        context = source.snapshot(ctx, vm, job.snapshot_mode, replace(request, incremental=()))
-        snapshot = context.__enter__()
-    try:
+    with ExitStack() as held:
+        try:
+            snapshot = held.enter_context(source.snapshot(ctx, vm, job.snapshot_mode, request))
+        except TrackingLost as exc:
+            ctx.log(__name__).warning("tracking lost: %s", exc)
+            plans = without_tracking(plans, Reason(exc.reason))
+            whole = replace(request, incremental=())
+            snapshot = held.enter_context(source.snapshot(ctx, vm, job.snapshot_mode, whole))
         yield Held(snapshot, plans)
-    finally:
-        context.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)
