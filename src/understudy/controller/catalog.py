@@ -16,7 +16,7 @@ from understudy.controller.database import Database
 from understudy.controller.naming import check_name, check_path, check_uri
 from understudy.controller.schema import DatastoreRow, FrozenGuestRow, HostRow, JobRow, ProxyRow, ReplicaRow
 from understudy.errors import NotFound, Refused, UsageError
-from understudy.model.job import Datastore, Host, Proxy
+from understudy.model.job import Datastore, Host, Proxy, ProxyKind
 
 DEFAULT_SCRATCH_DIR = "/var/lib/libvirt/understudy"
 STORE_KINDS = ("qcow2",)
@@ -39,7 +39,8 @@ def add_host(database: Database, host: Host) -> Host:
     check_path(what, host.scratch_dir)
     with database.transaction() as session:
         refuse_taken(session, HostRow, host.name, what)
-        session.add(HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir))
+        row = HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir, max_snapshots=host.max_snapshots)
+        session.add(row)
     return host
 
 
@@ -96,7 +97,8 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
         twin = session.scalar(select(DatastoreRow.name).filter_by(host=datastore.host, path=path))
         if twin is not None:
             raise Refused(what, f"datastore {twin!r} is the same directory", "use that one, or choose another path")
-        row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path)
+        row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path,
+                           max_transfers=datastore.max_transfers)
         session.add(row)
         return _datastore(row)
 
@@ -145,7 +147,9 @@ def add_proxy(database: Database, proxy: Proxy) -> Proxy:
         if proxy.host:
             host_row(session, proxy.host)
         refuse_taken(session, ProxyRow, proxy.name, what)
-        row = ProxyRow(name=proxy.name, host=proxy.host or None, slots=proxy.slots)
+        row = ProxyRow(name=proxy.name, host=proxy.host or None, slots=proxy.slots, kind=proxy.kind.value,
+                       identity=proxy.identity, control_address=proxy.control_address,
+                       data_address=proxy.data_address)
         session.add(row)
         return _proxy(row)
 
@@ -220,12 +224,13 @@ def _refuse_used(what: str, users: list[str]) -> None:
 
 
 def _host(row: HostRow) -> Host:
-    return Host(row.name, row.uri, row.scratch_dir)
+    return Host(row.name, row.uri, row.scratch_dir, row.max_snapshots)
 
 
 def _datastore(row: DatastoreRow) -> Datastore:
-    return Datastore(row.name, row.host, row.kind, row.path)
+    return Datastore(row.name, row.host, row.kind, row.path, row.max_transfers)
 
 
 def _proxy(row: ProxyRow) -> Proxy:
-    return Proxy(row.name, row.host or "", row.slots or os.cpu_count() or 1)
+    return Proxy(row.name, row.host or "", row.slots or os.cpu_count() or 1, ProxyKind(row.kind), row.identity,
+                 row.control_address, row.data_address)

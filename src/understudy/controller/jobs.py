@@ -115,6 +115,8 @@ def job_value(row: JobRow) -> Job:
         target_proxy=row.target_proxy or "",
         excluded_disks=tuple((item.vm, item.disk) for item in row.excluded_disks),
         enabled=row.enabled,
+        connections=row.connections,
+        patience_s=row.patience_s,
     )
 
 
@@ -134,6 +136,8 @@ def _row(job: Job) -> JobRow:
         source_proxy=job.source_proxy or None,
         target_proxy=job.target_proxy or None,
         enabled=job.enabled,
+        connections=job.connections,
+        patience_s=job.patience_s,
         vms=[JobVmRow(vm=vm, position=position) for position, vm in enumerate(job.vms)],
         excluded_disks=[
             ExcludedDiskRow(vm=vm, disk=disk, position=position)

@@ -161,6 +161,8 @@ def update_disk(database: Database, task_id: int, report: DiskReport) -> None:
         row.size, row.processed_bytes, row.seconds = report.size, report.processed_bytes, report.seconds
         row.read_bytes, row.sent_bytes = report.read_bytes, report.sent_bytes
         row.wire_bytes, row.zero_bytes = report.wire_bytes, report.zero_bytes
+        row.transport, row.busy, row.rate = report.transport.value, report.busy, report.rate
+        row.resumed_bytes, row.reconnects, row.waiting = report.resumed_bytes, report.reconnects, report.waiting
 
 
 def store_warnings(database: Database, task_id: int, warnings: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from understudy.controller.journal import session_row
 from understudy.controller.records import SessionSummary
 from understudy.controller.schema import DiskTransferRow, SessionRow, StepRow, TaskRow
 from understudy.model.session import DiskReport, SessionReport, SessionState, Step, StepReport, StepState, TaskReport
-from understudy.model.transfer import Reason, TransferMode
+from understudy.model.transfer import Reason, TransferMode, TransportMode
 
 
 def list_sessions(database: Database, job: str | None = None) -> tuple[SessionSummary, ...]:
@@ -85,4 +85,10 @@ def _disk(row: DiskTransferRow) -> DiskReport:
         processed_bytes=row.processed_bytes,
         seconds=row.seconds,
         bottleneck=row.bottleneck,
+        transport=TransportMode(row.transport),
+        busy=row.busy,
+        rate=row.rate,
+        resumed_bytes=row.resumed_bytes,
+        reconnects=row.reconnects,
+        waiting=row.waiting,
     )

@@ -43,6 +43,7 @@ class HostRow(Base):
     name: Mapped[str] = mapped_column(Name, primary_key=True)
     uri: Mapped[str] = mapped_column(String(2000))
     scratch_dir: Mapped[str] = mapped_column(String(2000))
+    max_snapshots: Mapped[int]
 
 
 class DatastoreRow(Base):
@@ -55,16 +56,47 @@ class DatastoreRow(Base):
     host: Mapped[str] = mapped_column(ForeignKey("hosts.name"))
     kind: Mapped[str] = mapped_column(Word)
     path: Mapped[str] = mapped_column(String(2000))
+    max_transfers: Mapped[int]
 
 
 class ProxyRow(Base):
-    """A data mover; 0 slots means as many as this machine has cores."""
+    """A data mover; 0 slots means as many as its machine has cores."""
 
     __tablename__ = "proxies"
 
     name: Mapped[str] = mapped_column(Name, primary_key=True)
     host: Mapped[str | None] = mapped_column(ForeignKey("hosts.name"))
     slots: Mapped[int]
+    kind: Mapped[str] = mapped_column(Word)
+    identity: Mapped[str] = mapped_column(Name)
+    control_address: Mapped[str] = mapped_column(String(300))
+    data_address: Mapped[str] = mapped_column(String(300))
+
+
+class InvitationRow(Base):
+    """An invitation for a proxy: who knows the secret may enrol once, until ``expires_at``."""
+
+    __tablename__ = "invitations"
+
+    id: Mapped[str] = mapped_column(Uuid, primary_key=True)
+    name: Mapped[str] = mapped_column(Name)
+    host: Mapped[str | None] = mapped_column(ForeignKey("hosts.name"))
+    slots: Mapped[int]
+    secret_digest: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[str] = mapped_column(Time)
+    used_at: Mapped[str | None] = mapped_column(Time)
+
+
+class ThrottleRow(Base):
+    """A limit for what proxies send; without source and target it holds for all together. ``windows``: weekly grid."""
+
+    __tablename__ = "throttles"
+
+    name: Mapped[str] = mapped_column(Name, primary_key=True)
+    source_proxy: Mapped[str | None] = mapped_column(ForeignKey("proxies.name"))
+    target_proxy: Mapped[str | None] = mapped_column(ForeignKey("proxies.name"))
+    rate: Mapped[int | None] = mapped_column(BigInteger)
+    windows: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
 
 
 class JobRow(Base):
@@ -86,6 +118,8 @@ class JobRow(Base):
     source_proxy: Mapped[str | None] = mapped_column(ForeignKey("proxies.name"))
     target_proxy: Mapped[str | None] = mapped_column(ForeignKey("proxies.name"))
     enabled: Mapped[bool]
+    connections: Mapped[int]
+    patience_s: Mapped[int]
 
     vms: Mapped[list[JobVmRow]] = relationship(cascade=CHILDREN, order_by="JobVmRow.position", lazy="selectin")
     excluded_disks: Mapped[list[ExcludedDiskRow]] = relationship(
@@ -145,7 +179,10 @@ class SessionRow(Base):
 
 
 class TaskRow(Base):
-    """One VM in a session; ``waiting`` says why it does not go on, empty while it does."""
+    """One VM in a session; ``waiting`` says why it does not go on, empty while it does.
+
+    ``held`` is what another controller needs to go on with the task while its snapshot is held (a JSON document).
+    """
 
     __tablename__ = "tasks"
     __table_args__ = (UniqueConstraint("session_id", "vm"),)
@@ -160,6 +197,7 @@ class TaskRow(Base):
     error: Mapped[str | None] = mapped_column(String)
     warnings: Mapped[list[str]] = mapped_column(JSON)
     waiting: Mapped[str] = mapped_column(String, default="")
+    held: Mapped[str | None] = mapped_column(String)
 
     session: Mapped[SessionRow] = relationship(back_populates="tasks")
     steps: Mapped[list[StepRow]] = relationship(cascade=CHILDREN, order_by="StepRow.id", lazy="selectin")
@@ -201,6 +239,12 @@ class DiskTransferRow(Base):
     processed_bytes: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float] = mapped_column(Double)
     bottleneck: Mapped[str] = mapped_column(Word)
+    transport: Mapped[str] = mapped_column(Word)
+    busy: Mapped[dict[str, float]] = mapped_column(JSON)
+    rate: Mapped[float] = mapped_column(Double)
+    resumed_bytes: Mapped[int] = mapped_column(BigInteger)
+    reconnects: Mapped[int]
+    waiting: Mapped[str] = mapped_column(String)
 
 
 class ReplicaRow(Base):

@@ -11,6 +11,9 @@ BLOCK_SIZES = {"256K": 256 * KIB, "512K": 512 * KIB, "1M": MIB, "4M": 4 * MIB}
 DEFAULT_POINTS = 7
 DEFAULT_SUFFIX = "_replica"
 DEFAULT_BLOCK_SIZE = MIB
+DEFAULT_CONNECTIONS = 4
+DEFAULT_PATIENCE_S = 1800
+DEFAULT_SNAPSHOTS = 4
 
 
 class SnapshotMode(enum.StrEnum):
@@ -43,30 +46,52 @@ class Host:
     """A hypervisor host.
 
     :ivar scratch_dir: directory on the host for copy-before-write files; the emulator must be able to write there.
+    :ivar max_snapshots: source snapshots that may be open at the same time on each of the host's datastores.
     """
 
     name: str
     uri: str
     scratch_dir: str
+    max_snapshots: int = DEFAULT_SNAPSHOTS
 
 
 @dataclass(frozen=True)
 class Datastore:
-    """A place for replicas: a directory ``path`` on ``host``."""
+    """A place for replicas: a directory ``path`` on ``host``.
+
+    :ivar max_transfers: disks that may be written at the same time; 0 for no limit but the task slots.
+    """
 
     name: str
     host: str
     kind: str
     path: str
+    max_transfers: int = 0
+
+
+class ProxyKind(enum.StrEnum):
+    """How a proxy runs: as a child process of the controller, or as a service on another host."""
+
+    CHILD = "child"
+    SERVICE = "service"
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """A data mover with ``slots`` task slots; a proxy without ``host`` serves every host of this machine."""
+    """A data mover with ``slots`` task slots; a proxy without ``host`` serves every host of its machine.
+
+    :ivar identity: the name in its certificate, unique among all proxies that ever were; empty until a child has one.
+    :ivar control_address: ``HOST:PORT`` of a service's control address; empty for a child.
+    :ivar data_address: ``HOST:PORT`` where other proxies reach it; empty for a child that takes no data from others.
+    """
 
     name: str
     host: str
     slots: int
+    kind: ProxyKind = ProxyKind.CHILD
+    identity: str = ""
+    control_address: str = ""
+    data_address: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,8 @@ class Job:
 
     :ivar id: stable, unique among controllers; part of every tag that the job leaves on a platform.
     :ivar excluded_disks: ``(vm, disk)`` pairs that are not replicated.
+    :ivar connections: transfer connections for each disk between two proxies.
+    :ivar patience_s: how long a transfer waits for a lost connection to come back, in seconds.
     """
 
     id: str
@@ -93,3 +120,5 @@ class Job:
     target_proxy: str = ""
     excluded_disks: tuple[tuple[str, str], ...] = ()
     enabled: bool = True
+    connections: int = DEFAULT_CONNECTIONS
+    patience_s: int = DEFAULT_PATIENCE_S

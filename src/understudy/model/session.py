@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from understudy.model.transfer import Reason, TransferMode
+from understudy.model.transfer import Reason, TransferMode, TransportMode
 
 
 class SessionState(enum.StrEnum):
@@ -66,6 +66,11 @@ class DiskReport:
     :ivar zero_bytes: bytes known or found to be zero.
     :ivar processed_bytes: position in the disk, for progress.
     :ivar bottleneck: the slowest part: ``source``, ``source_proxy``, ``network``, ``target_proxy``, ``target``.
+    :ivar busy: share of each part in the time that the transfer took, from measured waiting times; they add up to 1.
+    :ivar rate: bytes of the disk processed in a second, of late; 0 when it does not run.
+    :ivar resumed_bytes: bytes that did not travel because an earlier, failed session had brought them already.
+    :ivar reconnects: how often a connection was lost and made again.
+    :ivar waiting: why the disk does not go on, empty while it does.
     """
 
     name: str
@@ -79,6 +84,18 @@ class DiskReport:
     processed_bytes: int = 0
     seconds: float = 0.0
     bottleneck: str = ""
+    transport: TransportMode = TransportMode.LOCAL
+    busy: dict[str, float] = field(default_factory=dict)
+    rate: float = 0.0
+    resumed_bytes: int = 0
+    reconnects: int = 0
+    waiting: str = ""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the disk is done if the rate stays; None if that cannot be said."""
+        left = self.size - self.processed_bytes
+        return left / self.rate if left > 0 and self.rate > 0 else None
 
 
 @dataclass(frozen=True)

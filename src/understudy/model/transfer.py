@@ -14,6 +14,13 @@ class TransferMode(enum.StrEnum):
     DIGEST_SCAN = "digest_scan"
 
 
+class TransportMode(enum.StrEnum):
+    """How the source proxy reaches a disk: a Unix socket on the disk's host, or NBD over TLS from another host."""
+
+    LOCAL = "local"
+    NETWORK = "network"
+
+
 class Reason(enum.StrEnum):
     """Why a disk was not incremental; an incremental one has ``NONE``."""
 

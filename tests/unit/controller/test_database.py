@@ -20,9 +20,10 @@ from understudy.controller import database as database_module
 from understudy.controller import migrate
 from understudy.controller.catalog import add_host, list_hosts, list_proxies
 from understudy.controller.database import HEAD_REVISION, Database, open_database
+from understudy.controller.jobs import list_jobs
 from understudy.controller.schema import Base, HostRow
 from understudy.errors import DatabaseError, Refused
-from understudy.model.job import Host
+from understudy.model.job import Host, ProxyKind
 
 HOST = Host("prod", "qemu:///system", "/var/tmp/scratch")
 
@@ -87,6 +88,7 @@ def test_every_table_of_the_design_is_there(database: Database) -> None:
         assert set(inspect(connection).get_table_names()) == {
             "alembic_version", "hosts", "datastores", "proxies", "jobs", "job_vms", "job_excluded_disks", "sessions",
             "tasks", "steps", "disk_transfers", "replicas", "restore_points", "frozen_guests",
+            "invitations", "throttles",
         }  # fmt: skip
 
 
@@ -103,8 +105,8 @@ def test_the_migration_can_be_undone_and_done_again(empty_url: str, tmp_path: Pa
 NEXT_MIGRATION = '''
 import sqlalchemy as sa
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 def upgrade():
     with op.batch_alter_table("hosts") as batch:
         batch.add_column(sa.Column("note", sa.String(10), nullable=False, server_default="new"))
@@ -114,14 +116,28 @@ def downgrade():
 '''
 
 
+def test_a_home_of_the_first_schema_keeps_its_jobs_and_gets_the_defaults(site: Database) -> None:
+    url = site.engine.url.render_as_string(hide_password=False)
+    jobs = list_jobs(site)
+    engine = database_module.make_engine(site.engine.url, "test", foreign_keys=False)
+    with engine.connect() as connection, connection.begin():
+        command.downgrade(migrate.configuration(connection), "0001")
+    engine.dispose()
+    again = open_database(site.home, url)
+    assert list_jobs(again) == jobs
+    assert [(proxy.name, proxy.kind) for proxy in list_proxies(again)] == [("local", ProxyKind.CHILD)]
+    assert {host.max_snapshots for host in list_hosts(again)} == {4}
+    again.close()
+
+
 def with_next_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str = "") -> None:
     """Play a program that is one schema version newer."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrate.SCRIPTS, scripts)
-    (scripts / "versions" / "v0002_note.py").write_text(NEXT_MIGRATION.format(then=then))
+    (scripts / "versions" / "v0003_note.py").write_text(NEXT_MIGRATION.format(then=then))
     monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD_REVISION", "0002")
-    monkeypatch.setattr(database_module, "HEAD_REVISION", "0002")
+    monkeypatch.setattr(migrate, "HEAD_REVISION", "0003")
+    monkeypatch.setattr(database_module, "HEAD_REVISION", "0003")
 
 
 def test_an_older_schema_is_upgraded_and_keeps_its_rows(
@@ -130,7 +146,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(
     with_next_migration(tmp_path, monkeypatch)
     upgraded = open_database(tmp_path, site.engine.url.render_as_string(hide_password=False))
     with upgraded.reading() as session:
-        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0002"
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0003"
         assert list(session.scalars(text("SELECT note FROM hosts"))) == ["new", "new"]
         # Rebuilding the hosts table must not cascade to what refers to it.
         assert session.scalar(text("SELECT count(*) FROM jobs")) == 1
@@ -213,7 +229,7 @@ def test_an_unusable_url_is_told_without_the_password(tmp_path: Path, url: str) 
 def test_a_transaction_that_raises_changes_nothing(database: Database) -> None:
     def half() -> None:
         with database.transaction() as session:
-            session.add(HostRow(name="x", uri="u", scratch_dir="/"))
+            session.add(HostRow(name="x", uri="u", scratch_dir="/", max_snapshots=4))
             session.flush()
             raise RuntimeError("stop")
 
@@ -227,7 +243,7 @@ def test_a_row_made_twice_at_once_is_refused(database: Database) -> None:
 
     def again() -> None:
         with database.transaction() as session:
-            session.add(HostRow(name="prod", uri="u", scratch_dir="/"))
+            session.add(HostRow(name="prod", uri="u", scratch_dir="/", max_snapshots=4))
 
     with pytest.raises(Refused, match="at the same moment"):
         again()

@@ -52,10 +52,14 @@ from understudy.mover.api.target import (
 )
 from understudy.mover.api.transfer import (
     CopyDisk,
+    RateLimit,
     ReadSpec,
     ReceiveDisk,
     ReceiveStarted,
+    RedirectSend,
     SendDisk,
+    SetRates,
+    TargetAddress,
 )
 from understudy.mover.api.work import (
     CancelWork,
@@ -98,11 +102,13 @@ __all__ = [
     "Progress",
     "PublishPoint",
     "PublishedPoint",
+    "RateLimit",
     "ReadNvram",
     "ReadSpec",
     "RebuildDigests",
     "ReceiveDisk",
     "ReceiveStarted",
+    "RedirectSend",
     "ReleaseDraft",
     "RemoveReplica",
     "RemoveTagged",
@@ -114,7 +120,9 @@ __all__ = [
     "ScratchFacts",
     "SendDisk",
     "SetIdentity",
+    "SetRates",
     "SetState",
+    "TargetAddress",
     "VerifiedDisk",
     "VerifyPoint",
     "WorkQuery",

@@ -21,11 +21,17 @@ class About:
 
 @dataclass(frozen=True)
 class MoverInfo:
-    """Who answers: versions of everything that touches data, for the record of each point."""
+    """Who answers: versions of everything that touches data, for the record of each point.
+
+    :ivar identity: the name in its certificate; empty if it has none.
+    :ivar cores: how many disks it moves at the same time unless its slots are set.
+    """
 
     name: str
     pid: int
     versions: dict[str, str]
+    identity: str = ""
+    cores: int = 1
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,16 @@ class OpenExport:
 class NbdSource:
     """Where to read one disk.
 
-    :ivar socket: Unix socket of the NBD server.
+    :ivar socket: Unix socket of the NBD server; empty if ``address`` is given.
     :ivar export: export name.
     :ivar dirty_context: NBD meta context that tells dirty areas, or empty: no tracking, everything may have changed.
+    :ivar address: ``HOST:PORT`` of an NBD server on another host, which is only talked to by TLS.
     """
 
     socket: str
     export: str
     dirty_context: str
+    address: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,10 @@ class ReplicaFacts:
 class BeginPoint:
     """Lock the replica for an attempt, make it if new, sweep it, and start a restore point.
 
-    The mover keeps the draft and the lock until publish, abandon, or its own end.
+    The mover keeps the draft and the lock until it is released, until an attempt with a higher number comes, or until
+    its own end. Layers that an earlier attempt left unfinished are continued where that is possible.
+
+    :ivar resume: the draft of this same attempt was lost with the proxy that held it: go on with its files.
     """
 
     ref: ReplicaRef
@@ -77,6 +80,7 @@ class BeginPoint:
     attempt: int
     point_id: str
     disks: tuple[NewDisk, ...]
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,13 @@ class PublishedPoint:
 
 @dataclass(frozen=True)
 class ReleaseDraft:
-    """End with a draft: abandon it if it was not published, give the lock back. Unknown drafts are no error."""
+    """End with a draft: abandon it if it was not published, give the lock back. Unknown drafts are no error.
+
+    :ivar keep: leave the files of a draft that was not published, so that the next session can continue them.
+    """
 
     draft: str
+    keep: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,28 +39,76 @@ class CopyDisk:
 
 @dataclass(frozen=True)
 class ReceiveDisk:
-    """Start the target side of a transfer (long); the answer tells where the source side must connect."""
+    """Start the target side of a transfer (long): wait for the source side and write what it sends.
+
+    :ivar source_identity: name in the certificate of the proxy that may come; empty: one on this host, by Unix socket.
+    :ivar patience_s: how long nobody may be connected before the transfer fails, in seconds.
+    """
 
     draft: str
     disk: str
     size: int
     block_size: int
+    source_identity: str
+    patience_s: float
 
 
 @dataclass(frozen=True)
 class ReceiveStarted:
-    """The target side listens on a Unix ``socket`` and expects ``ticket`` first."""
+    """The target side expects ``ticket`` first; ``socket`` is where proxies on its own host reach it."""
 
     work: str
+    ticket: str
     socket: str
+
+
+@dataclass(frozen=True)
+class TargetAddress:
+    """Where the source side finds the target side of one transfer.
+
+    :ivar address: path of a Unix socket, or ``HOST:PORT`` for TLS.
+    :ivar identity: name that the target proxy's certificate must have; empty for a Unix socket.
+    """
+
+    address: str
+    identity: str
     ticket: str
 
 
 @dataclass(frozen=True)
 class SendDisk:
-    """Start the source side of a transfer (long)."""
+    """Start the source side of a transfer (long).
+
+    :ivar patience_s: how long to try to get a lost connection back, in seconds.
+    :ivar limits: keys of the rate limits that hold for it, see :class:`SetRates`; unknown ones do not limit.
+    """
 
     read: ReadSpec
-    socket: str
-    ticket: str
+    target: TargetAddress
     compression: Compression
+    connections: int
+    patience_s: float
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RedirectSend:
+    """The target side was started again: the source side of ``work`` goes on there."""
+
+    work: str
+    target: TargetAddress
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """All transfers that name ``key`` send no more than ``bytes_per_s`` together."""
+
+    key: str
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class SetRates:
+    """Replace all rate limits of this source proxy; running transfers heed them at once."""
+
+    limits: tuple[RateLimit, ...]

@@ -40,7 +40,12 @@ class CancelWork:
 
 @dataclass(frozen=True)
 class Progress:
-    """Completed work in bytes, and the busy seconds of each part so far (``source``, ``source_proxy``, ...)."""
+    """Completed work in bytes, and the busy seconds of each part so far (``source``, ``source_proxy``, ...).
+
+    :ivar saved: bytes that an earlier attempt had brought already and that did not travel again.
+    :ivar reconnects: connections that were lost and made again.
+    :ivar waiting: why nothing moves, empty while it does.
+    """
 
     total: int = 0
     processed: int = 0
@@ -49,6 +54,9 @@ class Progress:
     wire: int = 0
     zero: int = 0
     busy: dict[str, float] | None = None
+    saved: int = 0
+    reconnects: int = 0
+    waiting: str = ""
 
 
 @dataclass(frozen=True)
