@@ -1,8 +1,8 @@
 """Certificates: the files that give a process its identity, and the TLS contexts made of them.
 
-A directory of credentials holds ``key.pem`` (mode 0600, made where it lies), ``certificate.pem``, ``proxies-ca.pem`` (who
-signs proxies) and ``controllers-ca.pem`` (who signs controllers). Two authorities, so that TLS itself tells a proxy from a
-controller: a proxy can never give another proxy orders.
+A directory of credentials holds ``key.pem`` (mode 0600, made where it lies), ``certificate.pem``, ``proxies-ca.pem``
+(who signs proxies) and ``controllers-ca.pem`` (who signs controllers). Two authorities, so that TLS itself tells a
+proxy from a controller: a proxy can never give another proxy orders.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KEY, CERTIFICATE = "key.pem", "certificate.pem"
 PROXIES_CA, CONTROLLERS_CA = "proxies-ca.pem", "controllers-ca.pem"
@@ -49,6 +50,5 @@ class Credentials:
 
 def peer_identity(sock: ssl.SSLSocket) -> str:
     """The identity in the verified certificate of who is at the other end; empty if it has none."""
-    certificate = sock.getpeercert() or {}
-    names = certificate.get("subjectAltName", ())
+    names: Any = (sock.getpeercert() or {}).get("subjectAltName", ())
     return next((str(value) for kind, value in names if kind == "DNS"), "")
