@@ -14,6 +14,7 @@
     +-- DatastoreError          code datastore        exit 1   missing, read-only, full
     +-- ReplicaError            code replica          exit 1   replica files damaged, or of a newer format
     +-- TransferError           code transfer         exit 1   reading, sending or writing a disk failed
+    |   +-- LinkLost            code link_lost        exit 1   retryable: a connection between two proxies broke
     +-- MoverError              code mover            exit 1   a proxy died or did not answer
     +-- Fenced                  code fenced           exit 1   a newer attempt owns this replica
     +-- Cancelled               code cancelled        exit 130 the operator stopped it
@@ -128,6 +129,12 @@ class TransferError(UnderstudyError):
 
     code = "transfer"
     retryable = True
+
+
+class LinkLost(TransferError):
+    """A connection between two proxies broke, or could not be made; trying again may help."""
+
+    code = "link_lost"
 
 
 class MoverError(UnderstudyError):

@@ -6,6 +6,7 @@ areas that have some property, with flags 0. Both are sorted by start and never 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,11 @@ def intersect(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
         else:
             j += 1
     return common
+
+
+def unite(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
+    """What lies in either range list."""
+    return merge(heapq.merge(left, right, key=lambda item: item.start)) if right else list(left)
 
 
 def subtract(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:

@@ -17,6 +17,9 @@ class BaseDigests(Protocol):
     def nonzero(self, run: Extent) -> list[Extent]:
         """The parts of ``run``, whole blocks, that are not known to be zero."""
 
+    def kept(self, run: Extent) -> list[Extent]:
+        """The blocks in ``run`` that the layer that is to be written has already, from an earlier attempt."""
+
 
 class NothingKnown:
     """No digests: every block may hold anything."""
@@ -27,6 +30,10 @@ class NothingKnown:
     def nonzero(self, run: Extent) -> list[Extent]:
         """All of it."""
         return [run]
+
+    def kept(self, run: Extent) -> list[Extent]:  # noqa: ARG002 - the protocol's signature
+        """None."""
+        return []
 
 
 class PointDigests:
@@ -64,6 +71,10 @@ class PointDigests:
             found.extend(self._block(index, run) for index in range(start, start + count)
                          if index == self._changed or not _is_zero(digests, index - start))
         return merge(found)
+
+    def kept(self, run: Extent) -> list[Extent]:  # noqa: ARG002 - the protocol's signature
+        """None: the layer is new."""
+        return []
 
     def _block(self, index: int, run: Extent) -> Extent:
         start = index * self._block_size

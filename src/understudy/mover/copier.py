@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,47 +12,79 @@ from understudy.errors import Refused
 from understudy.model.extent import Extent
 from understudy.model.transfer import TransferMode
 from understudy.mover.api import ReadSpec
+from understudy.mover.arriving import ArrivingDisk
 from understudy.mover.base import BaseDigests, NothingKnown, PointDigests
 from understudy.mover.digest import ZERO_DIGEST, DigestReader, DigestWriter, block_digest
 from understudy.mover.filters import pieces, zero_parts
 from understudy.mover.meter import Counters, Meter
-from understudy.mover.plan import Plan, PlanSpec, ReadBlock, ZeroRun
-from understudy.mover.reader import Source, read_plan
-from understudy.storage import LayerWriter
+from understudy.mover.plan import Conclusion, Plan, PlanSpec, ReadBlock, ZeroRun
+from understudy.mover.reader import THREADS, Source, read_plan
 from understudy.units import block_count
 
 
 class Sink(Protocol):
     """Where changed data goes; one for each thread."""
 
+    def deliver(self, item: ReadBlock | ZeroRun, give: Callable[[], None]) -> None:
+        """Have all of ``item`` given by ``give``, which calls the verbs below; see that the plan hears of its end.
+
+        ``give`` is called again if what it gave was lost on the way.
+        """
+
     def data(self, offset: int, view: memoryview) -> None:
         """Write ``view`` at ``offset``; it is only valid during the call."""
 
     def zero(self, extent: Extent) -> None:
-        """Make the range read as zeros."""
+        """Make the range read as zeros; whole blocks of it are complete then."""
+
+    def digest(self, index: int, digest: bytes) -> None:
+        """Block ``index`` is complete, and this is its digest."""
+
+    def conclude(self, item: Conclusion) -> None:
+        """Nothing more comes at all."""
+
+    def idle(self) -> None:
+        """Nothing is to be done now; called several times a second."""
 
 
 SinkFactory = Callable[[Counters], Sink]
 
 
-class LayerSink:
-    """Writes straight into a layer: source and target are the same mover."""
+class DiskSink:
+    """Writes straight into an arriving disk: source and target are the same mover."""
 
-    def __init__(self, layer: LayerWriter, counters: Counters) -> None:
-        self._layer = layer
+    def __init__(self, disk: ArrivingDisk, plan: Plan, counters: Counters) -> None:
+        self._disk = disk
+        self._plan = plan
         self._counters = counters
+
+    def deliver(self, item: ReadBlock | ZeroRun, give: Callable[[], None]) -> None:
+        """Write it."""
+        give()
+        self._plan.done([item])
 
     def data(self, offset: int, view: memoryview) -> None:
         """Write into the layer."""
         started = time.monotonic()
-        self._layer.write_at(offset, view)
+        self._disk.write_at(offset, view)
         self._counters.target += time.monotonic() - started
 
     def zero(self, extent: Extent) -> None:
         """Zero in the layer."""
         started = time.monotonic()
-        self._layer.zero(extent.start, extent.length)
+        self._disk.zero(extent.start, extent.length)
         self._counters.target += time.monotonic() - started
+
+    def digest(self, index: int, digest: bytes) -> None:
+        """Note the digest."""
+        self._disk.put_digests(index, digest)
+
+    def conclude(self, item: Conclusion) -> None:
+        """Nobody is to be told."""
+        self._plan.done([item])
+
+    def idle(self) -> None:
+        """Nothing waits."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +92,41 @@ class Copying:
     """What one disk's copying needs.
 
     :ivar base: what the replica has, by digests.
-    :ivar digests: the digest file of the new point, already holding the base's digests.
+    :ivar digests: the source side's digest file of the new point, already holding the base's digests; None if the
+        sink's own is enough.
+    :ivar threads: how many read; each has a sink of its own.
     """
 
     read: ReadSpec
     source: Source
     base: BaseDigests
-    digests: DigestWriter
+    digests: DigestWriter | None
     meter: Meter
+    threads: int = THREADS
 
 
-def copy_disk(ctx: Context, copying: Copying, sink: SinkFactory, wake: Callable[[], None] = lambda: None) -> None:
-    """Read what may have changed and give what did to sinks; the digest file is up to date, not finished, at return.
-
-    :raises TransferError: if reading fails.
-    """
+def plan_of(copying: Copying, *, concluded: bool = False) -> Plan:
+    """The plan of what has to be read."""
     read = copying.read
     spec = PlanSpec(read.size, read.block_size, read.mode, read.chained, read.source.dirty_context)
-    plan = Plan(spec, copying.source.planner, copying.base)
     copying.meter.total = read.size
+    return Plan(spec, copying.source.planner, copying.base, copying.meter.counters(), concluded=concluded)
+
+
+def copy_disk(
+    ctx: Context, copying: Copying, plan: Plan, sink: SinkFactory, *,
+    beside: Sequence[Callable[[], None]] = (), wake: Callable[[], None] = lambda: None,
+) -> None:
+    """Read what may have changed and give what did to sinks; returns when the plan is finished.
+
+    :param beside, wake: see :func:`understudy.mover.reader.read_plan`.
+    :raises TransferError: if reading fails.
+    """
 
     def consumer(counters: Counters) -> _BlockCopier:
         return _BlockCopier(copying, sink(counters), counters)
 
-    read_plan(ctx, copying.source, plan, copying.meter, consumer, wake=wake)
+    read_plan(ctx, copying.source, plan, copying.meter, consumer, threads=copying.threads, beside=beside, wake=wake)
 
 
 def wants_base(read: ReadSpec) -> bool:
@@ -133,15 +176,25 @@ class _BlockCopier:
         digest = ZERO_DIGEST if all(flags) else block_digest(view)
         changed = digest != self._base.known(item.index)
         self._counters.source_proxy += time.monotonic() - started
-        if changed:
-            self._send(item, view, flags)
+        if item.kept and not changed:
+            self._counters.saved += sum(area.length for area in item.wanted)
+        if self._digests is not None and (changed or item.kept):
             self._digests.put(item.index, digest)
 
-    def _send(self, item: ReadBlock, view: memoryview, flags: list[bool]) -> None:
+        def give() -> None:
+            if changed:
+                self._give(item, view, flags)
+            if changed or item.kept:
+                # Of a block that came before, the other side must hear that it is still right.
+                self._sink.digest(item.index, digest)
+
+        self._sink.deliver(item, give)
+
+    def _give(self, item: ReadBlock, view: memoryview, flags: list[bool]) -> None:
         for piece, zero in pieces(flags, item.block, item.wanted):
             if zero:
                 self._counters.zero += piece.length
-                if self._write_zeros:
+                if self._write_zeros or item.kept:
                     self._sink.zero(piece)
             else:
                 start = piece.start - item.block.start
@@ -149,5 +202,12 @@ class _BlockCopier:
                 self._counters.sent += piece.length
 
     def zeros(self, item: ZeroRun) -> None:
-        self._sink.zero(item.run)
-        self._digests.clear(item.run.start // self._block_size, block_count(item.run.length, self._block_size))
+        if self._digests is not None:
+            self._digests.clear(item.run.start // self._block_size, block_count(item.run.length, self._block_size))
+        self._sink.deliver(item, lambda: self._sink.zero(item.run))
+
+    def conclude(self, item: Conclusion) -> None:
+        self._sink.conclude(item)
+
+    def idle(self) -> None:
+        self._sink.idle()

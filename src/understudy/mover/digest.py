@@ -122,16 +122,24 @@ class DigestWriter:
 
     Until :meth:`finish` the header says incomplete, and no reader accepts the file.
 
+    :param base: digests to begin with.
+    :param keep: go on with the file of an earlier writer for the same header, if there is one.
     :raises DatastoreError: if it cannot be written.
     """
 
-    def __init__(self, path: Path, header: DigestHeader, base: DigestReader | None = None) -> None:
+    def __init__(
+        self, path: Path, header: DigestHeader, base: DigestReader | None = None, *, keep: bool = False
+    ) -> None:
         self.path = path
         self.header = replace(header, checksum=0, complete=False)
         self._closing = threading.Lock()
+        if keep and incomplete_header(path) == self.header:
+            with _write_errors(path):
+                self._fd: int = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return
         with _write_errors(path):
             path.unlink(missing_ok=True)
-            self._fd: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 write_all(self._fd, _pack_header(self.header), 0)
                 os.ftruncate(self._fd, HEADER_BYTES + header.blocks * DIGEST_BYTES)
@@ -158,6 +166,12 @@ class DigestWriter:
         with _write_errors(self.path):
             write_all(self._fd, digests, HEADER_BYTES + first * DIGEST_BYTES)
 
+    def chunks(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and bytes of the chunks of the array that are not all zero."""
+        with _read_errors(self.path):
+            for _, offset, chunk in data_chunks(self._fd, self.header.blocks * DIGEST_BYTES):
+                yield offset, chunk
+
     def clear(self, first: int, count: int) -> None:
         """Set ``count`` digests from ``first`` on to the zero digest; holes stay holes."""
         step = CHUNK // DIGEST_BYTES
@@ -172,6 +186,11 @@ class DigestWriter:
             page = chunk[start : start + PAGE]
             if page != _ZERO_CHUNK[: len(page)]:
                 write_all(self._fd, page, HEADER_BYTES + offset + start)
+
+    def sync(self) -> None:
+        """Make the digests that were written durable; the file stays incomplete."""
+        with _write_errors(self.path):
+            os.fdatasync(self._fd)
 
     def finish(self) -> int:
         """Make the file complete and durable; returns the checksum of the array."""
@@ -191,6 +210,43 @@ class DigestWriter:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+
+def incomplete_header(path: Path) -> DigestHeader | None:
+    """The header of a file that was never completed; None if there is no such file, or it is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _load_header(fd, path, complete=False)
+    except (OSError, ReplicaError):
+        return None
+    finally:
+        os.close(fd)
+
+
+class UnfinishedDigests:
+    """The digests in a file that was never completed; who reads must know from elsewhere which of them count.
+
+    :raises ReplicaError: if it is no such file for a disk of ``size`` bytes in blocks of ``block_size``.
+    """
+
+    def __init__(self, path: Path, size: int, block_size: int) -> None:
+        header = incomplete_header(path)
+        if header is None or (header.size, header.block_size) != (size, block_size):
+            raise _damaged(path, "it holds no digests of such a disk")
+        self.path = path
+        with _read_errors(path):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, first: int, count: int) -> bytes:
+        """Digests of blocks ``first`` to ``first + count - 1``, which must exist."""
+        return read_digests(self._fd, self.path, first, count)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
 
 
 def copy_digests(source: Path, target: Path) -> None:
@@ -289,7 +345,7 @@ def _pack_header(header: DigestHeader) -> bytes:
     return page + _CHECK.pack(xxhash.xxh3_64_intdigest(page))
 
 
-def _load_header(fd: int, path: Path) -> DigestHeader:
+def _load_header(fd: int, path: Path, *, complete: bool = True) -> DigestHeader:
     page = os.pread(fd, HEADER_BYTES, 0)
     if len(page) != HEADER_BYTES or page[:8] != _MAGIC:
         raise _damaged(path, "it is no digest file")
@@ -298,15 +354,15 @@ def _load_header(fd: int, path: Path) -> DigestHeader:
     _, version, algorithm, block_size, state, size, checksum, point_length, point = _HEADER.unpack_from(page)
     if version != VERSION or algorithm != _ALGORITHM:
         raise ReplicaError(f"digest file {path}", f"format {version}.{algorithm} is unknown", "update this program")
-    if state != _COMPLETE:
-        raise _damaged(path, "it was never completed")
+    if state != (_COMPLETE if complete else _INCOMPLETE):
+        raise _damaged(path, "it was never completed" if complete else "it was completed")
     if not 4 * KIB <= block_size <= _LARGEST_BLOCK or block_size & (block_size - 1) or point_length > 256:
         raise _damaged(path, "its header makes no sense")
     try:
         name = point[:point_length].decode()
     except UnicodeDecodeError as exc:
         raise _damaged(path, "its header makes no sense") from exc
-    header = DigestHeader(name, size, block_size, checksum, complete=True)
+    header = DigestHeader(name, size, block_size, checksum, complete=complete)
     if os.fstat(fd).st_size != HEADER_BYTES + header.blocks * DIGEST_BYTES:
         raise _damaged(path, "its length does not fit its disk size")
     return header

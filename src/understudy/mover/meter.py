@@ -12,18 +12,21 @@ BUSY = ("source", "source_proxy", "network", "target_proxy", "target")
 
 @dataclass(slots=True)
 class Counters:
-    """Completed work of one thread: bytes, blocks, and busy seconds of each part.
+    """Completed work of one thread: bytes, and busy seconds of each part.
 
     :ivar processed: bytes of the disk that are dealt with, unchanged and skipped ones included.
     :ivar zero: bytes found to be zero, which did not travel as data.
+    :ivar saved: bytes that an earlier attempt had brought already.
+    :ivar network: at the source side, time in which sending waited; at the target side, time without anything to do.
     """
 
     processed: int = 0
-    blocks: int = 0
     read: int = 0
     sent: int = 0
     wire: int = 0
     zero: int = 0
+    saved: int = 0
+    reconnects: int = 0
     source: float = 0.0
     source_proxy: float = 0.0
     network: float = 0.0
@@ -39,6 +42,8 @@ class Meter:
 
     def __init__(self, total: int = 0) -> None:
         self.total = total
+        #: Why nothing moves; empty while it does.
+        self.waiting = ""
         self._counters: list[Counters] = []
         self._parts: list[Meter] = []
         self._lock = threading.Lock()
@@ -68,4 +73,5 @@ class Meter:
         """The sums as the control protocol tells them."""
         sums = self.sums()
         busy = {part: round(getattr(sums, part), 4) for part in BUSY}
-        return Progress(self.total, sums.processed, sums.read, sums.sent, sums.wire, sums.zero, busy)
+        return Progress(self.total, sums.processed, sums.read, sums.sent, sums.wire, sums.zero, busy, sums.saved,
+                        sums.reconnects, self.waiting)

@@ -6,7 +6,8 @@ The items of a plan tile the disk from start to end: every byte is read, zero, o
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,19 +15,24 @@ from understudy.model import extent
 from understudy.model.extent import PART, Extent, clip, having, round_in, round_out
 from understudy.model.transfer import TransferMode
 from understudy.mover.base import BaseDigests
+from understudy.mover.meter import Counters
 from understudy.nbd import ALLOCATION, DIRTY_FLAG, ZERO_FLAG
-from understudy.units import GIB, block_count
+from understudy.units import GIB
 
 WINDOW = GIB
 
 
 @dataclass(frozen=True, slots=True)
 class ReadBlock:
-    """Read a whole block; at most ``wanted``, ranges at 64 KiB borders, need to travel."""
+    """Read a whole block; at most ``wanted``, ranges at 64 KiB borders, need to travel.
+
+    :ivar kept: the layer has something there already, from an earlier attempt.
+    """
 
     block: Extent
     index: int
     wanted: tuple[Extent, ...]
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,11 @@ class ZeroRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Conclusion:
+    """Everything else is complete: say so to the other side."""
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """Bytes that need nothing: unchanged, or zero in a layer that reads as zero anyway."""
 
@@ -44,7 +55,8 @@ class Skipped:
     zero: int
 
 
-Item = ReadBlock | ZeroRun | Skipped
+Work = ReadBlock | ZeroRun | Conclusion
+Item = Work | Skipped
 
 
 class StatusSource(Protocol):
@@ -73,39 +85,104 @@ class PlanSpec:
 
 
 class Plan:
-    """The items of one disk, to be taken by several threads; block status is asked for as they go."""
+    """The items of one disk, to be taken by several threads; block status is asked for as they go.
 
-    def __init__(self, spec: PlanSpec, source: StatusSource, base: BaseDigests) -> None:
-        self._lock = threading.Lock()
+    What was taken is done, or given back to be taken again, for example when the connection on which it went is lost.
+
+    :param counters: get what is complete; for this plan alone.
+    :param concluded: the last item is a :class:`Conclusion`, given out when all others are done.
+    """
+
+    def __init__(
+        self, spec: PlanSpec, source: StatusSource, base: BaseDigests, counters: Counters, *, concluded: bool = False
+    ) -> None:
+        self._changed = threading.Condition()
         self._items = plan_disk(spec, source, base)
+        self._returned: deque[Work] = deque()
         self.block_size = spec.block_size
         self._size = spec.size
+        self._counters = counters
+        self._to_conclude = concluded
         self._exhausted = False
         self._covered = 0
-        self._blocks = 0
+        self._open = 0
 
     def take(self) -> Item | None:
-        """The next item, None at the end. Errors of the source come out here."""
-        with self._lock:
-            item = next(self._items, None)
+        """The next item; None if there is none now. Errors of the source come out here."""
+        with self._changed:
+            if self._returned:
+                return self._returned.popleft()
+            item = None if self._exhausted else next(self._items, None)
             if item is None:
                 self._exhausted = True
-                return None
+                item = self._conclusion()
             if isinstance(item, Skipped):
                 self._covered += item.unchanged + item.zero
-            else:
-                done = item.block if isinstance(item, ReadBlock) else item.run
-                self._covered += done.length
-                self._blocks += block_count(done.length, self.block_size)
+                self._counters.processed += item.unchanged + item.zero
+                self._counters.zero += item.zero
+            elif item is not None:
+                self._covered += _length(item)
+                self._open += 1
             return item
 
-    def imbalance(self, blocks: int, processed: int) -> str:
-        """Why the completed work is not the planned work, or an empty string."""
+    def _conclusion(self) -> Conclusion | None:
+        if not self._to_conclude or self._open:
+            return None
+        self._to_conclude = False
+        return Conclusion()
+
+    def done(self, items: Iterable[Work]) -> None:
+        """These items, taken before, are complete."""
+        with self._changed:
+            for item in items:
+                self._open -= 1
+                self._counters.processed += _length(item)
+                if isinstance(item, ZeroRun):
+                    self._counters.zero += item.run.length
+            self._changed.notify_all()
+
+    def give_back(self, items: Iterable[Work]) -> None:
+        """These items, taken before, must be taken again."""
+        with self._changed:
+            self._returned.extend(items)
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """The other side has everything: the conclusion, the last that was taken, is done."""
+        with self._changed:
+            self._returned.clear()
+            self._open = 0
+            self._changed.notify_all()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is complete."""
+        with self._changed:
+            return self._exhausted and not self._open and not self._to_conclude
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until an item was done or given back."""
+        with self._changed:
+            if not self._returned and not (self._exhausted and not self._open):
+                self._changed.wait(timeout_s)
+
+    def imbalance(self) -> str:
+        """Why the completed work is not the whole disk, or an empty string."""
         if not self._exhausted or self._covered != self._size:
             return f"only {self._covered} of {self._size} bytes were planned"
-        if blocks != self._blocks or processed != self._size:
-            return f"{blocks} of {self._blocks} blocks, {processed} of {self._size} bytes were completed"
+        if self._open or self._counters.processed != self._size:
+            return f"{self._counters.processed} of {self._size} bytes were completed"
         return ""
+
+
+def _length(item: Work) -> int:
+    match item:
+        case ReadBlock():
+            return item.block.length
+        case ZeroRun():
+            return item.run.length
+        case Conclusion():
+            return 0
 
 
 def plan_disk(spec: PlanSpec, source: StatusSource, base: BaseDigests) -> Iterator[Item]:
@@ -126,26 +203,32 @@ def plan_window(
     spec: PlanSpec, window: Extent, statuses: dict[str, list[Extent]], base: BaseDigests
 ) -> Iterator[Item]:
     """The items of one window, which starts at a block border and ends at one or with the disk."""
+    kept = base.kept(window)
     wanted = [window]
     if spec.mode is TransferMode.INCREMENTAL:
         dirty = clip(having(statuses[spec.dirty_context], DIRTY_FLAG), window.start, window.end)
-        wanted = round_out(dirty, PART, spec.size)
+        # What an earlier attempt wrote is looked at whole, whatever the dirty map says of it.
+        wanted = extent.unite(round_out(dirty, PART, spec.size), kept)
     zeros = round_in(clip(having(statuses.get(ALLOCATION, []), ZERO_FLAG), window.start, window.end),
                      spec.block_size, spec.size)
     touched = round_out(wanted, spec.block_size, spec.size)
     zero_runs = extent.intersect(touched, zeros)
-    written = _zeros_to_write(spec, zero_runs, base)
+    written = _zeros_to_write(spec, zero_runs, base, kept)
     for run in written:
         yield ZeroRun(run)
+    rewritten = {index for index, _ in extent.by_block(kept, spec.block_size)}
     for index, parts in extent.by_block(extent.subtract(wanted, zero_runs), spec.block_size):
         start = index * spec.block_size
-        yield ReadBlock(Extent(start, min(spec.block_size, spec.size - start)), index, parts)
+        block = Extent(start, min(spec.block_size, spec.size - start))
+        yield ReadBlock(block, index, parts, index in rewritten)
     yield Skipped(unchanged=window.length - extent.total(touched), zero=extent.total(zero_runs) - extent.total(written))
 
 
-def _zeros_to_write(spec: PlanSpec, runs: Sequence[Extent], base: BaseDigests) -> list[Extent]:
+def _zeros_to_write(
+    spec: PlanSpec, runs: Sequence[Extent], base: BaseDigests, kept: Sequence[Extent]
+) -> list[Extent]:
     if not spec.write_zeros:
-        return []
+        return extent.intersect(runs, kept)
     if spec.mode is TransferMode.DIGEST_SCAN:
         return [part for run in runs for part in base.nonzero(run)]
     return list(runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from understudy.context import Context
@@ -11,23 +11,31 @@ from understudy.errors import TrackingLost, TransferError
 from understudy.mover.api import NbdSource
 from understudy.mover.crew import Crew
 from understudy.mover.meter import Counters, Meter
-from understudy.mover.plan import Plan, ReadBlock, Skipped, ZeroRun
+from understudy.mover.plan import Conclusion, Plan, ReadBlock, Skipped, ZeroRun
 from understudy.nbd import ALLOCATION, NbdClient
-from understudy.units import block_count
+from understudy.units import MIB
 
 THREADS = 3
+#: Reads in flight of each thread; fewer if blocks are large.
 READS_IN_FLIGHT = 4
+BYTES_IN_FLIGHT = 4 * MIB
 POLL_S = 0.2
 
 
 class Consumer(Protocol):
-    """What happens with blocks; one for each thread."""
+    """What happens with blocks; one for each thread. Whoever completes an item tells the plan that it is done."""
 
     def block(self, item: ReadBlock, view: memoryview) -> None:
         """A block was read; ``view`` is only valid during the call."""
 
     def zeros(self, item: ZeroRun) -> None:
         """Blocks are zero without having been read."""
+
+    def conclude(self, item: Conclusion) -> None:
+        """All other items are done."""
+
+    def idle(self) -> None:
+        """Nothing is to be read, and not everything is done; called several times a second."""
 
 
 ConsumerFactory = Callable[[Counters], Consumer]
@@ -55,8 +63,8 @@ class Source:
             self.planner.abort()
             raise
 
-    def readers(self) -> list[NbdClient]:
-        """Connections for the reading threads.
+    def readers(self, threads: int) -> list[NbdClient]:
+        """Connections for ``threads`` reading threads.
 
         Without multi_conn the server may not accept a second connection: then one thread shares the planner's.
         """
@@ -64,7 +72,7 @@ class Source:
             return [self.planner]
         clients: list[NbdClient] = []
         try:
-            for _ in range(THREADS):
+            for _ in range(threads):
                 clients.append(NbdClient(self._where.socket, self._where.export))
         except BaseException:
             for client in clients:
@@ -79,24 +87,24 @@ class Source:
 
 def read_plan(
     ctx: Context, source: Source, plan: Plan, meter: Meter, consumer: ConsumerFactory, *,
-    wake: Callable[[], None] = lambda: None,
+    threads: int = THREADS, beside: Sequence[Callable[[], None]] = (), wake: Callable[[], None] = lambda: None,
 ) -> None:
-    """Read everything that ``plan`` wants and give it to consumers, one for each thread.
+    """Read everything that ``plan`` wants and give it to consumers, one for each of ``threads`` threads.
 
-    :param wake: ends waits of the consumers when the others stop.
+    :param beside: functions that run in threads of their own meanwhile; they end by themselves when all is done.
+    :param wake: ends waits of the consumers and of ``beside`` when the others stop.
 
     :raises TransferError: if reading fails, or if at the end completed work is not planned work.
     """
     crew = Crew(ctx, "read", wake)
-    clients = source.readers()
-    threads = [_ReaderThread(client, plan, crew, meter.counters(), consumer) for client in clients]
+    clients = source.readers(threads)
     try:
-        crew.run([thread.run for thread in threads])
+        readers = [_ReaderThread(client, plan, crew, meter.counters(), consumer) for client in clients]
+        crew.run([*(reader.run for reader in readers), *beside])
     finally:
         for client in clients:
             client.close()
-    sums = meter.sums()
-    problem = plan.imbalance(sums.blocks, sums.processed)
+    problem = plan.imbalance()
     if problem:
         raise TransferError(f"read {source.planner.name}", f"the balance does not match: {problem}")
 
@@ -110,38 +118,42 @@ class _ReaderThread:
         self._counters = counters
         self._consumer = consumer(counters)
         self._crew = crew
-        self._free = [memoryview(bytearray(plan.block_size)) for _ in range(READS_IN_FLIGHT)]
+        in_flight = max(1, min(READS_IN_FLIGHT, BYTES_IN_FLIGHT // plan.block_size))
+        self._free = [memoryview(bytearray(plan.block_size)) for _ in range(in_flight)]
         self._reads: dict[int, tuple[ReadBlock, memoryview]] = {}
-        self._ended = False
 
     def run(self) -> None:
         while True:
             self._crew.check()
             self._fill()
             if not self._reads:
-                return
-            if not self._reap():
+                if self._plan.finished:
+                    return
+                self._consumer.idle()
+                self._plan.wait(POLL_S)
+            elif not self._reap():
                 started = time.monotonic()
                 self._client.poll(POLL_S)
                 self._counters.source += time.monotonic() - started
 
     def _fill(self) -> None:
         """Take items until as many reads as allowed are in flight; items without a read are done at once."""
-        while self._free and not self._ended:
+        while self._free:
             self._crew.check()
             item = self._plan.take()
-            if item is None:
-                self._ended = True
-            elif isinstance(item, ReadBlock):
-                view = self._free.pop()
-                cookie = self._client.start_read(view[: item.block.length], item.block.start)
-                self._reads[cookie] = (item, view)
-            elif isinstance(item, ZeroRun):
-                self._consumer.zeros(item)
-                self._count(item.run.length)
-                self._counters.zero += item.run.length
-            else:
-                self._skip(item)
+            match item:
+                case None:
+                    return
+                case ReadBlock():
+                    view = self._free.pop()
+                    cookie = self._client.start_read(view[: item.block.length], item.block.start)
+                    self._reads[cookie] = (item, view)
+                case ZeroRun():
+                    self._consumer.zeros(item)
+                case Conclusion():
+                    self._consumer.conclude(item)
+                case Skipped():
+                    pass
 
     def _reap(self) -> bool:
         """Process one read that is complete, if there is one."""
@@ -149,16 +161,7 @@ class _ReaderThread:
         if cookie is None:
             return False
         item, view = self._reads.pop(cookie)
+        self._counters.read += item.block.length
         self._consumer.block(item, view[: item.block.length])
         self._free.append(view)
-        self._counters.read += item.block.length
-        self._count(item.block.length)
         return True
-
-    def _skip(self, item: Skipped) -> None:
-        self._counters.processed += item.unchanged + item.zero
-        self._counters.zero += item.zero
-
-    def _count(self, length: int) -> None:
-        self._counters.processed += length
-        self._counters.blocks += block_count(length, self._plan.block_size)

@@ -1,9 +1,7 @@
-"""Receive: the target side of a transfer between two movers."""
+"""Receive: the target side of a transfer between two movers: what comes on its connections, and when it is durable."""
 
 from __future__ import annotations
 
-import hmac
-import socket
 import threading
 import time
 from contextlib import ExitStack
@@ -11,30 +9,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from understudy.context import Context
-from understudy.errors import Refused, TransferError, UnderstudyError
+from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
+from understudy.mover.arriving import ArrivingDisk
 from understudy.mover.codecs import Decoder
-from understudy.mover.crew import Crew
-from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
-from understudy.mover.frames import LARGEST_DATA, Frame, FrameType, Geometry, Totals, verify
+from understudy.mover.digest import DigestReader
+from understudy.mover.frames import (
+    MOST_CONNECTIONS,
+    Codec,
+    Durable,
+    Frame,
+    FrameType,
+    Geometry,
+    pack_durable,
+    unpack_sum,
+    verify,
+)
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.wire import Connection
-from understudy.storage import LayerWriter
 
-THREADS = 2
-ACCEPT_TIMEOUT_S = 120.0
-HELLO_TIMEOUT_S = 10.0
+VERSION = 2
+#: What came is made durable and acknowledged at least this often, and whenever so much is new.
+CHECKPOINT_S = 0.5
+CHECKPOINT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Receiving:
-    """What one disk's receiving needs.
+    """What both sides of a transfer must agree on, and who may send.
 
+    :ivar source_identity: name in the certificate of the source proxy; empty for one that comes by Unix socket.
     :ivar base_point: the point that the layer lies on, or empty.
     :ivar base_digests: its digest file, or None.
-    :ivar digest_path: where the new point's digest file is written.
+    :ivar patience_s: how long nobody may be connected.
     """
 
-    ticket: str
+    source_identity: str
     point: str
     disk: str
     size: int
@@ -42,153 +51,283 @@ class Receiving:
     chained: bool
     base_point: str
     base_digests: Path | None
-    digest_path: Path
-    layer: LayerWriter
+    patience_s: float
 
 
-def receive_disk(ctx: Context, listener: socket.socket, receiving: Receiving, meter: Meter) -> None:
-    """Wait for the source side on ``listener`` and write what it sends; at return layer and digests are durable.
+class _Inlet:
+    """One connection that brings data: which one it is, and how many of its frames are written."""
 
-    :raises TransferError: if nobody comes, the stream is cut or damaged, or the totals do not match.
-    :raises DatastoreError: if writing fails; the source side is told.
+    def __init__(self, connection: Connection, slot: int, epoch: int) -> None:
+        self.connection = connection
+        self.slot = slot
+        self.epoch = epoch
+        self.written = connection.received
+
+    def durable(self) -> Durable:
+        """As an acknowledgement says it, once what is written was made durable."""
+        return Durable(self.slot, self.epoch, self.written)
+
+
+class Reception:
+    """One disk transfer at the target side.
+
+    :meth:`run` is the transfer's life; :meth:`serve` is called for each connection, in a thread of that connection.
     """
-    geometry = Geometry(receiving.size, receiving.block_size)
-    connection, hello = _accept(ctx, listener, geometry, receiving.ticket)
-    try:
+
+    def __init__(self, receiving: Receiving, disk: ArrivingDisk, meter: Meter) -> None:
+        self.receiving = receiving
+        self._disk = disk
+        self._meter = meter
+        self._geometry = Geometry(receiving.size, receiving.block_size)
+        self._changed = threading.Condition()
+        self._inlets: dict[int, _Inlet] = {}
+        self._answers: Connection | None = None
+        self._told: list[Durable] = []
+        self._pending = 0
+        self._contact = time.monotonic()
+        self._failure: UnderstudyError | None = None
+        self._checksum: int | None = None
+        self._ended = False
+        meter.total = receiving.size
+
+    # --- the transfer's own thread ------------------------------------------------------------------------------------
+
+    def run(self, ctx: Context) -> None:
+        """Make durable what comes and acknowledge it, until everything came; at return layer and digests are durable.
+
+        :raises TransferError: if nobody is connected for too long, or what comes is damaged.
+        :raises DatastoreError: if writing fails; the source side is told.
+        """
         try:
-            _receive(ctx, connection, hello, receiving, meter)
-        except UnderstudyError as exc:
-            connection.refuse(exc)
+            while not self._finished():
+                ctx.check()
+                self._check_patience()
+                self._wait()
+                self._acknowledge()
+            self._acknowledge()
+        except BaseException as exc:
+            defect = TransferError(self._what, f"internal error: {exc!r}")
+            self._end(exc if isinstance(exc, UnderstudyError) else defect)
             raise
-    finally:
+        self._meter.waiting = ""
+
+    @property
+    def _what(self) -> str:
+        return f"receive disk {self.receiving.disk!r}"
+
+    def _finished(self) -> bool:
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            return self._checksum is not None
+
+    def _check_patience(self) -> None:
+        with self._changed:
+            if self._inlets or self._answers is not None:
+                self._contact = time.monotonic()
+            waited = time.monotonic() - self._contact
+        self._meter.waiting = f"no connection from the source proxy since {waited:.0f} s" if waited > 1 else ""
+        if waited > self.receiving.patience_s:
+            raise LinkLost(self._what, f"the source proxy was not connected for {self.receiving.patience_s:.0f} s",
+                           "check the network between the proxies")
+
+    def _wait(self) -> None:
+        def due() -> bool:
+            return self._pending >= CHECKPOINT_BYTES or self._failure is not None or self._checksum is not None
+
+        with self._changed:
+            self._changed.wait_for(due, CHECKPOINT_S)
+
+    def _acknowledge(self) -> None:
+        """Make durable what is written now, and say so."""
+        with self._changed:
+            states = [inlet.durable() for inlet in self._inlets.values()]
+            self._pending = 0
+            finished = self._checksum is not None
+        if states == self._told:
+            return
+        if not finished:
+            self._disk.checkpoint()
+        with self._changed:
+            self._told = states
+        self._tell()
+
+    def _tell(self) -> None:
+        """Send the newest acknowledgement, if somebody listens."""
+        with self._changed:
+            connection, payload = self._answers, pack_durable(self._told)
+        if connection is None or not payload:
+            return
+        try:
+            connection.send(Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload)), payload, payload)
+        except LinkLost:
+            self._forget_answers(connection)
+
+    def _forget_answers(self, connection: Connection) -> None:
+        with self._changed:
+            if self._answers is connection:
+                self._answers = None
         connection.close()
 
+    def close(self) -> None:
+        """The draft has ended: nothing more is accepted or answered."""
+        self._end(TransferError(self._what, "its draft has ended"))
 
-def _receive(
-    ctx: Context, connection: Connection, hello: dict[str, object], receiving: Receiving, meter: Meter
-) -> None:
-    _check_hello(hello, receiving)
-    meter.total = receiving.size
-    with ExitStack() as stack:
-        base = _shared_base(stack, hello, receiving)
-        header = DigestHeader(receiving.point, receiving.size, receiving.block_size)
-        digests = stack.enter_context(DigestWriter(receiving.digest_path, header, base))
-        connection.send_text(FrameType.WELCOME, {"digests": "base" if base is not None else "zeros"})
-        target = _Target(connection, receiving, digests)
-        crew = Crew(ctx, f"receive {receiving.disk}", connection.wake_readers)
-        crew.run([_Writer(target, crew, meter.counters()).run for _ in range(THREADS)])
-        target.check_totals()
-        if digests.finish() != target.announced.checksum:
-            raise TransferError(f"receive disk {receiving.disk!r}", "the digests are not those of the source side")
-        receiving.layer.finish()
-        connection.send(Frame(FrameType.ACKNOWLEDGE))
+    def _end(self, failure: UnderstudyError) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._ended = True
+            answers, self._answers = self._answers, None
+            inlets = list(self._inlets.values())
+            self._changed.notify_all()
+        if answers is not None:
+            if self._checksum is None:
+                answers.refuse(failure)
+            answers.close()
+        for inlet in inlets:
+            inlet.connection.wake()
 
+    # --- a connection's thread ----------------------------------------------------------------------------------------
 
-class _Target:
-    """What the writing threads share."""
+    @property
+    def source_identity(self) -> str:
+        """Who may send."""
+        return self.receiving.source_identity
 
-    def __init__(self, connection: Connection, receiving: Receiving, digests: DigestWriter) -> None:
-        self.connection = connection
-        self.layer = receiving.layer
-        self.digests = digests
-        self.block_size = receiving.block_size
-        self.announced = Totals()
-        self.received = Totals()
-        self._ended = False
-        self._disk = receiving.disk
-        self._lock = threading.Lock()
+    def serve(self, connection: Connection, hello: dict[str, object]) -> bool:
+        """Take a connection whose hello named this transfer; whether it is kept, else it is used up.
 
-    def count(self, frame: Frame) -> None:
-        """Add a frame whose content is written."""
-        with self._lock:
-            self.received.count(frame)
+        :raises Refused: if the other side means another disk, point or base.
+        :raises UnderstudyError: why the transfer failed.
+        """
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+        try:
+            _check_hello(hello, self.receiving)
+        except Refused as exc:
+            self._fail(exc)
+            raise
+        connection.about(self._geometry)
+        if hello.get("role") == "answers":
+            self._serve_answers(connection, hello)
+            return True
+        self._serve_data(connection, hello)
+        return False
 
-    def end(self, payload: memoryview | bytes) -> None:
-        """The source side has sent everything."""
-        self.announced = Totals.unpack(payload)
-        self._ended = True
+    def _serve_answers(self, connection: Connection, hello: dict[str, object]) -> None:
+        """The connection on which we speak: what is here, then acknowledgements. It is not read from any more."""
+        with ExitStack() as stack:
+            base = _shared_base(stack, hello, self.receiving)
+            shared = self._disk.begin(base)
+        self._welcome(connection, {"digests": "base" if shared else "zeros", "complete": self._disk.complete_blocks})
+        if hello.get("claims"):
+            self._say_claims(connection)
+        with self._changed:
+            before, self._answers = self._answers, connection
+            if self._failure is not None:
+                self._answers = None
+                raise self._failure
+        if before is not None:
+            before.close()
+        self._tell()
 
-    def check_totals(self) -> None:
-        """Hold what was written against what the source side sent."""
-        self.received.checksum = self.announced.checksum
-        if not self._ended or self.received != self.announced:
-            raise TransferError(f"receive disk {self._disk!r}",
-                                f"the totals do not match: {self.received} written, {self.announced} sent")
+    def _say_claims(self, connection: Connection) -> None:
+        for first, count, digests in self._disk.claims():
+            offset = first * self._geometry.block_size
+            if digests:
+                frame = Frame(FrameType.CLAIM, Codec.NONE, offset, len(digests), len(digests))
+                connection.send(frame, digests, digests)
+            else:
+                length = min(count * self._geometry.block_size, self._geometry.size - offset)
+                connection.send(Frame(FrameType.UNKNOWN, Codec.NONE, offset, length))
+        connection.send(Frame(FrameType.SETTLED))
 
+    def _serve_data(self, connection: Connection, hello: dict[str, object]) -> None:
+        slot, epoch = hello.get("slot"), hello.get("epoch")
+        if not isinstance(slot, int) or not isinstance(epoch, int) or not 0 <= slot < MOST_CONNECTIONS or epoch < 0:
+            raise Refused(self._what, f"there is no connection {slot!r}.{epoch!r}")
+        inlet = _Inlet(connection, slot, epoch)
+        with self._changed:
+            before = self._inlets.get(slot)
+            if before is not None and before.epoch > epoch:
+                raise Refused(self._what, f"connection {slot} was made {before.epoch} times already")
+            self._inlets[slot] = inlet
+        if before is not None:
+            before.connection.wake()
+        try:
+            self._welcome(connection, {})
+            self._take_frames(inlet)
+        except LinkLost:
+            # The source side makes it again, and sends again what was not acknowledged.
+            pass
+        except UnderstudyError as exc:
+            self._fail(exc)
+            raise
+        finally:
+            with self._changed:
+                if self._inlets.get(slot) is inlet and self._checksum is None:
+                    del self._inlets[slot]
+                self._contact = time.monotonic()
 
-class _Writer:
-    """One thread: takes the next frame from the connection, decodes it, writes it."""
+    def _welcome(self, connection: Connection, more: dict[str, object]) -> None:
+        with self._changed:
+            finished = "" if self._checksum is None else f"{self._checksum:016x}"
+        connection.send_text(FrameType.WELCOME, {"version": VERSION, "finished": finished, **more})
 
-    def __init__(self, target: _Target, crew: Crew, counters: Counters) -> None:
-        self._target = target
-        self._crew = crew
-        self._counters = counters
-        self._decoder = Decoder()
-        self._buffer = memoryview(bytearray(LARGEST_DATA))
+    def _fail(self, failure: UnderstudyError) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
 
-    def run(self) -> None:
+    def _take_frames(self, inlet: _Inlet) -> None:
+        counters = self._meter.counters()
+        decoder = Decoder()
+        buffer = memoryview(bytearray(self._geometry.block_size))
         while True:
-            self._crew.check()
-            received = self._target.connection.receive(self._buffer, self._counters)
-            if received is None:
-                return
-            frame, wire = received
+            frame, wire = inlet.connection.receive(buffer, counters)
             started = time.monotonic()
-            raw = self._decoder.decode(frame, wire)
+            raw = decoder.decode(frame, wire)
             verify(frame, raw)
-            self._counters.target_proxy += time.monotonic() - started
-            if frame.type is FrameType.END:
-                self._target.end(raw)
-                return
-            self._write(frame, raw)
-            self._target.count(frame)
+            decoded = time.monotonic()
+            checksum = self._conclude(unpack_sum(raw)) if frame.type is FrameType.END else self._write(frame, raw)
+            counters.target_proxy += decoded - started
+            counters.target += time.monotonic() - decoded
+            self._count(counters, frame)
+            with self._changed:
+                inlet.written = inlet.connection.received
+                self._checksum = checksum if self._checksum is None else self._checksum
+                self._pending += frame.wire_length
+                if self._pending >= CHECKPOINT_BYTES or self._checksum is not None:
+                    self._changed.notify_all()
 
     def _write(self, frame: Frame, raw: bytes | memoryview) -> None:
-        started = time.monotonic()
+        """Write what a frame brings."""
         match frame.type:
             case FrameType.DATA:
-                self._target.layer.write_at(frame.offset, raw)
-                self._counters.sent += len(raw)
-                self._counters.processed += len(raw)
+                self._disk.write_at(frame.offset, raw)
             case FrameType.ZERO:
-                self._target.layer.zero(frame.offset, frame.raw_length)
-                self._counters.zero += frame.raw_length
-                self._counters.processed += frame.raw_length
+                self._disk.zero(frame.offset, frame.raw_length)
             case FrameType.DIGEST:
-                self._target.digests.put(frame.offset // self._target.block_size, raw)
+                self._disk.put_digests(frame.offset // self._geometry.block_size, raw)
             case _:
                 raise TransferError("receive", f"a {frame.type.name.lower()} frame in the middle of the data")
-        self._counters.target += time.monotonic() - started
 
+    def _count(self, counters: Counters, frame: Frame) -> None:
+        if frame.type is FrameType.DATA:
+            counters.sent += frame.raw_length
+        elif frame.type is FrameType.ZERO:
+            counters.zero += frame.raw_length
 
-def _accept(
-    ctx: Context, listener: socket.socket, geometry: Geometry, ticket: str
-) -> tuple[Connection, dict[str, object]]:
-    """The connection of who knows the ticket; others are closed and do not end the wait."""
-    deadline = time.monotonic() + ACCEPT_TIMEOUT_S
-    listener.settimeout(0.2)
-    while time.monotonic() < deadline:
-        ctx.check()
-        try:
-            sock, _ = listener.accept()
-        except TimeoutError:
-            continue
-        except OSError as exc:
-            raise TransferError("wait for the source proxy", exc.strerror or str(exc)) from exc
-        sock.settimeout(HELLO_TIMEOUT_S)
-        connection = Connection(sock, geometry)
-        try:
-            hello = connection.receive_text(FrameType.HELLO)
-        except TransferError as exc:
-            ctx.log(__name__).warning("closed a connection that did not introduce itself: %s", exc)
-            connection.close()
-            continue
-        if hmac.compare_digest(str(hello.get("ticket", "")).encode(), ticket.encode()):
-            sock.settimeout(None)
-            return connection, hello
-        ctx.log(__name__).warning("closed a connection with a wrong ticket")
-        connection.close()
-    raise TransferError("wait for the source proxy", f"it did not connect within {ACCEPT_TIMEOUT_S:.0f} s")
+    def _conclude(self, announced: int) -> int:
+        """Everything came: the source side says this only when all of it was acknowledged. The digests' checksum."""
+        with self._changed:
+            if self._checksum is not None:
+                raise TransferError(self._what, "its end was announced twice")
+        checksum = self._disk.finish()
+        if checksum != announced:
+            raise TransferError(self._what, "the digests are not those of the source side")
+        return checksum
 
 
 def _check_hello(hello: dict[str, object], receiving: Receiving) -> None:
@@ -197,7 +336,7 @@ def _check_hello(hello: dict[str, object], receiving: Receiving) -> None:
     :raises Refused: if they do not.
     """
     expected: dict[str, object] = {
-        "version": 1, "disk": receiving.disk, "size": receiving.size, "block_size": receiving.block_size,
+        "version": VERSION, "disk": receiving.disk, "size": receiving.size, "block_size": receiving.block_size,
         "chained": receiving.chained, "point": receiving.point,
     }
     if hello.get("base_point"):

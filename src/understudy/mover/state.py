@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from understudy.certificates import Credentials
 from understudy.mover.copies import DigestCopies
+from understudy.mover.data_port import DataPort
 from understudy.mover.drafts import Drafts
 from understudy.mover.exports import Exports
+from understudy.mover.link import Link
 from understudy.mover.work import Works
 
 END_TIMEOUT_S = 5.0
@@ -18,6 +21,8 @@ class Mover:
     """State of this process.
 
     :ivar run_dir: private directory for sockets; what is in it does not outlive the process.
+    :ivar links: where running source sides send to, by the id of their work.
+    :ivar credentials: who this proxy is to others; None for one that only reaches others on its own machine.
     """
 
     name: str
@@ -26,15 +31,31 @@ class Mover:
     drafts: Drafts
     exports: Exports
     works: Works
+    data: DataPort
+    links: dict[str, Link]
+    credentials: Credentials | None = None
+
+    @property
+    def data_socket(self) -> Path:
+        """Where proxies of this machine bring data."""
+        return self.run_dir / "data.sock"
 
     @classmethod
-    def make(cls, name: str, state_dir: Path, run_dir: Path) -> Mover:
-        """A mover that keeps digest copies below ``state_dir``."""
-        return cls(name, run_dir, DigestCopies(state_dir / "digests"), Drafts(), Exports(run_dir), Works())
+    def make(cls, name: str, state_dir: Path, run_dir: Path, credentials: Credentials | None = None) -> Mover:
+        """A mover that keeps digest copies below ``state_dir``, and accepts data from proxies of this machine.
+
+        :raises MoverError: if it cannot listen.
+        """
+        mover = cls(name, run_dir, DigestCopies(state_dir / "digests"), Drafts(), Exports(run_dir), Works(), DataPort(),
+                    {}, credentials)
+        mover.data.listen_unix(mover.data_socket)
+        return mover
 
     def close(self) -> None:
-        """Stop everything. Drafts whose transfer does not stop in time stay for the next session's sweep."""
+        """Stop everything. Drafts whose transfer does not stop in time stay for the next session."""
+        self.data.close()
         if self.works.cancel_all(END_TIMEOUT_S):
             for key in self.drafts.ids():
-                self.drafts.release(key)
+                self.drafts.release(key, keep=True)
         self.exports.close_all()
+        self.data_socket.unlink(missing_ok=True)

@@ -1,0 +1,403 @@
+"""Lanes: the connections on which the source side of a transfer sends, each with a reading thread of its own.
+
+What was sent and is not yet acknowledged as durable is remembered, not kept: when a connection is lost, these blocks go
+back to the plan and are read and sent again, on whatever connection comes first. The snapshot does not change, so it does
+no harm if some of them had arrived.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from understudy.context import Context
+from understudy.errors import LinkLost, TransferError
+from understudy.model.extent import Extent
+from understudy.mover.api import SendDisk
+from understudy.mover.claims import Claims
+from understudy.mover.codecs import Encoder
+from understudy.mover.crew import Stopped
+from understudy.mover.digest import CHUNK, DIGEST_BYTES, DigestReader, DigestWriter
+from understudy.mover.frames import (
+    LARGEST_TEXT,
+    Codec,
+    Durable,
+    Frame,
+    FrameType,
+    Geometry,
+    pack_sum,
+    unpack_durable,
+    verify,
+)
+from understudy.mover.link import Hello, Link
+from understudy.mover.meter import Counters
+from understudy.mover.plan import Conclusion, Plan, ReadBlock, Work, ZeroRun
+from understudy.mover.receive import VERSION
+from understudy.mover.wire import Connection, Pace, error_of
+from understudy.units import block_count
+
+#: Bytes sent and not yet acknowledged, over all connections of a disk.
+WINDOW = 256 << 20
+POLL_S = 0.2
+
+
+class _AllArrived(Exception):
+    """The target says that it has everything; its last acknowledgement was lost with a connection."""
+
+
+@dataclass(frozen=True)
+class _Outstanding:
+    """An item whose frames are those below number ``frames``, as far as they are not of an item before it."""
+
+    frames: int
+    item: Work
+    sent: int
+
+
+class Outgoing:
+    """One transfer at the source side: what all its connections share.
+
+    :param start: the source side's digests of the base point, or None.
+    :param pace: makes the pace of one connection; None if nothing limits it.
+    """
+
+    def __init__(
+        self, ctx: Context, request: SendDisk, link: Link, start: DigestReader | None, pace: Callable[[], Pace] | None
+    ) -> None:
+        self._ctx = ctx
+        self._read = request.read
+        self._compression = request.compression
+        self._link = link
+        self._start = start
+        self._pace = pace
+        self._geometry = Geometry(self._read.size, self._read.block_size)
+        self._lock = threading.Lock()
+        self._lanes: list[Lane] = []
+        self._answers: Connection | None = None
+        self._shared = False
+        self._stopped = False
+        self._plan: Plan | None = None
+        self._digests: DigestWriter | None = None
+        self._checksum: int | None = None
+        self._durable_blocks = 0
+        self.unacknowledged = 0
+
+    def check(self) -> None:
+        """:raises Cancelled: if the operator asked for the end; :class:`Stopped` if another thread failed."""
+        if self._stopped:
+            raise Stopped
+        self._ctx.check()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is carried out."""
+        if self._plan is None:
+            raise TransferError(f"send disk {self._read.disk!r}", "it was not begun")
+        return self._plan
+
+    def begin(self, plan: Plan, digests: DigestWriter) -> None:
+        """From now on ``plan`` is carried out and ``digests`` are written."""
+        self._plan, self._digests = plan, digests
+
+    def stop(self) -> None:
+        """End every wait in every thread."""
+        self._stopped = True
+        for connection in [self._answers, *(lane.connection for lane in self._lanes)]:
+            if connection is not None:
+                connection.wake()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in [self._answers, *(lane.connection for lane in self._lanes)]:
+            if connection is not None:
+                connection.close()
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def connect(self, role: str, more: Hello) -> tuple[Connection, Hello]:
+        """A connection for ``role``, and the welcome."""
+        read = self._read
+        hello: Hello = {
+            "version": VERSION, "role": role, "disk": read.disk, "size": read.size, "block_size": read.block_size,
+            "chained": read.chained, "mode": read.mode, "base_point": read.base_point, "point": read.point,
+            "base_checksum": f"{self._start.header.checksum:016x}" if self._start is not None else "", **more,
+        }
+        connection, welcome = self._link.connect(self.check, hello)
+        finished = welcome.get("finished")
+        if finished and self._checksum is not None:
+            connection.close()
+            if f"{self._checksum:016x}" != finished:
+                raise TransferError(f"send disk {read.disk!r}", "the target proxy has finished another transfer")
+            self.plan.finish()
+            raise _AllArrived
+        return connection, welcome
+
+    def open_answers(self, claims: Claims, keep: DigestWriter) -> None:
+        """Make the connection on which the target answers, and hear what it has already.
+
+        :param claims: gets the blocks that the target has; their digests are written to ``keep``.
+        """
+        connection = self._connect_answers(claims=True)
+        connection.geometry = self._geometry
+        buffer = memoryview(bytearray(CHUNK))
+        while True:
+            frame, payload = connection.receive(buffer)
+            verify(frame, payload)
+            first = frame.offset // self._geometry.block_size
+            match frame.type:
+                case FrameType.CLAIM:
+                    count = len(payload) // DIGEST_BYTES
+                    keep.put(first, payload)
+                    claims.touched.add(first, count)
+                    claims.claimed.add(first, count)
+                case FrameType.UNKNOWN:
+                    claims.touched.add(first, block_count(frame.raw_length, self._geometry.block_size))
+                case FrameType.SETTLED:
+                    break
+                case FrameType.ERROR:
+                    raise error_of(payload)
+                case _:
+                    raise TransferError("receive", f"a {frame.type.name.lower()} frame among the claims")
+        connection.about(self._geometry)
+        self._answers = connection
+
+    def _connect_answers(self, *, claims: bool) -> Connection:
+        connection, welcome = self.connect("answers", {"claims": claims})
+        self._shared = welcome.get("digests") == "base"
+        complete = welcome.get("complete")
+        if not isinstance(complete, int) or complete < self._durable_blocks:
+            connection.close()
+            raise TransferError(f"send disk {self._read.disk!r}", "the target proxy has lost what it had acknowledged: "
+                                f"{complete} of {self._durable_blocks} blocks are there", "run the job again")
+        return connection
+
+    def listen(self) -> None:
+        """Hear acknowledgements until everything is done; for a thread of its own."""
+        buffer = memoryview(bytearray(LARGEST_TEXT))
+        while not self.plan.finished:
+            try:
+                if self._answers is None:
+                    self._answers = self._connect_answers(claims=False)
+                    self._answers.about(self._geometry)
+                frame, payload = self._answers.receive(buffer)
+            except _AllArrived:
+                return
+            except LinkLost:
+                if self._answers is None:
+                    raise  # patience is at its end
+                self._answers.close()
+                self._answers = None
+                self.check()
+                continue
+            verify(frame, payload)
+            if frame.type is FrameType.ERROR:
+                raise error_of(payload)
+            if frame.type is not FrameType.ACKNOWLEDGE:
+                raise TransferError("receive", f"a {frame.type.name.lower()} frame among the acknowledgements")
+            self._acknowledged(unpack_durable(payload))
+
+    # --- what is durable ----------------------------------------------------------------------------------------------
+
+    def _acknowledged(self, states: list[Durable]) -> None:
+        done: list[Work] = []
+        for state in states:
+            if state.slot < len(self._lanes):
+                done += self._lanes[state.slot].acknowledged(state)
+        self.durable(done)
+
+    def durable(self, items: list[Work]) -> None:
+        """These items were sent and are durable at the target."""
+        with self._lock:
+            self._durable_blocks += sum(_blocks(item, self._geometry.block_size) for item in items)
+        self.plan.done(items)
+
+    def in_flight(self, count: int) -> None:
+        """So many bytes more, or less, are not acknowledged."""
+        with self._lock:
+            self.unacknowledged += count
+
+    def finish_digests(self) -> None:
+        """Complete the digests: nothing changes them any more."""
+        if self._digests is None:
+            raise TransferError(f"send disk {self._read.disk!r}", "it was not begun")
+        with self._lock:
+            if self._checksum is None:
+                self._checksum = self._digests.finish()
+
+    def last_words(self) -> tuple[int, DigestWriter | None]:
+        """The checksum of the digests, and the digests themselves if the target may not have all of them."""
+        self.finish_digests()
+        return self._checksum or 0, None if self._shared else self._digests
+
+    def lane(self, counters: Counters) -> Lane:
+        """One more connection."""
+        lane = Lane(self, len(self._lanes), Encoder(self._compression), counters, self._pace() if self._pace else None)
+        self._lanes.append(lane)
+        return lane
+
+    @property
+    def geometry(self) -> Geometry:
+        """The disk."""
+        return self._geometry
+
+
+class Lane:
+    """One connection and what is outstanding on it; the :class:`understudy.mover.copier.Sink` of one thread."""
+
+    def __init__(
+        self, outgoing: Outgoing, slot: int, encoder: Encoder, counters: Counters, pace: Pace | None
+    ) -> None:
+        self._outgoing = outgoing
+        self._slot = slot
+        self._encoder = encoder
+        self._counters = counters
+        self._pace = pace
+        self._lock = threading.Lock()
+        self._outstanding: deque[_Outstanding] = deque()
+        self._epoch = -1
+        self._durable = 0
+        self._sent = 0
+        self.connection: Connection | None = None
+
+    # --- the sink -----------------------------------------------------------------------------------------------------
+
+    def deliver(self, item: ReadBlock | ZeroRun, give: Callable[[], None]) -> None:
+        """Send all of ``item``, again if the connection is lost meanwhile."""
+        self._deliver(item, give)
+
+    def conclude(self, item: Conclusion) -> None:
+        """Tell the target that it has everything, and the digests that it may not know."""
+        self._outgoing.finish_digests()
+        self._deliver(item, self._say_end)
+
+    def data(self, offset: int, view: memoryview) -> None:
+        """Send data."""
+        self._encode_and_send(FrameType.DATA, offset, view)
+
+    def zero(self, extent: Extent) -> None:
+        """Send a zero range."""
+        self._send(Frame(FrameType.ZERO, Codec.NONE, extent.start, extent.length, 0), b"", b"")
+
+    def digest(self, index: int, digest: bytes) -> None:
+        """Send the digest of a block whose data was sent."""
+        offset = index * self._outgoing.geometry.block_size
+        self._send(Frame(FrameType.DIGEST, Codec.NONE, offset, len(digest), len(digest)), digest, digest)
+
+    def idle(self) -> None:
+        """See whether the connection still stands: what it lost must be sent again."""
+        if self.connection is not None and self.connection.broken():
+            self._lose()
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    def _deliver(self, item: Work, give: Callable[[], None]) -> None:
+        self._await_credit()
+        while True:
+            self._sent = 0
+            try:
+                connection = self._connected()
+                before = connection.sent
+                give()
+            except _AllArrived:
+                return
+            except LinkLost:
+                if self.connection is None:
+                    raise  # patience is at its end
+                self._lose()
+            else:
+                break
+        if connection.sent == before:
+            self._outgoing.plan.done([item])
+        elif self._note(_Outstanding(connection.sent, item, self._sent)):
+            self._outgoing.durable([item])
+
+    def _note(self, outstanding: _Outstanding) -> bool:
+        """Remember what was sent; whether it is durable already."""
+        with self._lock:
+            if outstanding.frames <= self._durable:
+                return True
+            self._outstanding.append(outstanding)
+        self._outgoing.in_flight(outstanding.sent)
+        return False
+
+    def acknowledged(self, state: Durable) -> list[Work]:
+        """The items that are durable now."""
+        done: list[_Outstanding] = []
+        with self._lock:
+            if state.epoch == self._epoch:
+                self._durable = max(self._durable, state.frames)
+                while self._outstanding and self._outstanding[0].frames <= self._durable:
+                    done.append(self._outstanding.popleft())
+        self._outgoing.in_flight(-sum(item.sent for item in done))
+        return [outstanding.item for outstanding in done]
+
+    def _connected(self) -> Connection:
+        if self.connection is None:
+            started = time.monotonic()
+            with self._lock:
+                self._epoch += 1
+                self._durable = 0
+            hello: Hello = {"slot": self._slot, "epoch": self._epoch}
+            connection, _ = self._outgoing.connect("data", hello)
+            connection.about(self._outgoing.geometry)
+            if self._pace is not None:
+                connection.paced(self._pace, self._outgoing.check)
+            self.connection = connection
+            self._counters.reconnects += 1 if self._epoch else 0
+            self._counters.network += time.monotonic() - started
+        return self.connection
+
+    def _lose(self) -> None:
+        """The connection is gone: what was outstanding on it is to be taken again."""
+        self._outgoing.check()
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        with self._lock:
+            lost = list(self._outstanding)
+            self._outstanding.clear()
+            self._epoch += 1  # a late acknowledgement is not for what comes
+        self._outgoing.in_flight(-sum(item.sent for item in lost))
+        self._outgoing.plan.give_back([outstanding.item for outstanding in lost])
+
+    def _await_credit(self) -> None:
+        started = time.monotonic()
+        while self._outgoing.unacknowledged > WINDOW:
+            self._outgoing.check()
+            self.idle()
+            self._outgoing.plan.wait(POLL_S)
+        self._counters.network += time.monotonic() - started
+
+    def _encode_and_send(self, frame_type: FrameType, offset: int, raw: bytes | memoryview) -> None:
+        started = time.monotonic()
+        codec, wire = self._encoder.encode(raw)
+        self._counters.source_proxy += time.monotonic() - started
+        self._send(Frame(frame_type, codec, offset, len(raw), len(wire)), raw, wire)
+
+    def _send(self, frame: Frame, raw: bytes | memoryview, wire: bytes | memoryview) -> None:
+        if self.connection is None:
+            raise LinkLost("send", "there is no connection")
+        self.connection.send(frame, raw, wire, self._counters)
+        self._sent += len(raw)
+
+    def _say_end(self) -> None:
+        checksum, unknown = self._outgoing.last_words()
+        if unknown is not None:
+            for offset, digests in unknown.chunks():
+                first = offset // DIGEST_BYTES
+                self._encode_and_send(FrameType.DIGEST, first * self._outgoing.geometry.block_size, digests)
+        raw = pack_sum(checksum)
+        self._send(Frame(FrameType.END, Codec.NONE, 0, len(raw), len(raw)), raw, raw)
+
+
+def _blocks(item: Work, block_size: int) -> int:
+    match item:
+        case ReadBlock():
+            return 1
+        case ZeroRun():
+            return block_count(item.run.length, block_size)
+        case Conclusion():
+            return 0
