@@ -6,12 +6,14 @@ the target proxy, next to the files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from understudy.errors import UsageError
+from understudy.model.extent import Extent
 from understudy.model.replica import Baseline, Consistency, Replica, ReplicaIdentity, ReplicaState, RestorePoint
 
 Buffer = bytes | bytearray | memoryview
@@ -22,12 +24,32 @@ class NewDisk:
     """A disk of a new restore point.
 
     :ivar chained: the layer lies on the newest point's layer of this disk; else it stands alone.
+    :ivar mark: what else must be equal for a partial layer of an earlier session to be continued; if empty, none is,
+        and no later session continues this one.
     """
 
     name: str
     size: int
     chained: bool
     source_path: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """What a disk's layer held when its draft began or was resumed; nothing if the layer is new.
+
+    :ivar touched: where the layer has something, so that it may read otherwise than the layer below, or than zeros:
+        sorted and merged, in whole clusters. What of it is not complete has any content, also a mixture.
+    :ivar complete: what the earlier attempt called complete at its checkpoints, sorted and merged. It has the content
+        of the earlier attempt's snapshot.
+    :ivar digests: file with the digests that the earlier attempt made, or None. It is the caller's own format, in the
+        state in which the caller last made it durable.
+    """
+
+    touched: tuple[Extent, ...] = ()
+    complete: tuple[Extent, ...] = ()
+    digests: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +110,17 @@ class LayerWriter(Protocol):
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros, whatever a layer below has there; alignment as in :meth:`write_at`."""
 
+    def checkpoint(self, complete: Sequence[Extent]) -> None:
+        """Make durable what was written by calls that have returned, then record it and ``complete``.
+
+        A crash loses nothing of that; the layer can be continued from the last checkpoint. One thread calls this,
+        others may write meanwhile. Does nothing if there is nothing new.
+
+        :param complete: ranges of the disk whose content, by the caller's word, is final and written: nothing is
+            written there again. Those of earlier checkpoints stay complete and need not be told again.
+        :raises DatastoreError: if the datastore is full or fails, now or before; the layer can then not be finished.
+        """
+
     def finish(self) -> None:
         """Complete the layer's metadata and make it durable; no write may follow."""
 
@@ -104,14 +137,23 @@ class PointDraft(Protocol):
     def base_digest_path(self, disk: str) -> Path | None:
         """The digest file of the newest published point for ``disk`` if the layer is chained and the file exists."""
 
+    def kept(self, disk: str) -> KeptLayer:
+        """What the layer of ``disk`` held when this draft began or was resumed."""
+
     def publish(self, meta: PointMeta) -> RestorePoint:
         """Make the point visible: everything durable, renamed, then recorded in one rename (S2).
 
         :raises ReplicaError: if a layer was not finished or a digest file is missing.
         """
 
+    def keep(self) -> None:
+        """End the draft, but leave each layer that a later session can continue, as of its last checkpoint.
+
+        Layers of disks without a mark, and those that nothing was written to, are removed. Does nothing after publish.
+        """
+
     def abandon(self) -> None:
-        """Remove everything of the draft; does nothing after publish."""
+        """Remove everything of the draft; does nothing after publish or :meth:`keep`."""
 
 
 class ReplicaStore(Protocol):
@@ -143,10 +185,24 @@ class ReplicaStore(Protocol):
         """
 
     def sweep(self) -> list[str]:
-        """Remove leftovers of dead sessions (partial files) and finish an interrupted merge; say what was done."""
+        """Remove leftovers of dead sessions (partial files) and finish an interrupted merge; say what was done.
+
+        Partial layers that a later :meth:`begin_point` can continue stay, with what belongs to them.
+        """
 
     def begin_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> PointDraft:
-        """Start a restore point with a layer for each of ``disks``. The lock must be held."""
+        """Start a restore point with a layer for each of ``disks``. The lock must be held.
+
+        A layer that an earlier point id left is continued if disk size, layer below and mark are equal; if there are
+        several, the one with the most in it. All others are removed. See :meth:`PointDraft.kept`.
+        """
+
+    def resume_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> PointDraft:
+        """Go on with a restore point whose draft ended with its process; ``disks`` as when it was begun.
+
+        A disk whose layer is missing, or cannot be continued, gets a new one. Partial layers of other point ids are
+        removed. The lock must be held.
+        """
 
     def damage(self, point_id: str) -> list[str]:
         """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none.

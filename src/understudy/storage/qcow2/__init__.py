@@ -9,6 +9,10 @@
     <replica>/head/<disk>.qcow2                 throw-away layer of the defined replica VM
     <replica>/.lock                             owner, and the highest attempt number seen
 
-Files in the making carry the suffix ``.partial``. Nothing below imports another part of the program than the model, the
-errors and the fault points.
+Files in the making carry the suffix ``.partial``. These exist only while a point is in the making::
+
+    <replica>/layers/<disk>-<point>.journal.partial          from what the layer can be continued after a crash
+    <replica>/digests/<disk>-<point>.digest.claims.partial   digests of the attempt that the layer was taken over from
+
+Nothing below imports another part of the program than the model, the errors and the fault points.
 """

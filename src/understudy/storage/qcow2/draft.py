@@ -12,24 +12,36 @@ from pathlib import Path
 from understudy.errors import NotFound, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, RestorePoint
-from understudy.storage import LayerWriter, NewDisk, PointMeta
+from understudy.storage import KeptLayer, LayerWriter, NewDisk, PointMeta
 from understudy.storage.qcow2.check import disk_damage
 from understudy.storage.qcow2.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
+from understudy.storage.qcow2.leftovers import continuable
 from understudy.storage.qcow2.manifest import Record, load_record, save_record
-from understudy.storage.qcow2.names import Place, check_point_id, digest_name, layer_name, nvram_name, partial
+from understudy.storage.qcow2.names import (
+    PARTIAL,
+    DraftFiles,
+    Place,
+    check_point_id,
+    digest_name,
+    layer_name,
+    nvram_name,
+    partial,
+)
 from understudy.storage.qcow2.sweep import remove_files
+from understudy.storage.qcow2.takeover import Opened, inherited_layer, new_layer, own_layer
 
 
 class Qcow2Draft:
     """A restore point in the making; a :class:`understudy.storage.PointDraft`.
 
     :param require_lock: raises when the replica's lock is not held any more.
+    :param resume: go on with the files of this same point.
     """
 
-    def __init__(self, place: Place, point_id: str, disks: tuple[NewDisk, ...],
-                 require_lock: Callable[[], None]) -> None:
+    def __init__(self, place: Place, point_id: str, disks: tuple[NewDisk, ...], require_lock: Callable[[], None], *,
+                 resume: bool = False) -> None:
         self._place = place
         self._id = point_id
         self._what = f"restore point {point_id!r} of {place.what}"
@@ -37,19 +49,20 @@ class Qcow2Draft:
         self._require_lock = require_lock
         self._open = True
         record = load_record(place)
-        self._check(record, disks)
+        self._check(record, disks, resume=resume)
         self._backings = {disk.name: _newest_layer(record, disk.name) if disk.chained else "" for disk in disks}
         self._writers: dict[str, Qcow2LayerWriter] = {}
-        with ExitStack() as undo:
-            undo.callback(self.abandon)
+        self._kept: dict[str, KeptLayer] = {}
+        with ExitStack() as undo, datastore_errors(f"begin {self._what}"):
+            undo.callback(self.keep)
             for disk in disks:
-                path = partial(self._layer(disk.name))
-                self._writers[disk.name] = Qcow2LayerWriter(path, disk.size, self._backings[disk.name])
+                self._writers[disk.name], self._kept[disk.name] = self._open_layer(disk, resume=resume)
+            self._remove_others()
             undo.pop_all()
 
     @property
     def open(self) -> bool:
-        """Whether it was neither published nor abandoned."""
+        """Whether it was neither published nor kept nor abandoned."""
         return self._open
 
     def layer(self, disk: str) -> LayerWriter:
@@ -71,6 +84,11 @@ class Qcow2Draft:
         path = self._place.digests / below.digest if below else None
         return path if path is not None and path.is_file() else None
 
+    def kept(self, disk: str) -> KeptLayer:
+        """What the layer of ``disk`` held when this draft began or was resumed."""
+        self._known(disk)
+        return self._kept[disk]
+
     def publish(self, meta: PointMeta) -> RestorePoint:
         """Make the point visible (S2); see :class:`understudy.storage.PointDraft`."""
         self._require_lock()
@@ -82,6 +100,9 @@ class Qcow2Draft:
         with datastore_errors(f"publish {self._what}"):
             self._make_durable(meta)
             fault_point("publish.layers_durable")
+            for files in self._files():
+                files.journal.unlink(missing_ok=True)
+                files.claims.unlink(missing_ok=True)
             self._rename(with_nvram=bool(meta.nvram))
         fault_point("publish.renamed")
         replica = replace(record.replica, points=(*record.replica.points, point))
@@ -90,18 +111,47 @@ class Qcow2Draft:
         self._open = False
         return point
 
+    def keep(self) -> None:
+        """End the draft, but leave what a later session can continue; see :class:`understudy.storage.PointDraft`."""
+        self._end(f"keep {self._what}", keep=True)
+
     def abandon(self) -> None:
         """Remove everything of the draft; does nothing after publish, even one that failed after it was recorded."""
+        self._end(f"abandon {self._what}", keep=False)
+
+    def _end(self, act: str, *, keep: bool) -> None:
         if not self._open:
             return
         self._require_lock()
         for writer in self._writers.values():
             writer.close()
-        if all(point.id != self._id for point in load_record(self._place).replica.points):
-            finals = [*self._finals(), self._place.nvram(self._id)]
-            with datastore_errors(f"abandon {self._what}"):
-                remove_files([partial(path) for path in finals] + finals)
+        record = load_record(self._place)
+        if all(point.id != self._id for point in record.replica.points):
+            with datastore_errors(act):
+                stay = {path for files in self._files() if keep and continuable(files, record) for path in files.all()}
+                finals = [*self._finals(), self._place.nvram(self._id)]
+                ours = [*map(partial, finals), *finals, *(path for files in self._files() for path in files.all())]
+                remove_files([path for path in ours if path not in stay])
         self._open = False
+
+    def _open_layer(self, disk: NewDisk, *, resume: bool) -> Opened:
+        files = self._place.draft_files(disk.name, self._id)
+        backing = self._backings[disk.name]
+        if resume:
+            return own_layer(files, disk, backing)
+        return inherited_layer(self._place, files, disk, backing) or new_layer(files, disk, backing)
+
+    def _remove_others(self) -> None:
+        """Remove what earlier drafts left and this one did not take over; its own new files become durable."""
+        ours = {path for files in self._files() for path in files.all()}
+        drafts = (self._place.layers, self._place.digests)
+        remove_files([path for path in self._place.own_files()
+                      if path.parent in drafts and path.name.endswith(PARTIAL) and path not in ours])
+        for directory in drafts:
+            fsync_path(directory)
+
+    def _files(self) -> list[DraftFiles]:
+        return [self._place.draft_files(disk, self._id) for disk in self._disks]
 
     def _layer(self, disk: str) -> Path:
         return self._place.layers / layer_name(disk, self._id)
@@ -119,13 +169,14 @@ class Qcow2Draft:
             raise NotFound(f"disk {disk!r} of {self._what}", "the draft has no such disk")
         return self._disks[disk]
 
-    def _check(self, record: Record, disks: tuple[NewDisk, ...]) -> None:
+    def _check(self, record: Record, disks: tuple[NewDisk, ...], *, resume: bool) -> None:
         """Refuse what could not be published, before any file is made."""
         check_point_id(self._id)
         if not disks or len(self._disks) != len(disks):
             raise ReplicaError(self._what, "it needs disks, each with a name of its own")
-        for path in self._finals():
-            if path.exists() or partial(path).exists():
+        partials = [path for files in self._files() for path in files.all()] if not resume else []
+        for path in [*self._finals(), *partials]:
+            if path.exists():
                 raise ReplicaError(self._what, f"{path.name} exists already",
                                    "sweep the replica, or use another point id")
         newest = record.replica.newest
@@ -142,7 +193,7 @@ class Qcow2Draft:
 
     def _check_complete(self, record: Record, meta: PointMeta) -> None:
         if not self._open:
-            raise ReplicaError(f"publish {self._what}", "it was published or abandoned already")
+            raise ReplicaError(f"publish {self._what}", "it was published, kept or abandoned already")
         if meta.id != self._id:
             raise ReplicaError(f"publish {self._what}", f"the values are those of point {meta.id!r}")
         for name, writer in self._writers.items():

@@ -61,6 +61,11 @@ def l1_entries(size: int) -> int:
     return -(-size // (CLUSTER * ENTRIES_PER_TABLE))
 
 
+def first_clusters(size: int) -> int:
+    """Clusters that a new layer begins with: its header and its L1 table."""
+    return 1 + -(-8 * l1_entries(size) // CLUSTER)
+
+
 def build_header(size: int, backing: str, l1_offset: int, reftable_offset: int, reftable_clusters: int) -> bytes:
     """The first bytes of a layer file."""
     name = backing.encode()

@@ -2,7 +2,7 @@
 
 Clusters are appended as they come. Kept in memory is the L1 table alone (8 bytes for each 512 MiB of disk); L2 entries
 live in the file. The header is written last: until :meth:`Qcow2LayerWriter.finish` returned, the file is no valid
-image.
+image. What a crash leaves is told by the journal; see :mod:`understudy.storage.qcow2.reopen` for why that is sound.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import struct
 import sys
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from understudy.errors import DatastoreError, ReplicaError
+from understudy.faults import fault_point
+from understudy.model.extent import Extent, merge
 from understudy.storage import Buffer
 from understudy.storage.qcow2.files import datastore_error, datastore_errors, pwrite_all
 from understudy.storage.qcow2.format import (
@@ -28,8 +30,11 @@ from understudy.storage.qcow2.format import (
     SECTOR,
     ZERO,
     build_header,
+    first_clusters,
     l1_entries,
 )
+from understudy.storage.qcow2.journal import Journal
+from understudy.storage.qcow2.reopen import Reopened
 
 _ZERO_ENTRY = ZERO.to_bytes(8, "big")
 
@@ -40,24 +45,34 @@ class Qcow2LayerWriter:
     The lock covers the choice of places and the L2 entries; data is written outside it, so that threads overlap. Of
     two calls for the same cluster at the same time it is undefined which one wins.
 
-    :param path: the file to make; it must not exist.
+    :param path: the file to make; it must not exist, unless it was reopened.
     :param size: virtual size in bytes, a multiple of 512.
     :param backing: name of the layer below, relative to the file's directory, or empty.
+    :param journal: where checkpoints are recorded; this object closes it.
+    :param reopened: the state of the file that is continued.
     """
 
-    def __init__(self, path: Path, size: int, backing: str = "") -> None:
+    def __init__(self, path: Path, size: int, backing: str = "", *, journal: Journal | None = None,
+                 reopened: Reopened | None = None) -> None:
         if size <= 0 or size % SECTOR:
             raise ReplicaError(f"layer {path}", f"a disk of {size} bytes cannot be kept: no multiple of {SECTOR}")
         self._path = path
         self._size = size
         self._backing = backing
         self._lock = threading.Lock()
+        self._journal = journal
         self._l1 = array("Q", bytes(8 * l1_entries(size)))
-        self._clusters = 1 + _clusters(8 * len(self._l1))  # header and L1 table
+        self._clusters = first_clusters(size)
+        if reopened is not None:
+            self._clusters = reopened.clusters
+            for index, place in reopened.tables.items():
+                self._l1[index] = place
+        self._new_tables: dict[int, int] = {}
+        self._changed = False
         self._writing = 0
         self._state = "open"
         with datastore_errors(f"make layer {path}"):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            self._fd = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if reopened is None else 0), 0o600)
 
     @property
     def finished(self) -> bool:
@@ -71,14 +86,36 @@ class Qcow2LayerWriter:
         with self._call():
             for host, start, end in self._places(offset // CLUSTER, len(view)):
                 pwrite_all(self._fd, view[start:end], host)
+            self._changed = True
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros; see :class:`understudy.storage.LayerWriter`."""
         self._check_range(offset, length)
         with self._call():
             for table, first, count in _tables(offset // CLUSTER, _clusters(length)):
-                with self._lock:
+                with self._mapping():
                     self._zero_entries(table, first, count)
+            self._changed = True
+
+    def checkpoint(self, complete: Sequence[Extent]) -> None:
+        """Make durable, and record, what was written; see :class:`understudy.storage.LayerWriter`."""
+        if self._journal is None:
+            raise ReplicaError(f"layer {self._path}", "it has no journal")
+        ranges = merge(sorted(complete, key=lambda item: item.start))
+        if ranges and (ranges[0].start < 0 or ranges[-1].end > self._size):
+            raise ReplicaError(f"layer {self._path}", f"a complete range is outside the disk of {self._size}")
+        with self._call():
+            with self._lock:
+                if not self._changed and not ranges:
+                    return
+                self._changed = False
+                clusters, tables = self._clusters, self._new_tables
+                self._new_tables = {}
+            fault_point("checkpoint.begun")
+            os.fdatasync(self._fd)
+            fault_point("checkpoint.synced")
+            self._journal.append(clusters, tables, ranges)
+            fault_point("checkpoint.recorded")
 
     def finish(self) -> None:
         """Complete the file: counts and tables, durable, then the header, durable.
@@ -95,7 +132,7 @@ class Qcow2LayerWriter:
             with datastore_errors(f"finish layer {self._path}"):
                 self._write_tables()
         finally:
-            os.close(self._fd)
+            self._close_files()
         self._state = "finished"
 
     def close(self) -> None:
@@ -109,7 +146,12 @@ class Qcow2LayerWriter:
         """Close once no thread writes: else the number could be another file's when its write begins."""
         if self._state == "abandoned" and not self._writing:
             self._state = "closed"
-            os.close(self._fd)
+            self._close_files()
+
+    def _close_files(self) -> None:
+        os.close(self._fd)
+        if self._journal is not None:
+            self._journal.close()
 
     def _check_range(self, offset: int, length: int) -> None:
         end = offset + length
@@ -143,11 +185,22 @@ class Qcow2LayerWriter:
                     self._state = state
                 self._close_when_idle()
 
+    @contextmanager
+    def _mapping(self) -> Iterator[None]:
+        """Hold the lock; a failure counts before it is given back, so that no checkpoint sees half a mapping."""
+        with self._lock:
+            try:
+                yield
+            except BaseException:
+                if self._state == "open":
+                    self._state = "failed"
+                raise
+
     def _places(self, first: int, length: int) -> list[tuple[int, int, int]]:
         """Map the clusters from ``first`` on; pieces ``(file offset, start, end)`` of the ``length`` bytes to write."""
         pieces: list[tuple[int, int, int]] = []
         parts = list(_tables(first, _clusters(length)))
-        with self._lock:
+        with self._mapping():
             for table, _, _ in parts:  # before the data, so that its clusters are contiguous
                 self._table(table)
             done = 0
@@ -193,6 +246,7 @@ class Qcow2LayerWriter:
             place = self._append()
             pwrite_all(self._fd, bytes(CLUSTER), place)
             self._l1[index] = place
+            self._new_tables[index] = place
 
     def _append(self) -> int:
         """The file offset of a new cluster; it reads as zeros, for nothing was ever written there."""

@@ -16,7 +16,10 @@ _DISK = r"[A-Za-z0-9_%][A-Za-z0-9_.%]{0,119}"
 _POINT_ID = re.compile(_POINT)
 _DISK_TOKEN = re.compile(_DISK)
 _LAYER = re.compile(rf"{_DISK}-{_POINT}\.qcow2")
+_LAYER_OR_JOURNAL = re.compile(rf"{_DISK}-{_POINT}\.(qcow2|journal)")
+_PARTIAL_LAYER = re.compile(rf"({_DISK})-({_POINT})\.qcow2{re.escape(PARTIAL)}")
 _DIGEST = re.compile(rf"{_DISK}-{_POINT}\.digest")
+_DIGEST_OR_CLAIMS = re.compile(rf"{_DISK}-{_POINT}\.digest(\.claims)?")
 _NVRAM = re.compile(rf"{_POINT}\.nvram")
 _DEFINITION = re.compile(rf"{_POINT}\.(xml|nvram)")
 _HEAD = re.compile(rf"{_DISK}\.qcow2|nvram\.fd")
@@ -112,6 +115,26 @@ def is_nvram_name(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class DraftFiles:
+    """The files of one disk of a restore point in the making, under their partial names.
+
+    :ivar token: the disk, as a part of file names.
+    :ivar claims: digests of an earlier attempt, whose layer this draft took over.
+    """
+
+    token: str
+    point: str
+    layer: Path
+    journal: Path
+    digest: Path
+    claims: Path
+
+    def all(self) -> list[Path]:
+        """All of them."""
+        return [self.layer, self.journal, self.digest, self.claims]
+
+
+@dataclass(frozen=True)
 class Place:
     """The directory of one replica and the paths in it."""
 
@@ -172,11 +195,30 @@ class Place:
         :raises OSError: if a directory cannot be read.
         """
         found = []
-        for directory, pattern in ((self.layers, _LAYER), (self.digests, _DIGEST), (self.points, _DEFINITION),
-                                   (self.head, _HEAD)):
+        for directory, pattern in ((self.layers, _LAYER_OR_JOURNAL), (self.digests, _DIGEST_OR_CLAIMS),
+                                   (self.points, _DEFINITION), (self.head, _HEAD)):
             if directory.is_dir():
                 found += [path for path in directory.iterdir() if pattern.fullmatch(path.name.removesuffix(PARTIAL))]
         return sorted(found)
+
+    def draft_files(self, disk: str, point: str) -> DraftFiles:
+        """The files of ``disk`` of ``point`` while that is in the making."""
+        return self._draft_files(disk_token(disk), point)
+
+    def partial_layers(self) -> list[DraftFiles]:
+        """The layers in the making that are present, each with the files that belong to it, present or not.
+
+        :raises OSError: if the directory cannot be read.
+        """
+        names = sorted(path.name for path in self.layers.iterdir()) if self.layers.is_dir() else []
+        matches = [match for match in map(_PARTIAL_LAYER.fullmatch, names) if match]
+        return [self._draft_files(match[1], match[2]) for match in matches]
+
+    def _draft_files(self, token: str, point: str) -> DraftFiles:
+        check_point_id(point)
+        layer, digest = self.layers / f"{token}-{point}.qcow2", self.digests / f"{token}-{point}.digest"
+        return DraftFiles(token, point, partial(layer), partial(layer.with_suffix(".journal")), partial(digest),
+                          partial(digest.with_name(f"{digest.name}.claims")))
 
 
 def partial(path: Path) -> Path:

@@ -88,6 +88,7 @@ class Qcow2Store:
     def sweep(self) -> list[str]:
         """Remove leftovers of dead sessions and finish an interrupted merge; say what was done.
 
+        Layers in the making that a later session can continue stay.
         A merge whose layers are in use waits for the next sweep: the points are readable as they are.
         """
         lock = self._owned()
@@ -106,6 +107,13 @@ class Qcow2Store:
         self._owned()
         self._no_draft("begin another restore point")
         self._draft = Qcow2Draft(self._place, point_id, disks, self._require_lock)
+        return self._draft
+
+    def resume_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> Qcow2Draft:
+        """Go on with a restore point whose draft ended with its process; one at a time."""
+        self._owned()
+        self._no_draft("resume a restore point")
+        self._draft = Qcow2Draft(self._place, point_id, disks, self._require_lock, resume=True)
         return self._draft
 
     def damage(self, point_id: str) -> list[str]:

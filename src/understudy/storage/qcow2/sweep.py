@@ -6,6 +6,7 @@ from pathlib import Path
 
 from understudy.storage.qcow2.chains import referenced
 from understudy.storage.qcow2.files import datastore_errors, fsync_path
+from understudy.storage.qcow2.leftovers import continuable_files
 from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place, partial
 
@@ -13,10 +14,10 @@ from understudy.storage.qcow2.names import Place, partial
 def remove_unneeded(place: Place, record: Record) -> list[str]:
     """Remove partial files and finished ones that the record does not name; what was removed, relative to the replica.
 
-    Files that are not named as ours are stay.
+    Files that are not named as ours are stay, and layers in the making that a later session can continue.
     """
-    needed = _needed(place, record)
     with datastore_errors(f"sweep {place.what}"):
+        needed = _needed(place, record) | continuable_files(place, record)
         unneeded = [path for path in place.own_files() if path not in needed]
         temporary = partial(place.record)
         if temporary.exists():

@@ -1,0 +1,132 @@
+"""How is a layer put back into the state of its last checkpoint, after a crash left it in any?
+
+Why that is sound. At a checkpoint's snapshot, under the writer's lock, every place given out so far is below the count
+of clusters and has its L2 entry, or L1 entry, written: a place is chosen and written down under one hold of the lock.
+The sync that follows makes all of it durable before the record that names the count.
+
+After a crash an L2 entry has the value that it had then, or a later one. (Entries do not straddle sectors.) A place
+once given to a cluster of the disk is never given to another, nor taken away. So
+
+- an entry with a place below the count is right, and none of these is missing. Its data is what was written before the
+  checkpoint, or over it since; of a call under way at the snapshot it may be missing, which nobody called complete;
+- an entry with a place at or above the count was made after the snapshot. It and the file's end from the count on are
+  dropped. Before, the cluster had no entry, or was zeros without a place; then it was written again since.
+
+Every cluster below the count has exactly one owner, so none leaks; if the sum differs, the file is not the one that was
+recorded. The repair is durable before anything is written anew, and when it is cut short it can be done again.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from understudy.model.extent import Extent, intersect, merge, span
+from understudy.storage.qcow2.files import pwrite_all
+from understudy.storage.qcow2.format import CLUSTER, COPIED, ENTRIES_PER_TABLE, ZERO, first_clusters
+from understudy.storage.qcow2.journal import Recorded
+
+_TABLE = struct.Struct(f">{ENTRIES_PER_TABLE}Q")
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A layer file as it can be continued.
+
+    :ivar clusters: its length in clusters.
+    :ivar tables: place of each L2 table by L1 index.
+    :ivar touched: ranges of the disk that have an L2 entry, or had one that was dropped; sorted and merged.
+    """
+
+    clusters: int
+    tables: Mapping[int, int]
+    touched: tuple[Extent, ...]
+
+
+@dataclass
+class _Scan:
+    """What the L2 tables say.
+
+    :ivar owners: clusters of the file that have an owner.
+    :ivar dropped: where in the file the entries are that must go.
+    :ivar rewritten: ranges of the disk that these entries are for.
+    """
+
+    owners: int
+    touched: list[Extent] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    rewritten: list[Extent] = field(default_factory=list)
+
+
+def reopen(path: Path, recorded: Recorded) -> Reopened | None:
+    """Put the layer file ``path`` into the state of its last checkpoint, durably.
+
+    None, and its content is left as it is, if the file is missing, is not the one that the journal tells of, or was
+    written to where it had been called complete.
+
+    :raises OSError: if it cannot be read or written.
+    """
+    try:
+        path.chmod(0o600)  # it may have been on the way to be published
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        scan = _scan(fd, recorded)
+        if scan.owners != recorded.clusters or intersect(merge(scan.rewritten), recorded.complete):
+            return None
+        pwrite_all(fd, bytes(CLUSTER), 0)  # no header: the layer may have been finished after the checkpoint
+        for place in scan.dropped:
+            pwrite_all(fd, bytes(8), place)
+        os.ftruncate(fd, recorded.clusters * CLUSTER)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return Reopened(recorded.clusters, recorded.tables, tuple(merge(scan.touched)))
+
+
+def _scan(fd: int, recorded: Recorded) -> _Scan:
+    size = recorded.header.size
+    lowest = COPIED | first_clusters(size) * CLUSTER
+    limit = COPIED | recorded.clusters * CLUSTER
+    scan = _Scan(first_clusters(size) + len(recorded.tables))
+    for index, place in sorted(recorded.tables.items()):
+        raw = os.pread(fd, CLUSTER, place).ljust(CLUSTER, b"\0")
+        base = index * ENTRIES_PER_TABLE * CLUSTER
+        if _is_full(raw, lowest, limit) and base + ENTRIES_PER_TABLE * CLUSTER <= size:
+            scan.owners += ENTRIES_PER_TABLE
+            scan.touched.append(Extent(base, ENTRIES_PER_TABLE * CLUSTER))
+        elif raw.count(0) != CLUSTER:
+            _scan_table(scan, raw, (lowest, limit), place, base, size)
+    return scan
+
+
+def _is_full(raw: bytes, lowest: int, limit: int) -> bool:
+    """Whether every entry of a table has a place that counts; at the speed of C, for large disks are mostly such."""
+    low, flags = raw[6::8], raw[7::8]
+    if low.count(0) != len(low) or flags.count(0) + flags.count(ZERO) != len(flags):
+        return False
+    entries: tuple[int, ...] = _TABLE.unpack(raw)
+    return lowest <= min(entries) and max(entries) < limit
+
+
+def _scan_table(scan: _Scan, raw: bytes, bounds: tuple[int, int], place: int, base: int, size: int) -> None:
+    lowest, limit = bounds
+    touched, rewritten = [], []
+    for number, entry in enumerate(_TABLE.unpack(raw)):
+        if not entry:
+            continue
+        start = base + number * CLUSTER
+        inside = start < size
+        if inside:
+            touched.append(span(start, min(start + CLUSTER, size)))
+        if inside and lowest <= entry < limit and entry & (CLUSTER - 1) <= ZERO:
+            scan.owners += 1
+        elif entry != ZERO or not inside:
+            scan.dropped.append(place + number * 8)
+            rewritten += touched[-1:] if inside else []
+    scan.touched += merge(touched)
+    scan.rewritten += merge(rewritten)
