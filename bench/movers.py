@@ -25,6 +25,8 @@ from understudy.units import MIB
 
 DISK = "vda"
 BLOCK_SIZE = MIB
+CONNECTIONS = 4
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ class MoverCopy:
     def _transfer(self, source: MoverClient, target: MoverClient, read: api.ReadSpec, draft: str) -> api.Progress:
         if self.compression is None:
             return _finish(target, target.call(api.CopyDisk(read, draft), api.WorkStarted).work)
-        receive = api.ReceiveDisk(draft, DISK, read.size, read.block_size)
+        receive = api.ReceiveDisk(draft, DISK, read.size, read.block_size, "", PATIENCE_S)
         started = target.call(receive, api.ReceiveStarted)
-        send = api.SendDisk(read, started.socket, started.ticket, self.compression)
+        address = api.TargetAddress(started.socket, "", started.ticket)
+        send = api.SendDisk(read, address, self.compression, CONNECTIONS, PATIENCE_S)
         progress = _finish(source, source.call(send, api.WorkStarted).work)
         _finish(target, started.work)
         return progress

@@ -103,9 +103,10 @@ class Lab:
         if self.source is self.target:
             work = self.source.client.call(api.CopyDisk(read, draft), api.WorkStarted).work
             return self.wait(self.source, work)
-        request = api.ReceiveDisk(draft, "vda", read.size, read.block_size)
+        request = api.ReceiveDisk(draft, "vda", read.size, read.block_size, "", 5.0)
         started = self.target.client.call(request, api.ReceiveStarted)
-        send = api.SendDisk(read, started.socket, started.ticket, self.compression)
+        target = api.TargetAddress(started.socket, "", started.ticket)
+        send = api.SendDisk(read, target, self.compression, 4, 5.0)
         work = self.source.client.call(send, api.WorkStarted).work
         progress = self.wait(self.source, work)
         self.wait(self.target, started.work)
@@ -243,8 +244,8 @@ def test_a_draft_is_published_only_when_every_disk_arrived(lab: Lab) -> None:
     if lab.source is lab.target:
         work = lab.target.client.call(api.CopyDisk(read, draft), api.WorkStarted).work
     else:
-        started = lab.target.client.call(api.ReceiveDisk(draft, "vda", SIZE, MIB), api.ReceiveStarted)
-        send = api.SendDisk(read, started.socket, started.ticket, lab.compression)
+        started = lab.target.client.call(api.ReceiveDisk(draft, "vda", SIZE, MIB, "", 5.0), api.ReceiveStarted)
+        send = api.SendDisk(read, api.TargetAddress(started.socket, "", started.ticket), lab.compression, 4, 5.0)
         work = lab.source.client.call(send, api.WorkStarted).work
     with pytest.raises(TransferError):
         lab.wait(lab.source, work)
@@ -257,15 +258,17 @@ def test_a_draft_is_published_only_when_every_disk_arrived(lab: Lab) -> None:
     lab.check()
 
 
-def test_a_draft_holds_the_lock_until_it_is_released(lab: Lab) -> None:
+def test_a_draft_is_kept_from_older_attempts_and_gives_way_to_newer_ones(lab: Lab) -> None:
     lab.attempt = 4
-    draft, _ = lab.begin(chained=False)
-    with pytest.raises(Fenced):
-        lab.begin(chained=False)
-    lab.target.client.call(api.ReleaseDraft(draft), api.Nothing)
+    draft, point = lab.begin(chained=False)
     lab.attempt = 3
     with pytest.raises(Fenced):
         lab.begin(chained=False)
+    lab.attempt = 5
+    newer, _ = lab.begin(chained=False)
+    with pytest.raises(NotFound):
+        lab.publish(draft, point)
+    lab.target.client.call(api.ReleaseDraft(newer), api.Nothing)
 
 
 def test_a_layer_is_written_by_one_transfer_only(lab: Lab) -> None:
@@ -274,7 +277,7 @@ def test_a_layer_is_written_by_one_transfer_only(lab: Lab) -> None:
     opened = client.call(api.OpenExport(str(lab.image), "qcow2", "", "t"), api.OpenedExport)
     read = api.ReadSpec(opened.source, "vda", SIZE, TransferMode.FULL, MIB, False, lab.replica_id, "", point)
     lab.wait(lab.target, client.call(api.CopyDisk(read, draft), api.WorkStarted).work)
-    with pytest.raises(Refused, match="wrote to its layer before"):
+    with pytest.raises(Refused, match="nothing may be written any more"):
         lab.wait(lab.target, client.call(api.CopyDisk(read, draft), api.WorkStarted).work)
     client.call(api.ReleaseDraft(draft), api.Nothing)
     client.call(api.CloseExport(opened.id), api.Nothing)
@@ -405,7 +408,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "NvramContent",
         "OpenedExport", "Removed", "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts",
         "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
-        "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus",
+        "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus", "RateLimit", "TargetAddress",
     }
     ours = f"{api.__name__}."
     types = {name for name, value in vars(api).items() if getattr(value, "__module__", "").startswith(ours)}

@@ -16,11 +16,12 @@ from pathlib import Path
 from understudy.context import Context
 from understudy.errors import ReplicaError, UnderstudyError
 from understudy.model.extent import Extent, merge
+from understudy.mover.base import BaseDigests
 from understudy.mover.blocks import BlockSet
+from understudy.mover.claims import Claims
 from understudy.mover.digest import (
     CHUNK,
     DIGEST_BYTES,
-    ZERO_DIGEST,
     DigestHeader,
     DigestReader,
     DigestWriter,
@@ -182,6 +183,23 @@ class ArrivingDisk:
             return self._digests
         return self._former_digests if index in self._former else None
 
+    def content(self, below: BaseDigests) -> BaseDigests:
+        """What may be assumed of the replica's content, with what the layer has already on top of ``below``."""
+        if not len(self._touched):
+            return below
+        claims = Claims(below, self._arrival.size, self._block_size, self._known)
+        for first, count, digests in self.claims():
+            claims.touched.add(first, count)
+            if digests:
+                claims.claimed.add(first, count)
+        return claims
+
+    def _known(self, index: int) -> bytes:
+        with self._lock:
+            source = self._source(index)
+        # Written meanwhile, and so unknown: nobody asks twice for a block.
+        return source.read(index, 1) if source is not None else b""
+
     def checkpoint(self) -> None:
         """Make what is complete durable, and remember it.
 
@@ -237,5 +255,3 @@ def checkpoints(ctx: Context, disk: ArrivingDisk) -> Iterator[None]:
     if errors:
         raise errors[0]
 
-
-__all__ = ["ZERO_DIGEST", "Arrival", "ArrivingDisk", "checkpoints"]

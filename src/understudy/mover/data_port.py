@@ -7,7 +7,6 @@ whom that ticket was made for. Until then a connection costs one thread, for ten
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import secrets
 import socket
@@ -16,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -44,12 +44,21 @@ class Receiver(Protocol):
     def serve(self, connection: Connection, hello: dict[str, object]) -> bool:
         """Take a connection; whether it is kept, else it is used up. An error is told to the other side."""
 
+    def close(self) -> None:
+        """Nothing more is accepted."""
+
+
+@dataclass(frozen=True)
+class _Admitted:
+    owner: str
+    receiver: Receiver
+
 
 class DataPort:
     """The open tickets, and the listeners on which they may be shown."""
 
     def __init__(self) -> None:
-        self._receivers: dict[str, Receiver] = {}
+        self._receivers: dict[str, _Admitted] = {}
         self._lock = threading.Lock()
         self._listeners: list[socket.socket] = []
         self._unknown = _Unknown()
@@ -57,24 +66,28 @@ class DataPort:
 
     # --- tickets ------------------------------------------------------------------------------------------------------
 
-    def admit(self, receiver: Receiver) -> str:
-        """Let in who shows the ticket that is returned."""
+    def admit(self, owner: str, receiver: Receiver) -> str:
+        """Let in who shows the ticket that is returned, until :meth:`withdraw` of its ``owner``."""
         ticket = secrets.token_hex(32)
         with self._lock:
-            self._receivers[_key(ticket)] = receiver
+            self._receivers[_key(ticket)] = _Admitted(owner, receiver)
         return ticket
 
-    def withdraw(self, ticket: str) -> None:
-        """The ticket is worth nothing any more."""
+    def withdraw(self, owner: str) -> None:
+        """The tickets of ``owner`` are worth nothing any more, and its transfers end."""
         with self._lock:
-            self._receivers.pop(_key(ticket), None)
+            ended = {key: item.receiver for key, item in self._receivers.items() if item.owner == owner}
+            for key in ended:
+                del self._receivers[key]
+        for receiver in ended.values():
+            receiver.close()
 
     def _find(self, ticket: str, identity: str) -> Receiver:
         with self._lock:
-            receiver = self._receivers.get(_key(ticket))
-        if receiver is None or not hmac.compare_digest(receiver.source_identity.encode(), identity.encode()):
-            raise NotFound("transfer", "this proxy has no transfer for this ticket", "the proxy may have been restarted")
-        return receiver
+            admitted = self._receivers.get(_key(ticket))
+        if admitted is None or admitted.receiver.source_identity != identity:
+            raise NotFound("transfer", "this proxy has none for this ticket", "the proxy may have been restarted")
+        return admitted.receiver
 
     # --- listeners ----------------------------------------------------------------------------------------------------
 
@@ -101,7 +114,8 @@ class DataPort:
         try:
             listener = socket.create_server((host, port), family=_family(host), backlog=64)
         except OSError as exc:
-            raise MoverError(f"listen on {host}:{port}", exc.strerror or str(exc), "choose another data address") from exc
+            why = exc.strerror or str(exc)
+            raise MoverError(f"listen on {host}:{port}", why, "choose another data address") from exc
 
         def secured(sock: socket.socket) -> tuple[socket.socket, str]:
             context = credentials.server_context(PROXIES_CA)

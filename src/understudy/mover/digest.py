@@ -159,7 +159,7 @@ class DigestWriter:
         """Present digests of blocks ``first`` to ``first + count - 1``."""
         return read_digests(self._fd, self.path, first, count)
 
-    def put(self, first: int, digests: bytes | memoryview) -> None:
+    def put(self, first: int, digests: bytes | bytearray | memoryview) -> None:
         """Set the digests from block ``first`` on."""
         if len(digests) % DIGEST_BYTES or first < 0 or first + len(digests) // DIGEST_BYTES > self.header.blocks:
             raise UsageError(f"digest file {self.path}", f"no place for {len(digests)} bytes at block {first}")
@@ -300,7 +300,7 @@ def data_chunks(fd: int, length: int) -> Iterator[tuple[int, int, bytes]]:
         number += 1
 
 
-def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """``pwrite`` until everything is written.
 
     :raises OSError: as ``pwrite`` does.

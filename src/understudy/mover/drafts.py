@@ -11,6 +11,7 @@ from pathlib import Path
 
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
+from understudy.mover.arriving import Arrival, ArrivingDisk
 from understudy.storage import NewDisk, PointDraft, ReplicaStore, open_store
 
 
@@ -27,13 +28,15 @@ class Draft:
     """A draft and what became of its disks.
 
     :ivar base_point: the newest point when the draft began: what chained layers lie on.
-    :ivar begun: disks whose layer a transfer was allowed to write; a layer is written by one transfer only, because
-        what a failed one left in it is unknown to the next.
+    :ivar arriving: disks of which something may have come, by name.
+    :ivar busy: disks that a transfer writes now; one at a time.
     :ivar complete: disks whose transfer succeeded.
+    :ivar works: transfers that were begun for it.
     """
 
     id: str
     ref: ReplicaRef
+    attempt: int
     store: ReplicaStore
     point: PointDraft
     point_id: str
@@ -41,7 +44,8 @@ class Draft:
     replica_id: str
     disks: dict[str, NewDisk]
     held: ExitStack
-    begun: set[str] = field(default_factory=set)
+    arriving: dict[str, ArrivingDisk] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
     complete: set[str] = field(default_factory=set)
     works: list[str] = field(default_factory=list)
     ended: bool = False
@@ -57,16 +61,44 @@ class Draft:
             raise UsageError(f"disk {name!r} of draft {self.id}", f"no such disk of {size} bytes")
         return disk
 
-    def claim(self, name: str) -> None:
-        """Take the right to write the layer of ``name``.
+    @contextmanager
+    def writing(self, name: str, block_size: int) -> Iterator[ArrivingDisk]:
+        """The disk ``name`` as far as it has come, for one transfer; complete if the context ends without an error.
 
-        :raises Refused: if a transfer had it before.
+        :raises Refused: if another transfer writes to it, or has completed it.
         """
         with self.lock:
-            if self.ended or name in self.begun:
-                raise Refused(f"write disk {name!r} of draft {self.id}", "a transfer wrote to its layer before",
-                              "begin a new restore point")
-            self.begun.add(name)
+            if self.ended or name in self.busy or name in self.complete:
+                why = "another transfer writes to its layer" if name in self.busy else "nothing may be written any more"
+                raise Refused(f"write disk {name!r} of draft {self.id}", why, "begin a new restore point")
+            self.busy.add(name)
+        try:
+            yield self._arriving(name, block_size)
+            self.complete.add(name)
+        finally:
+            with self.lock:
+                self.busy.discard(name)
+
+    def _arriving(self, name: str, block_size: int) -> ArrivingDisk:
+        if name not in self.arriving:
+            disk = self.disks[name]
+            self.arriving[name] = ArrivingDisk(Arrival(
+                name, self.point_id, disk.size, block_size, self.point.layer(name), self.point.digest_path(name),
+                self.point.kept(name),
+            ))
+        return self.arriving[name]
+
+    def end(self, *, keep: bool) -> None:
+        """Nothing is written any more; abandon what was not published, or leave it to be continued, if ``keep``."""
+        with self.lock:
+            self.ended = True
+        with self.held:
+            for disk in self.arriving.values():
+                disk.close()
+            if keep:
+                self.point.keep()
+            else:
+                self.point.abandon()
 
     def unfinished(self) -> list[str]:
         """Disks without a successful transfer."""
@@ -80,7 +112,7 @@ class Drafts:
         self._drafts: dict[str, Draft] = {}
 
     def begin(self, request: BeginPoint) -> tuple[Draft, list[str]]:
-        """Lock the replica, make it if new, sweep it, begin a point; also what the sweep did.
+        """Lock the replica, make it if new, sweep it, begin a point or go on with one; also what the sweep did.
 
         :raises Fenced: if another attempt owns the replica.
         """
@@ -90,10 +122,12 @@ class Drafts:
             replica = store.create(request.identity)
             swept = store.sweep()
             newest = store.load().newest
-            point = store.begin_point(request.point_id, request.disks)
+            begin = store.resume_point if request.resume else store.begin_point
+            point = begin(request.point_id, request.disks)
             draft = Draft(
-                uuid.uuid4().hex, request.ref, store, point, request.point_id, newest.id if newest else "",
-                replica.identity.id, {disk.name: disk for disk in request.disks}, stack.pop_all(),
+                uuid.uuid4().hex, request.ref, request.attempt, store, point, request.point_id,
+                newest.id if newest else "", replica.identity.id, {disk.name: disk for disk in request.disks},
+                stack.pop_all(),
             )
         self._drafts[draft.id] = draft
         return draft, swept
@@ -108,15 +142,15 @@ class Drafts:
             raise NotFound(f"draft {key!r}", "this proxy does not hold it", "the proxy may have been restarted")
         return draft
 
-    def release(self, key: str) -> None:
-        """Abandon the draft if it was not published, and give the lock back; unknown drafts are no error."""
+    def release(self, key: str, *, keep: bool) -> None:
+        """End the draft, see :meth:`Draft.end`, and give the lock back; unknown drafts are no error."""
         draft = self._drafts.pop(key, None)
-        if draft is None:
-            return
-        with draft.lock:
-            draft.ended = True
-        with draft.held:
-            draft.point.abandon()
+        if draft is not None:
+            draft.end(keep=keep)
+
+    def superseded(self, ref: ReplicaRef, attempt: int) -> list[Draft]:
+        """Drafts of the replica that are no longer wanted when ``attempt`` comes (S11)."""
+        return [draft for draft in list(self._drafts.values()) if draft.ref == ref and draft.attempt < attempt]
 
     def ids(self) -> list[str]:
         """Ids of all drafts held."""

@@ -1,8 +1,8 @@
 """Lanes: the connections on which the source side of a transfer sends, each with a reading thread of its own.
 
 What was sent and is not yet acknowledged as durable is remembered, not kept: when a connection is lost, these blocks go
-back to the plan and are read and sent again, on whatever connection comes first. The snapshot does not change, so it does
-no harm if some of them had arrived.
+back to the plan and are read and sent again, on whatever connection comes first. The snapshot does not change, so it
+does no harm if some of them had arrived.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ HANDLERS: dict[type, Handler] = {
     api.CopyDisk: transfer.start_copy,
     api.ReceiveDisk: transfer.start_receive,
     api.SendDisk: transfer.start_send,
+    api.RedirectSend: transfer.redirect_send,
     api.WorkQuery: transfer.query_work,
     api.CancelWork: transfer.cancel_work,
 }

@@ -74,7 +74,9 @@ def _paths(replica: Replica, store: ReplicaStore, *, digests: bool) -> dict[str,
 
 
 def begin_point(mover: Mover, request: api.BeginPoint) -> api.DraftOpened:
-    """Lock a replica and begin a restore point."""
+    """Lock a replica and begin a restore point; an older attempt whose controller is gone has to give way."""
+    for older in mover.drafts.superseded(request.ref, request.attempt):
+        _end_draft(mover, older.id, keep=True)
     draft, swept = mover.drafts.begin(request)
     return api.DraftOpened(draft.id, tuple(swept))
 
@@ -95,10 +97,15 @@ def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint
 def release_draft(mover: Mover, request: api.ReleaseDraft) -> api.Nothing:
     """End with a draft; transfers that still write to it are stopped first."""
     if request.draft in mover.drafts.ids():
-        for work in list(mover.drafts.get(request.draft).works):
-            mover.works.cancel(work)
-        mover.drafts.release(request.draft)
+        _end_draft(mover, request.draft, keep=request.keep)
     return api.Nothing()
+
+
+def _end_draft(mover: Mover, key: str, *, keep: bool) -> None:
+    for work in list(mover.drafts.get(key).works):
+        mover.works.cancel(work)
+    mover.data.withdraw(key)
+    mover.drafts.release(key, keep=keep)
 
 
 def retire_points(mover: Mover, request: api.RetirePoints) -> api.WorkStarted:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
-import uuid
+from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 
 from understudy.context import Context
-from understudy.errors import ReplicaError, TransferError, UnderstudyError, UsageError
+from understudy.errors import NotFound, ReplicaError, UnderstudyError, UsageError
 from understudy.faults import fault_point
 from understudy.model.job import BLOCK_SIZES
 from understudy.model.replica import PointDisk
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
-from understudy.mover.copier import Copying, LayerSink, check_base, copy_disk, known_content, wants_base
-from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter, copy_digests
+from understudy.mover.arriving import checkpoints
+from understudy.mover.copier import Copying, DiskSink, check_base, copy_disk, known_content, plan_of, wants_base
+from understudy.mover.digest import DigestHeader, DigestReader, copy_digests
 from understudy.mover.drafts import Draft, store_of
+from understudy.mover.frames import MOST_CONNECTIONS
+from understudy.mover.link import Link
 from understudy.mover.meter import Meter
 from understudy.mover.reader import Source
-from understudy.mover.receive import Receiving, receive_disk
+from understudy.mover.receive import Receiving, Reception
 from understudy.mover.send import send_disk
 from understudy.mover.state import Mover
 from understudy.mover.verify import rebuild_digests, verify_disk
@@ -35,51 +35,61 @@ def start_copy(mover: Mover, request: api.CopyDisk) -> api.WorkStarted:
 
     def copy(ctx: Context, meter: Meter) -> None:
         _copy(ctx, mover, draft, request.read, meter)
-        draft.complete.add(disk.name)
 
     return _start(mover, draft, f"copy {disk.name}", copy)
 
 
 def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
-    """Listen for the source side of a transfer."""
+    """Let the source side of a transfer in."""
     draft = mover.drafts.get(request.draft)
     disk = draft.disk(request.disk, request.size)
     _check_block_size(request.block_size)
-    path = mover.run_dir / f"{uuid.uuid4().hex[:12]}.rx"
-    ticket = secrets.token_hex(16)
-    listener = _listen(path)
+    admitted: Future[str] = Future()
 
     def receive(ctx: Context, meter: Meter) -> None:
         try:
-            draft.claim(disk.name)
-            receive_disk(ctx, listener, _receiving(draft, disk, ticket, request.block_size), meter)
-        finally:
-            listener.close()
-            path.unlink(missing_ok=True)
-        draft.complete.add(disk.name)
+            with draft.writing(disk.name, request.block_size) as arriving:
+                reception = Reception(_receiving(draft, disk, request), arriving, meter)
+                admitted.set_result(mover.data.admit(draft.id, reception))
+                reception.run(ctx)
+        except BaseException as exc:
+            if not admitted.done():
+                admitted.set_exception(exc)
+            raise
 
     work = _start(mover, draft, f"receive {disk.name}", receive).work
-    return api.ReceiveStarted(work, str(path), ticket)
+    return api.ReceiveStarted(work, admitted.result(), str(mover.data_socket))
 
 
 def start_send(mover: Mover, request: api.SendDisk) -> api.WorkStarted:
-    """Read a disk and send it to the mover that listens."""
+    """Read a disk and send it to the mover that expects it."""
     read = request.read
     _check_block_size(read.block_size)
+    if not 1 <= request.connections <= MOST_CONNECTIONS:
+        raise UsageError(f"{request.connections} connections for a disk", f"choose 1 to {MOST_CONNECTIONS}")
+    began: Future[str] = Future()
 
     def send(ctx: Context, meter: Meter) -> None:
-        with ExitStack() as stack:
-            base = _source_base(mover, read)
-            if base is not None:
-                stack.enter_context(base)
-            partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
-            try:
-                send_disk(ctx, request, base, partial, meter)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+        link = Link(request.target, mover.credentials, request.patience_s, meter)
+        work = began.result()
+        mover.links[work] = link
+        try:
+            _send(ctx, mover, request, meter, link)
+        finally:
+            del mover.links[work]
 
-    return api.WorkStarted(mover.works.start(f"send {read.disk}", send))
+    work = mover.works.start(f"send {read.disk}", send)
+    began.set_result(work)
+    return api.WorkStarted(work)
+
+
+def redirect_send(mover: Mover, request: api.RedirectSend) -> api.Nothing:
+    """The target side of a transfer is elsewhere now."""
+    link = mover.links.get(request.work)
+    if link is None:
+        raise NotFound(f"work {request.work!r}", "this proxy does not send for it", "the proxy may have been restarted")
+    link.redirect(request.target)
+    return api.Nothing()
 
 
 def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
@@ -135,6 +145,20 @@ def _start(mover: Mover, draft: Draft, name: str, function: Function) -> api.Wor
     return api.WorkStarted(work)
 
 
+def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link: Link) -> None:
+    read = request.read
+    with ExitStack() as stack:
+        base = _source_base(mover, read)
+        if base is not None:
+            stack.enter_context(base)
+        partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
+        try:
+            send_disk(ctx, request, base, partial, meter, link)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: Meter) -> None:
     with ExitStack() as stack:
         base = _target_base(mover, draft, read)
@@ -144,17 +168,16 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: M
         source = Source(read.source, read.size, tracked=read.mode is TransferMode.INCREMENTAL)
         stack.callback(source.close)
         # From here on the layer may hold something: not before, so that a refusal above leaves it to another mode.
-        draft.claim(read.disk)
-        layer = draft.point.layer(read.disk)
-        header = DigestHeader(read.point, read.size, read.block_size)
-        digests = stack.enter_context(DigestWriter(draft.point.digest_path(read.disk), header, start))
-        copying = Copying(read, source, known_content(read, start), digests, meter)
-        copy_disk(ctx, copying, lambda counters: LayerSink(layer, counters))
+        disk = stack.enter_context(draft.writing(read.disk, read.block_size))
+        disk.begin(start)
+        copying = Copying(read, source, disk.content(known_content(read, start)), None, meter)
+        plan = plan_of(copying)
+        with checkpoints(ctx, disk):
+            copy_disk(ctx, copying, plan, lambda counters: DiskSink(disk, plan, counters))
         fault_point("mover.copy.finish")
-        digests.finish()
-        layer.finish()
+        disk.finish()
         partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
-        copy_digests(digests.path, partial)
+        copy_digests(disk.writer.path, partial)
 
 
 def _source_base(mover: Mover, read: api.ReadSpec) -> DigestReader | None:
@@ -194,23 +217,11 @@ def _check_block_size(block_size: int) -> None:
         raise UsageError(f"block size {block_size}", "not supported", f"use one of {', '.join(BLOCK_SIZES)}")
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(1)
-    except OSError as exc:
-        listener.close()
-        raise TransferError(f"listen at {path}", exc.strerror or str(exc)) from exc
-    return listener
-
-
-def _receiving(draft: Draft, disk: NewDisk, ticket: str, block_size: int) -> Receiving:
+def _receiving(draft: Draft, disk: NewDisk, request: api.ReceiveDisk) -> Receiving:
     base = draft.point.base_digest_path(disk.name) if disk.chained else None
     return Receiving(
-        ticket, draft.point_id, disk.name, disk.size, block_size, disk.chained, draft.base_point, base,
-        draft.point.digest_path(disk.name), draft.point.layer(disk.name),
+        request.source_identity, draft.point_id, disk.name, disk.size, request.block_size, disk.chained,
+        draft.base_point, base, request.patience_s,
     )
 
 

@@ -290,7 +290,7 @@ class Reception:
             raw = decoder.decode(frame, wire)
             verify(frame, raw)
             decoded = time.monotonic()
-            checksum = self._conclude(unpack_sum(raw)) if frame.type is FrameType.END else self._write(frame, raw)
+            checksum = self._write(frame, raw)
             counters.target_proxy += decoded - started
             counters.target += time.monotonic() - decoded
             self._count(counters, frame)
@@ -301,8 +301,8 @@ class Reception:
                 if self._pending >= CHECKPOINT_BYTES or self._checksum is not None:
                     self._changed.notify_all()
 
-    def _write(self, frame: Frame, raw: bytes | memoryview) -> None:
-        """Write what a frame brings."""
+    def _write(self, frame: Frame, raw: bytes | memoryview) -> int | None:
+        """Write what a frame brings; the checksum of the digests if it was the end."""
         match frame.type:
             case FrameType.DATA:
                 self._disk.write_at(frame.offset, raw)
@@ -310,8 +310,11 @@ class Reception:
                 self._disk.zero(frame.offset, frame.raw_length)
             case FrameType.DIGEST:
                 self._disk.put_digests(frame.offset // self._geometry.block_size, raw)
+            case FrameType.END:
+                return self._conclude(unpack_sum(raw))
             case _:
                 raise TransferError("receive", f"a {frame.type.name.lower()} frame in the middle of the data")
+        return None
 
     def _count(self, counters: Counters, frame: Frame) -> None:
         if frame.type is FrameType.DATA:

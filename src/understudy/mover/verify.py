@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Protocol
 
 from understudy.context import Context
 from understudy.model.transfer import TransferMode
@@ -12,8 +13,8 @@ from understudy.mover.base import NothingKnown, PointDigests
 from understudy.mover.digest import ZERO_DIGEST, DigestHeader, DigestReader, DigestWriter, block_digest, sync_directory
 from understudy.mover.filters import zero_parts
 from understudy.mover.meter import Meter
-from understudy.mover.plan import Plan, PlanSpec, ReadBlock, ZeroRun
-from understudy.mover.reader import Consumer, Source, read_plan
+from understudy.mover.plan import Conclusion, Plan, PlanSpec, ReadBlock, ZeroRun
+from understudy.mover.reader import Source, read_plan
 
 MOST_REPORTED = 1000
 
@@ -45,7 +46,39 @@ def rebuild_digests(ctx: Context, where: NbdSource, header: DigestHeader, path: 
         partial.unlink(missing_ok=True)
 
 
-def _read_all(ctx: Context, where: NbdSource, header: DigestHeader, meter: Meter, consumer: Consumer) -> None:
+class _Blocks(Protocol):
+    """What is done with every block of a disk; shared by all threads."""
+
+    def block(self, item: ReadBlock, view: memoryview) -> None:
+        """A block was read."""
+
+    def zeros(self, item: ZeroRun) -> None:
+        """Blocks are zero."""
+
+
+class _Examiner:
+    """A consumer for which every item is done at once."""
+
+    def __init__(self, plan: Plan, blocks: _Blocks) -> None:
+        self._plan = plan
+        self._blocks = blocks
+
+    def block(self, item: ReadBlock, view: memoryview) -> None:
+        self._blocks.block(item, view)
+        self._plan.done([item])
+
+    def zeros(self, item: ZeroRun) -> None:
+        self._blocks.zeros(item)
+        self._plan.done([item])
+
+    def conclude(self, item: Conclusion) -> None:
+        self._plan.done([item])
+
+    def idle(self) -> None:
+        """Nothing waits."""
+
+
+def _read_all(ctx: Context, where: NbdSource, header: DigestHeader, meter: Meter, blocks: _Blocks) -> None:
     source = Source(where, header.size)
     try:
         meter.total += header.size
@@ -53,7 +86,8 @@ def _read_all(ctx: Context, where: NbdSource, header: DigestHeader, meter: Meter
         spec = PlanSpec(header.size, header.block_size, TransferMode.FULL, write_zeros=True)
         own = Meter(header.size)
         meter.include(own)
-        read_plan(ctx, source, Plan(spec, source.planner, NothingKnown()), own, lambda _: consumer)
+        plan = Plan(spec, source.planner, NothingKnown(), own.counters())
+        read_plan(ctx, source, plan, own, lambda _: _Examiner(plan, blocks))
     finally:
         source.close()
 

@@ -116,7 +116,7 @@ class Connection:
         with _errors("receive"):
             header = bytearray(HEADER_BYTES)
             self._receive_bytes(memoryview(header))
-            frame = unpack_header(header, self.geometry)
+            frame = unpack_header(bytes(header), self.geometry)
             if frame.number != self._received % _NUMBERS:
                 raise TransferError("decode the transfer stream", f"frame {frame.number} instead of {self._received}")
             payload = buffer[: frame.wire_length]

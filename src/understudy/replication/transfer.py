@@ -111,9 +111,11 @@ def _start(
     if site.same_mover:
         started = site.source_mover.call(api.CopyDisk(read, draft), api.WorkStarted)
         return _Transfer(plan, started.work, "", report)
-    receive = api.ReceiveDisk(draft, plan.name, plan.size, spec.job.block_size)
+    job = spec.job
+    receive = api.ReceiveDisk(draft, plan.name, plan.size, job.block_size, "", job.patience_s)
     receiving = site.target_mover.call(receive, api.ReceiveStarted)
-    send = api.SendDisk(read, receiving.socket, receiving.ticket, spec.job.compression)
+    target = api.TargetAddress(receiving.socket, "", receiving.ticket)
+    send = api.SendDisk(read, target, job.compression, job.connections, job.patience_s)
     transfer = _Transfer(plan, "", receiving.work, report)
     try:
         transfer.source_work = site.source_mover.call(send, api.WorkStarted).work

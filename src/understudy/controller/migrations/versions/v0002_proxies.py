@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -11,7 +13,7 @@ branch_labels: str | None = None
 depends_on: str | None = None
 
 # Older rows get these; new ones always name every value, so the tables keep no defaults.
-_ADDED: dict[str, list[tuple[str, sa.types.TypeEngine[object], object]]] = {
+_ADDED: dict[str, list[tuple[str, sa.types.TypeEngine[Any], str]]] = {
     "hosts": [("max_snapshots", sa.Integer(), "4")],
     "datastores": [("max_transfers", sa.Integer(), "0")],
     "proxies": [
@@ -36,7 +38,7 @@ def upgrade() -> None:
     """Add columns and tables."""
     for table, columns in _ADDED.items():
         for name, kind, value in columns:
-            op.add_column(table, sa.Column(name, kind, nullable=False, server_default=str(value)))
+            op.add_column(table, sa.Column(name, kind, nullable=False, server_default=value))
         with op.batch_alter_table(table) as batch:
             for name, kind, _ in columns:
                 batch.alter_column(name, existing_type=kind, server_default=None)
@@ -78,7 +80,9 @@ def downgrade() -> None:
     """Remove them again."""
     op.drop_table("throttles")
     op.drop_table("invitations")
-    for table, columns in {**_ADDED, "tasks": [("held", sa.String(), "")]}.items():
+    with op.batch_alter_table("tasks") as batch:
+        batch.drop_column("held")
+    for table, columns in _ADDED.items():
         with op.batch_alter_table(table) as batch:
             for name, _, _ in columns:
                 batch.drop_column(name)
