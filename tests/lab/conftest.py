@@ -23,6 +23,12 @@ def lab(cache_dir: Path) -> Iterator[Lab]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def linked_lab(cache_dir: Path) -> Iterator[Lab]:
+    with Lab.open(cache_dir=cache_dir, linked=True) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def source_vm(lab: Lab) -> LabVm:
     """A running guest on alpha: an empty qcow2 disk (vdb) and a raw disk with a file system (vdc)."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from understudy.lab import leftovers
+from understudy.lab.commands import run
 from understudy.lab.errors import LabError, LabNotClean, LabUnavailable
 from understudy.lab.lab import Lab
 from understudy.lab.processes import ProcessIdentity
+from understudy.lab.small_fs import SmallFs
 
 pytestmark = pytest.mark.system
 
@@ -27,6 +30,19 @@ print(lab.directory, vm.pid(), *(host.libvirtd().pid for host in lab.hosts), flu
 time.sleep(600)
 """
 
+_LINKED_OWNER = """
+import sys, time
+from pathlib import Path
+from understudy.lab.lab import Lab
+from understudy.lab.small_fs import SmallFs
+lab = Lab.open(cache_dir=Path(sys.argv[1]), linked=True)
+lab.link.set_rate(10_000_000)
+SmallFs.mount(lab.beta, lab.directory / "small", 16 << 20)
+programs = [host.start_process(["sleep", "600"], log=lab.directory / "sleep.log") for host in lab.hosts]
+programs[1].stop()
+print(lab.directory, *(program.pid for program in programs), flush=True)
+time.sleep(600)
+"""
 
 _STATE = ("lib", "cache", "log")
 _PLACES = ("/run", "/run/libvirt", "/run/netns", "/etc/libvirt", *(f"/var/{part}/libvirt" for part in _STATE))
@@ -37,12 +53,13 @@ def _traces() -> dict[str, set[str]]:
     return {
         "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
         "links": {path.name for path in Path("/sys/class/net").iterdir()},
+        "routes": set(Path("/proc/net/route").read_text().splitlines()),
         "files": {str(path) for place in _PLACES for path in Path(place).glob("*")},
     }
 
 
 def _backing_files() -> list[str]:
-    return [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    return run(["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]).splitlines()
 
 
 def test_a_closed_lab_leaves_no_trace(cache_dir: Path) -> None:
@@ -59,6 +76,44 @@ def test_a_closed_lab_leaves_no_trace(cache_dir: Path) -> None:
     assert not lab.directory.exists()
     assert not any(str(lab.directory) in path or str(cache_dir) in path for path in _backing_files())
     assert _traces() == before
+
+
+def test_link_processes_and_small_file_system_of_a_closed_lab_leave_no_trace(cache_dir: Path) -> None:
+    before = _traces()
+    with Lab.open(cache_dir=cache_dir, linked=True) as lab:
+        SmallFs.mount(lab.beta, lab.directory / "small", 16 << 20)
+        programs = [host.start_process(["sleep", "600"], log=lab.directory / "sleep.log") for host in lab.hosts]
+        programs[1].kill()
+        assert _traces() == before
+    assert not any(program.alive for program in programs)
+    assert not lab.directory.exists()
+    _await_no_backing_file_below(lab.directory)
+    assert _traces() == before
+
+
+def test_a_linked_lab_whose_owner_is_killed_leaves_no_trace(cache_dir: Path) -> None:
+    before = _traces()
+    with subprocess.Popen([sys.executable, "-c", _LINKED_OWNER, cache_dir], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        directory, *pids = owner.stdout.readline().split()
+        programs = [ProcessIdentity.of(int(pid)) for pid in pids]
+        owner.send_signal(signal.SIGKILL)
+    assert len(programs) == 2
+    for program in programs:
+        assert program is not None
+        assert program.wait_end(timeout_s=10)
+    _await_no_backing_file_below(Path(directory))
+    with Lab.open(cache_dir=cache_dir):
+        assert not Path(directory).exists()
+    assert _traces() == before
+
+
+def _await_no_backing_file_below(directory: Path) -> None:
+    """The kernel takes down the mounts of an ended namespace in its own time."""
+    deadline = time.monotonic() + 10
+    while any(str(directory) in path for path in _backing_files()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_lab_whose_owner_is_killed_ends_and_is_swept_by_the_next(cache_dir: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from understudy.lab.errors import CommandFailed, LabTimeout, LabUnavailable
@@ -27,6 +27,17 @@ def plain_environment() -> dict[str, str]:
     return {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": os.environ.get("HOME", "/root")}
 
 
+def tree_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The plain environment, with what makes a Python started in it import this source tree, and `more`.
+
+    All other settings of the caller (a proxy, UNDERSTUDY_HOME, a fault to inject) reach a program only in `more`.
+    """
+    search = os.environ.get("PYTHONPATH")
+    # Absolute, because a program on a lab host starts in the root directory.
+    tree = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, search.split(os.pathsep)))} if search else {}
+    return plain_environment() | tree | dict(more or {})
+
+
 def run(command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 120, stdin: str | None = None) -> str:
     """Run a program to its end and return what it wrote to stdout.
 
@@ -46,7 +57,12 @@ def run(command: Sequence[str], *, cwd: Path | None = None, timeout_s: float = 1
         )
     except subprocess.TimeoutExpired as exc:
         raise LabTimeout(" ".join(command), f"did not end within {timeout_s:g} s") from exc
-    if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip()
-        raise CommandFailed(" ".join(command), f"exit status {done.returncode}: {words or 'no output'}")
-    return done.stdout
+    return output_of(command, done.returncode, done.stdout, done.stderr)
+
+
+def output_of(command: Sequence[str], status: int, stdout: str, stderr: str) -> str:
+    """The stdout of a program that has ended; CommandFailed with its words when its status is not 0."""
+    if status != 0:
+        words = (stderr or stdout).strip()
+        raise CommandFailed(" ".join(command), f"exit status {status}: {words or 'no output'}")
+    return stdout

@@ -12,15 +12,17 @@ import os
 import pwd
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import libvirt
 
+from understudy.lab.commands import tree_environment
 from understudy.lab.domain_xml import domain_type
 from understudy.lab.errors import LabError, LabNotClean, LabTimeout, LabUnavailable
+from understudy.lab.host_process import HostProcess
 from understudy.lab.libvirt_calls import libvirt_calls, open_connection
 from understudy.lab.namespaces import Namespaces
 from understudy.lab.processes import NamespaceMember, ProcessIdentity
@@ -68,6 +70,7 @@ class LabHost:
         self.directory = directory
         self.socket = directory / "run" / "libvirt-sock"
         self._namespaces: Namespaces | None = None
+        self._started: list[HostProcess] = []
         if len(os.fsencode(self.socket)) > _SOCKET_PATH_MAX:
             raise LabUnavailable(str(self.socket), "path too long for a socket", "choose a shorter lab directory")
 
@@ -167,6 +170,28 @@ class LabHost:
         with open_connection(self.uri) as connection:
             yield connection
 
+    def run(self, command: Sequence[str], timeout_s: float = 60, *, env: Mapping[str, str] | None = None) -> str:
+        """Run a program of this machine on this host, to its end, and return what it wrote to stdout.
+
+        Of the caller's environment only what this source tree needs reaches it, and `env`. Raises CommandFailed with
+        its stderr when it does not end with 0; LabTimeout, it being killed, when it does not end in time.
+        """
+        return self.namespaces.run(command, timeout_s, environment=tree_environment(env))
+
+    def start_process(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path) -> HostProcess:
+        """Start a program of this machine on this host that runs until it is ended, with the host at the latest.
+
+        What it writes to stdout and stderr is appended to `log`. Its environment is as in `run`; its stdin is a pipe
+        that ends with the owner of the lab.
+        """
+        process = HostProcess(self.namespaces, command, tree_environment(env), log)
+        self._started.append(process)
+        return process
+
+    def outside_path(self, path: Path) -> Path:
+        """The path by which this machine sees what this host sees at `path`, also where the host has its own mounts."""
+        return Path(f"/proc/{self.namespaces.holder.pid}/root") / path.relative_to("/")
+
     def processes(self) -> list[NamespaceMember]:
         """Everything that runs on this host."""
         return self.namespaces.members()
@@ -186,6 +211,8 @@ class LabHost:
             self._namespaces.close()
         except LabError as exc:
             raise LabNotClean(f"close lab host {self.name}", str(exc)) from exc
+        while self._started:
+            self._started.pop().release()
         self._namespaces = None
 
     def _destroy_domains(self) -> None:

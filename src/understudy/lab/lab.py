@@ -12,9 +12,10 @@ from types import TracebackType
 
 from understudy.lab import leftovers
 from understudy.lab.disks import DataDisk
-from understudy.lab.errors import LabNotClean
+from understudy.lab.errors import LabError, LabNotClean
 from understudy.lab.guest import GuestFiles, build_guest
 from understudy.lab.hosts import LabHost
+from understudy.lab.link import LabLink
 from understudy.lab.preflight import check_directory, check_machine
 from understudy.lab.vm import LabVm
 
@@ -36,11 +37,13 @@ class Lab:
         self.alpha = LabHost(SOURCE, directory / SOURCE)
         self.beta = LabHost(TARGET, directory / TARGET)
         self._undo = undo
+        self._link: LabLink | None = None
 
     @classmethod
-    def open(cls, directory: Path | None = None, cache_dir: Path = DEFAULT_CACHE) -> Lab:
+    def open(cls, directory: Path | None = None, cache_dir: Path = DEFAULT_CACHE, *, linked: bool = False) -> Lab:
         """Check the machine, remove dead labs, build the guest if need be and start both hosts.
 
+        The hosts have no network but their own loopback unless they are `linked`.
         Without `directory` a temporary one is made. A directory that existed before is kept at the end, without what
         the lab itself put there.
         """
@@ -50,6 +53,8 @@ class Lab:
             lab = cls(place, build_guest(cache_dir), ExitStack())
             undo.callback(lab._close_hosts)
             lab._start_hosts()
+            if linked:
+                lab._link = LabLink(lab.alpha, lab.beta)
             lab._undo = undo.pop_all()
         return lab
 
@@ -65,6 +70,13 @@ class Lab:
     def hosts(self) -> tuple[LabHost, LabHost]:
         """Both hosts, source first."""
         return (self.alpha, self.beta)
+
+    @property
+    def link(self) -> LabLink:
+        """The cable between the hosts of a lab that was opened with `linked=True`."""
+        if self._link is None:
+            raise LabError("the lab's link", "this lab was opened without one", "open it with linked=True")
+        return self._link
 
     def create_vm(
         self,

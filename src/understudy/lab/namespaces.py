@@ -8,12 +8,14 @@ mount outside.
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from understudy.lab.commands import find_program, plain_environment, run
+from understudy.lab.commands import find_program, output_of, plain_environment
 from understudy.lab.errors import LabError, LabTimeout
 from understudy.lab.processes import NamespaceMember, ProcessIdentity, members_of
 
@@ -66,9 +68,41 @@ class Namespaces:
             raise LabError("create private namespaces", words or "the holder process ended")
         return holder
 
-    def run(self, command: Sequence[str], timeout_s: float = 60) -> str:
-        """Run a program of this machine inside, to its end."""
-        return run(["nsenter", *self.enter_options(), find_program(command[0]), *command[1:]], timeout_s=timeout_s)
+    def run(
+        self, command: Sequence[str], timeout_s: float = 60, *, environment: Mapping[str, str] | None = None
+    ) -> str:
+        """Run a program of this machine inside, to its end, and return its stdout; in the plain environment by default.
+
+        Raises CommandFailed with its stderr when it does not end with 0, LabTimeout when it does not end in time: it
+        and what it started are killed then.
+        """
+        with subprocess.Popen(
+            [find_program("nsenter"), *self.enter_options(), find_program(command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=plain_environment() if environment is None else environment,
+        ) as entered:
+            try:
+                stdout, stderr = entered.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired as exc:
+                raise LabTimeout(" ".join(command), f"did not end within {timeout_s:g} s") from exc
+            finally:
+                self._kill_session(entered)
+        return output_of(command, entered.returncode, stdout, stderr)
+
+    def _kill_session(self, entered: subprocess.Popen[str]) -> None:
+        """End a program that nsenter still waits for."""
+        # Not by killing nsenter: the program would go on, and at its end be a zombie of the machine's process 1. Where
+        # that one does not reap (it may be anything in a container), the namespaces could not end either.
+        while entered.poll() is None:
+            for member in self.members():
+                identity = ProcessIdentity.of(member.pid)
+                if identity is not None and identity.session() == entered.pid:
+                    identity.signal(signal.SIGKILL)
+            time.sleep(0.01)
 
     def enter_options(self) -> list[str]:
         """Options that make nsenter enter these namespaces."""

@@ -24,6 +24,7 @@ PROGRAMS = {
     "qemu-ga": "qemu-guest-agent",
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "tc": "iproute2",
     "unshare": "util-linux",
 }
 

@@ -37,6 +37,14 @@ class ProcessIdentity:
         """True while this very process runs."""
         return ProcessIdentity.of(self.pid) == self
 
+    def session(self) -> int | None:
+        """The session it belongs to (the pid of the session's leader); None when it has ended."""
+        try:
+            session = os.getsid(self.pid)
+        except ProcessLookupError:
+            return None
+        return session if self.alive() else None
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this very process; does nothing when it has ended."""
         # A pidfd goes on meaning the process it was opened for, so the check and the signal see the same one.
