@@ -1,0 +1,257 @@
+"""Disk transfer: one disk on its way over one or two proxies, begun again where a proxy that was restarted lost it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from understudy.context import Context
+from understudy.errors import LinkLost, MoverError, NotFound, UnderstudyError, from_fields
+from understudy.model.job import Compression, Job, ProxyKind
+from understudy.model.session import DiskReport
+from understudy.model.transfer import DiskPlan
+from understudy.mover import api
+from understudy.mover.client import MoverClient
+from understudy.replication.busy import bottleneck, shares
+from understudy.replication.draft import HeldDraft
+from understudy.replication.site import Site
+
+# How long the other end of a lost connection may take to say why it went.
+_LAST_WORDS_S = 3.0
+_RATE_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True)
+class TransferSpec:
+    """What the transfers of one task share.
+
+    :ivar base_point: the point that the target has, or empty.
+    """
+
+    job: Job
+    replica_id: str
+    base_point: str
+    point: str
+
+
+@dataclass(frozen=True)
+class Works:
+    """The ends of a transfer that are under way, for a controller that goes on with it; empty if not begun."""
+
+    source: str = ""
+    target: str = ""
+    ticket: str = ""
+    socket: str = ""
+
+
+class DiskTransfer:
+    """One disk under way: the work at the source proxy and, with a wire, the work at the target proxy.
+
+    :param source: opens the disk at the source proxy; again after that was restarted.
+    :param limits: keys of the rate limits that hold.
+    """
+
+    def __init__(
+        self, site: Site, spec: TransferSpec, draft: HeldDraft, plan: DiskPlan, source: Callable[[], api.NbdSource],
+        limits: tuple[str, ...] = (), works: Works | None = None,
+    ) -> None:
+        self.plan = plan
+        self.works = works or Works()
+        self.report = DiskReport(plan.name, plan.mode, plan.reason, plan.size, transport=site.transport)
+        self.ended = False
+        self._site = site
+        self._spec = spec
+        self._draft = draft
+        self._source = source
+        self._limits = limits
+        self._generation = draft.generation
+        self._redirect = False
+        self._silent_since: float | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+        self.busy: dict[str, float] = {}
+
+    # --- begin --------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start what is not under way; may be called again when it failed in the middle.
+
+        :raises MoverError: if a proxy does not answer.
+        """
+        if self._generation != self._draft.generation:
+            # The target proxy was restarted: what it has it kept, but nobody there waits for the rest.
+            self.works = replace(self.works, target="")
+            self._generation = self._draft.generation
+        if not self._site.same_mover and not self.works.target:
+            self._begin_target()
+        if not self.works.source:
+            self.works = replace(self.works, source=self._begin_source())
+            self._redirect = False
+        elif self._redirect:
+            request = api.RedirectSend(self.works.source, self._address())
+            self._site.source_mover.call(request, api.Nothing)
+            self._redirect = False
+        self.ended = False
+
+    def _begin_target(self) -> None:
+        job = self._spec.job
+        identity = self._site.source_proxy.identity if self._by_tls else ""
+        request = api.ReceiveDisk(
+            self._draft.id, self.plan.name, self.plan.size, job.block_size, identity, job.patience_s
+        )
+        started = self._site.target_mover.call(request, api.ReceiveStarted)
+        self.works = replace(self.works, target=started.work, ticket=started.ticket, socket=started.socket)
+        self._redirect = bool(self.works.source)
+
+    def _begin_source(self) -> str:
+        plan, spec, job = self.plan, self._spec, self._spec.job
+        read = api.ReadSpec(
+            source=self._source(), disk=plan.name, size=plan.size, mode=plan.mode, block_size=job.block_size,
+            chained=plan.chained, replica_id=spec.replica_id, base_point=spec.base_point if plan.chained else "",
+            point=spec.point,
+        )
+        request: object = api.CopyDisk(read, self._draft.id)
+        if not self._site.same_mover:
+            request = api.SendDisk(read, self._address(), self._compression, job.connections, job.patience_s,
+                                   self._limits)
+        return self._site.source_mover.call(request, api.WorkStarted).work
+
+    @property
+    def _by_tls(self) -> bool:
+        return not self._site.both_local
+
+    @property
+    def _compression(self) -> Compression:
+        """None inside one host: there compressing costs more than the bytes that it saves."""
+        return Compression.NONE if self._site.one_machine else self._spec.job.compression
+
+    def _address(self) -> api.TargetAddress:
+        proxy = self._site.target_proxy
+        if not self._by_tls:
+            return api.TargetAddress(self.works.socket, "", self.works.ticket)
+        if not proxy.data_address:
+            raise MoverError(f"send disk {self.plan.name!r} to proxy {proxy.name!r}", "it has no data address",
+                             f"give it one: understudy proxy set {proxy.name!r} --data-address HOST:PORT")
+        return api.TargetAddress(proxy.data_address, proxy.identity, self.works.ticket)
+
+    # --- follow -------------------------------------------------------------------------------------------------------
+
+    def follow(self, wait_s: float) -> None:
+        """Look at both ends once, waiting up to ``wait_s`` seconds for news, and begin again what a restart ended.
+
+        :raises UnderstudyError: why the transfer failed.
+        """
+        try:
+            near, far = self._look(wait_s)
+        except MoverError as exc:
+            self._bear(exc)
+            return
+        self._silent_since = None
+        if near is not None and (far is not None or self._site.same_mover):
+            self._note(near, far)
+
+    def _look(self, wait_s: float) -> tuple[api.WorkStatus | None, api.WorkStatus | None]:
+        if self._draft.generation != self._generation:
+            self.begin()
+        near = self._ask(self._site.source_mover, self.works.source, wait_s)
+        ended = near is not None and near.state is not api.WorkState.RUNNING
+        far: api.WorkStatus | None = None
+        if not self._site.same_mover:
+            # With the source end done, wait for the target end: it is asked again and again otherwise.
+            far = self._ask(self._site.target_mover, self.works.target, wait_s if ended else 0.0)
+        target_end = near if self._site.same_mover else far
+        if target_end is None:
+            self._draft.reopen(self._generation)
+            if near is None or near.state is not api.WorkState.RUNNING:
+                self.works = replace(self.works, source="")
+            self.begin()
+        elif near is None:
+            self.works = replace(self.works, source="")
+            self.begin()
+        return near, far
+
+    def _ask(self, mover: MoverClient, work: str, wait_s: float) -> api.WorkStatus | None:
+        """How far an end is; None if its proxy does not know it any more."""
+        if not work:
+            return None
+        try:
+            return mover.call(api.WorkQuery(work, wait_s), api.WorkStatus)
+        except NotFound:
+            return None
+
+    def _bear(self, problem: MoverError) -> None:
+        """A proxy does not answer: a service comes back, a child process does not."""
+        services = [proxy.kind is ProxyKind.SERVICE for proxy in (self._site.source_proxy, self._site.target_proxy)]
+        if not any(services):
+            raise problem
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        if now - self._silent_since > self._spec.job.patience_s:
+            raise problem
+        waiting = f"{problem.what}: {problem.why}, since {now - self._silent_since:.0f} s"
+        self.report = replace(self.report, waiting=waiting, rate=0.0)
+        self._site.journal.disk(self.report, final=False)
+        time.sleep(0.2)
+
+    def _note(self, near: api.WorkStatus, far: api.WorkStatus | None) -> None:
+        """Take in what both ends say."""
+        if far is not None:
+            near, far = self._last_words(near, far)
+            _raise_failure(near, far)
+        _raise_failure(near)
+        self.busy = dict(near.progress.busy or {})
+        found = shares(self.busy, (far.progress.busy or {}) if far is not None else {})
+        self.ended = near.state is not api.WorkState.RUNNING and (
+            far is None or far.state is not api.WorkState.RUNNING
+        )
+        progress = near.progress
+        self.report = replace(
+            self.report, read_bytes=progress.read, sent_bytes=progress.sent, wire_bytes=progress.wire,
+            zero_bytes=progress.zero, processed_bytes=progress.processed, seconds=round(near.seconds, 3), busy=found,
+            bottleneck=bottleneck(found), resumed_bytes=progress.saved, reconnects=progress.reconnects,
+            waiting="" if self.ended else progress.waiting or (far.progress.waiting if far is not None else ""),
+            rate=0.0 if self.ended else self._rate(progress.processed),
+        )
+        self._site.journal.disk(self.report, self.ended)
+
+    def _rate(self, processed: int) -> float:
+        """Bytes a second, over the last ten."""
+        now = time.monotonic()
+        self._samples.append((now, processed))
+        while now - self._samples[0][0] > _RATE_WINDOW_S:
+            self._samples.popleft()
+        then, before = self._samples[0]
+        return max(0.0, (processed - before) / (now - then)) if now - then > 0.5 else 0.0
+
+    def _last_words(self, near: api.WorkStatus, far: api.WorkStatus) -> tuple[api.WorkStatus, api.WorkStatus]:
+        """Both ends; one that only says that it lost the other is not believed before the other was heard."""
+        if _lost_the_other(near) and far.state is api.WorkState.RUNNING:
+            far = self._site.target_mover.call(api.WorkQuery(self.works.target, _LAST_WORDS_S), api.WorkStatus)
+        elif _lost_the_other(far) and near.state is api.WorkState.RUNNING:
+            near = self._site.source_mover.call(api.WorkQuery(self.works.source, _LAST_WORDS_S), api.WorkStatus)
+        return near, far
+
+    def stop(self, ctx: Context) -> None:
+        """Stop both ends; a proxy that is gone has stopped already."""
+        ends = [(self._site.source_mover, self.works.source), (self._site.target_mover, self.works.target)]
+        with ExitStack():
+            for mover, work in ends:
+                if work:
+                    try:
+                        mover.call(api.CancelWork(work), api.Nothing)
+                    except UnderstudyError as exc:
+                        ctx.log(__name__).warning("stop of disk %s: %s", self.plan.name, exc)
+
+
+def _lost_the_other(end: api.WorkStatus) -> bool:
+    return end.error is not None and end.error.code in ("transfer", LinkLost.code)
+
+
+def _raise_failure(*statuses: api.WorkStatus) -> None:
+    """Raise what made a transfer fail: of two failed ends the one that did not merely lose the other."""
+    errors = [status.error for status in statuses if status.error is not None]
+    if errors:
+        cause = next((error for error in errors if error.code not in ("transfer", LinkLost.code)), errors[0])
+        raise from_fields(cause.code, cause.what, cause.why, cause.todo)
