@@ -12,8 +12,14 @@ from understudy.mover import operations_transfer as transfer
 from understudy.mover.about import about
 from understudy.mover.images import probe_image
 from understudy.mover.state import Mover
+from understudy.mover.throttle import Throttles
 
 Handler = Callable[[Mover, Any], Any]
+
+
+def _set_rates(throttles: Throttles, request: api.SetRates) -> api.Nothing:
+    throttles.set(request.limits)
+    return api.Nothing()
 
 
 HANDLERS: dict[type, Handler] = {
@@ -43,6 +49,7 @@ HANDLERS: dict[type, Handler] = {
     api.CopyDisk: transfer.start_copy,
     api.ReceiveDisk: transfer.start_receive,
     api.SendDisk: transfer.start_send,
+    api.SetRates: lambda mover, request: _set_rates(mover.throttles, request),
     api.WorkQuery: transfer.query_work,
     api.CancelWork: transfer.cancel_work,
 }
