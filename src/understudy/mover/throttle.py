@@ -45,7 +45,7 @@ class Throttles:
         rates: dict[str, float] = {}
         for limit in limits:
             if not 0 < limit.bytes_per_s < math.inf or limit.key in rates:
-                raise UsageError(f"set rate limit {limit.key!r}", f"{limit.bytes_per_s} B/s is no rate, or a second one")
+                raise UsageError(f"set rate limit {limit.key!r}", f"{limit.bytes_per_s} is no rate, or a second one")
             rates[limit.key] = limit.bytes_per_s
         with self._lock:
             now = self._clock()
