@@ -22,6 +22,7 @@ COMMANDS = {
     "host": "understudy.cli.host:host",
     "datastore": "understudy.cli.datastore:datastore",
     "proxy": "understudy.cli.proxy:proxy",
+    "throttle": "understudy.cli.throttle:throttle",
     "job": "understudy.cli.job:job",
     "session": "understudy.cli.session:session",
     "replica": "understudy.cli.replica:replica",

@@ -101,8 +101,11 @@ def run(app: App, name: str, no_wait: bool, full_scan: bool) -> None:
     """Run job NAME now, and show how it goes. JSON: as of `session show`."""
     # Opened before anything is queued: a session that nobody can run must not be left behind.
     services = app.services
-    end_dead_sessions(app.database)
-    session_id = journal.insert_session(app.database, name, full_scan)
+    session_id = services.interrupted_session(name)
+    if session_id is None:
+        session_id = journal.insert_session(app.database, name, full_scan)
+    elif not app.json:
+        click.echo(f"Session {session_id} was interrupted while its disks were under way; it goes on.")
     if not no_wait:
         raise_if_bad(run_to_end(app, session_id))
         return

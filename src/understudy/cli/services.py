@@ -57,6 +57,12 @@ class Services(Protocol):
         one raises KeyboardInterrupt.
         """
 
+    def interrupted_session(self, job: str) -> int | None:
+        """The session of a job that a dead controller left and that can be gone on with; others that it left are ended.
+
+        :raises NotFound: if there is no such job.
+        """
+
     def start_background_controller(self) -> None:
         """Make sure that a controller lives, as a process of its own that outlives this command. Returns at once.
 

@@ -15,6 +15,7 @@ from understudy.controller import catalog, journal, lock
 from understudy.controller.database import Database
 from understudy.controller.engine import Engine, LocalEngine
 from understudy.controller.frozen import clear_frozen, list_frozen
+from understudy.controller.recovery import resumable_sessions
 from understudy.controller.reports import session_report
 from understudy.controller.sites import SiteBuilder
 from understudy.errors import Refused, UnderstudyError
@@ -53,6 +54,7 @@ class Control:
             self._recover()
         while (claimed := journal.claim_session(self._database)) is not None:
             self._engine.submit(claimed)
+        self._sites.rates.push()
         for session_id in self._engine.active():
             if journal.is_cancel_requested(self._database, session_id):
                 self._engine.cancel(session_id)
@@ -65,8 +67,9 @@ class Control:
             self._lock = None
 
     def _recover(self) -> None:
-        """What a dead controller left: sessions that will never end, guests that may be frozen (S9)."""
-        for session_id in journal.fail_dead_sessions(self._database):
+        """What a dead controller left: sessions to go on with or to end, guests that may be frozen (S9)."""
+        resumed = resumable_sessions(self._database, self._sites.is_held)
+        for session_id in journal.fail_dead_sessions(self._database, [session.id for session in resumed]):
             LOG.warning("session=%s was left by a controller that died", session_id)
         for guest in list_frozen(self._database):
             try:
@@ -77,6 +80,10 @@ class Control:
                 LOG.warning("guest %s on host %s may be frozen: %s", guest.vm_uuid, guest.host, exc)
             else:
                 clear_frozen(self._database, guest.host, guest.vm_uuid)
+        for session in resumed:
+            LOG.warning("session=%s was left by a controller that died, and is gone on with", session.id)
+            journal.fail_lost_tasks(self._database, session.id, [task.vm for task in session.resumed])
+            self._engine.submit(session)
 
 
 def follow_session(

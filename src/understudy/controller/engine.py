@@ -17,7 +17,7 @@ from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.session import SessionState
 from understudy.mover import api
-from understudy.replication.run import replicate_vm
+from understudy.replication.run import replicate_vm, resume_vm
 from understudy.replication.site import Task
 from understudy.replication.target_side import replica_ref
 
@@ -84,13 +84,20 @@ class LocalEngine:
         """One task from its first to its last row; whatever goes wrong ends in that last row."""
         if token.cancelled:
             return  # the end of the session cancels it
-        task_id = journal.start_task(self._database, session.id, vm)
+        resumed = next((item for item in session.resumed if item.vm == vm), None)
+        if resumed is None and session.resumed and not journal.is_queued(self._database, session.id, vm):
+            return  # it ended, or was lost, with the controller before
+        task_id = journal.start_task(self._database, session.id, vm) if resumed is None else resumed.id
         rows = DatabaseJournal(self._database, task_id, session.id, session.job.source)
         ctx = Context(token, {"session": session.id, "vm": vm})
         try:
             task = Task(session.job, vm, session.id, session.full_scan, self._adoptable())
             place = self._sites.build(session.job, rows)
-            outcome = replicate_vm(ctx, task, place)
+            if resumed is None:
+                outcome = replicate_vm(ctx, task, place)
+            else:
+                rows.warn("the controller was started again while the disks were under way, and went on with them")
+                outcome = resume_vm(ctx, task, place, resumed.held)
             self._remember(task, rows)
             state = SessionState.WARNING if rows.warnings else SessionState.SUCCESS
             journal.end_task(

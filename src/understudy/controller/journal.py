@@ -6,16 +6,20 @@ ended by it; what a controller left behind when it died is ended by the next one
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from understudy.controller.clock import now_iso, seconds_since
 from understudy.controller.database import Database
 from understudy.controller.jobs import job_row, job_value, unfinished_session
-from understudy.controller.records import ClaimedSession
+from understudy.controller.records import ClaimedSession, ResumedTask
 from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
 from understudy.errors import DatabaseError, NotFound, Refused
 from understudy.model.session import DiskReport, SessionState, Step, StepState, session_state
+from understudy.mover.protocol import decode, encode
+from understudy.replication.held import HeldTask
 
 # The legal moves of a session and of a task; an end is final.
 TRANSITIONS = {
@@ -108,6 +112,13 @@ def is_cancel_requested(database: Database, session_id: int) -> bool:
         return session_row(session, session_id).cancel_requested
 
 
+def is_queued(database: Database, session_id: int, vm: str) -> bool:
+    """Whether the session's task for ``vm`` was never started."""
+    with database.reading() as session:
+        task = session.scalar(select(TaskRow).filter_by(session_id=session_id, vm=vm))
+        return task is not None and task.state == SessionState.QUEUED.value
+
+
 def start_task(database: Database, session_id: int, vm: str) -> int:
     """Call the session's task for ``vm`` running; its id.
 
@@ -177,6 +188,12 @@ def store_waiting(database: Database, task_id: int, reason: str) -> None:
         session.get_one(TaskRow, task_id).waiting = reason
 
 
+def store_held(database: Database, task_id: int, held: HeldTask | None) -> None:
+    """Store what a task holds, so that another controller can go on with it."""
+    with database.transaction() as session:
+        session.get_one(TaskRow, task_id).held = None if held is None else encode(held).decode()
+
+
 def end_task(
     database: Database,
     task_id: int,
@@ -214,10 +231,45 @@ def end_session(database: Database, session_id: int) -> SessionState:
         return _close(row, "the session ended before this VM was done")
 
 
-def fail_dead_sessions(database: Database) -> tuple[int, ...]:
-    """End what a dead controller left running; the ids. Only for a controller that has just got the lock."""
-    with database.transaction() as session:
+def held_sessions(database: Database) -> tuple[ClaimedSession, ...]:
+    """Sessions that a dead controller left running with tasks that hold something to go on with."""
+    with database.reading() as session:
         rows = session.scalars(select(SessionRow).filter_by(state=SessionState.RUNNING.value)).all()
+        found = []
+        for row in rows:
+            job = session.get(JobRow, row.job_id)
+            resumed = tuple(
+                ResumedTask(task.id, task.vm, decode(HeldTask, task.held.encode()))
+                for task in row.tasks if task.held and task.state == SessionState.RUNNING.value
+            )
+            if job is not None and resumed:
+                found.append(ClaimedSession(row.id, job_value(job), row.full_scan, resumed))
+        return tuple(found)
+
+
+def interrupted_session(database: Database, job: str) -> int | None:
+    """The running session of a job; for a home without a controller, which so has died.
+
+    :raises NotFound: if there is no such job.
+    """
+    with database.reading() as session:
+        found = unfinished_session(session, job_row(session, job).id)
+        return found if found is not None and session_row(session, found).state == SessionState.RUNNING.value else None
+
+
+def fail_lost_tasks(database: Database, session_id: int, kept: Collection[str]) -> None:
+    """End the tasks of a session that ran when its controller died, but for the VMs in ``kept``."""
+    with database.transaction() as session:
+        for task in session_row(session, session_id, lock=True).tasks:
+            if task.state == SessionState.RUNNING.value and task.vm not in kept:
+                _end_task(task, SessionState.FAILED, _not_done(task, CONTROLLER_DIED))
+
+
+def fail_dead_sessions(database: Database, kept: Collection[int] = ()) -> tuple[int, ...]:
+    """End what a dead controller left running, but for ``kept``; the ids. Only for who has just got the lock."""
+    with database.transaction() as session:
+        running = session.scalars(select(SessionRow).filter_by(state=SessionState.RUNNING.value)).all()
+        rows = [row for row in running if row.id not in kept]
         for row in rows:
             # A dead controller may have died before it could obey; then the cancellation was not done either.
             row.cancel_requested = False
@@ -241,10 +293,14 @@ def _close(row: SessionRow, why: str) -> SessionState:
         if row.cancel_requested:
             _end_task(task, SessionState.CANCELLED)
         else:
-            _end_task(task, SessionState.FAILED, f"replicate {task.vm!r}: {why}; run the job again")
+            _end_task(task, SessionState.FAILED, _not_done(task, why))
     state = session_state(tuple(SessionState(task.state) for task in row.tasks))
     _end_session(row, state)
     return state
+
+
+def _not_done(task: TaskRow, why: str) -> str:
+    return f"replicate {task.vm!r}: {why}; run the job again"
 
 
 def _end_session(row: SessionRow, state: SessionState) -> None:
@@ -254,7 +310,7 @@ def _end_session(row: SessionRow, state: SessionState) -> None:
 
 def _end_task(task: TaskRow, state: SessionState, error: str | None = None) -> None:
     _move(task, state, f"task {task.id}")
-    task.error, task.waiting = error, ""
+    task.error, task.waiting, task.held = error, "", None
     for step in task.steps:
         if step.state == StepState.RUNNING.value:
             step.state = _STEP_END.get(state, StepState.SUCCESS).value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from understudy.model.job import Job
 from understudy.model.replica import Replica
 from understudy.model.session import SessionState
+from understudy.replication.held import HeldTask
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,26 @@ class SessionSummary:
 
 
 @dataclass(frozen=True)
+class ResumedTask:
+    """A task that a dead controller left, and what it holds."""
+
+    id: int
+    vm: str
+    held: HeldTask
+
+
+@dataclass(frozen=True)
 class ClaimedSession:
     """A session that this controller has taken from the queue and must end.
 
     :ivar full_scan: the operator wants every disk read whole.
+    :ivar resumed: tasks that another controller left while their disks were under way.
     """
 
     id: int
     job: Job
     full_scan: bool
+    resumed: tuple[ResumedTask, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from understudy.context import Context
-from understudy.controller import catalog, control
+from understudy.controller import catalog, control, journal, lock
 from understudy.controller.database import Database
 from understudy.controller.records import FailoverAnswer, ReplicaRecord
+from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
 from understudy.controller.sites import SiteBuilder
 from understudy.errors import NotFound, Refused
@@ -61,6 +62,11 @@ class ControllerServices:
         """See a queued session to its end, as the controller or as a follower."""
         duties = control.Control(self._home, self._database, self._sites)
         return control.follow_session(duties, self._database, session_id, on_progress)
+
+    def interrupted_session(self, job: str) -> int | None:
+        """The session of a job to go on with, if there is one; the end of those that nobody can go on with."""
+        end_dead_sessions(self._database, self._sites.is_held)
+        return journal.interrupted_session(self._database, job) if lock.holder(self._home) is None else None
 
     def start_background_controller(self) -> None:
         """Start a controller that outlives this command."""

@@ -6,24 +6,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 
 from understudy.context import Context
-from understudy.controller import catalog
+from understudy.controller import catalog, throttles
 from understudy.controller.choice import possible_routes, target_proxies
 from understudy.controller.database import Database
 from understudy.controller.ledger import Claim, Kind, Resource
 from understudy.controller.movers import MoverPool
+from understudy.controller.rates import RatePusher
 from understudy.controller.resources import ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import UnderstudyError
 from understudy.guests.processing import Watchdog
 from understudy.model.inventory import Disk, Vm
-from understudy.model.job import Host, Job, ProxyKind
+from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.platforms import Platform, open_platform
+from understudy.replication.held import HeldTask
 from understudy.replication.site import Lease, Place
 
 LOG = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class SiteBuilder:
         self.platforms = PlatformPool()
         self.movers = MoverPool(home)
         self._pool = ResourcePool()
+        self.rates = RatePusher(lambda: throttles.list_throttles(database), self.movers.get)
         self._reach = Reachability(self._mover)
 
     def warm_up(self, job: Job) -> None:
@@ -112,9 +115,20 @@ class SiteBuilder:
             source=self.platforms.get(source_host.uri),
             target=self.platforms.get(target_host.uri),
             journal=journal,
-            resources=TaskResources(self._database, self._pool, self.movers, self._reach, journal),
+            resources=TaskResources(self._database, self._pool, self.movers, self._reach, self.rates, journal),
             guests=_HostGuests(source_host),
         )
+
+    def is_held(self, held: HeldTask) -> bool:
+        """Whether the proxies outlived the controller that began a task, and have what it holds."""
+        try:
+            if catalog.get_proxy(self._database, held.target_proxy).kind is not ProxyKind.SERVICE:
+                return False  # it ended with the controller
+            query = api.DraftQuery(held.draft)
+            return self.movers.get(held.target_proxy).call(query, api.DraftHolding).held
+        except UnderstudyError as exc:
+            LOG.warning("restore point %s cannot be gone on with: %s", held.spec.point, exc)
+            return False
 
     def mover_at(self, host: str, wanted: str = "") -> MoverClient:
         """A proxy that can write to the datastores of a host: the wanted one, or else the first that answers.
@@ -132,6 +146,7 @@ class SiteBuilder:
 
     def close(self) -> None:
         """End all proxies and connections."""
+        self.rates.close()
         self.movers.close()
         self.platforms.close()
 
@@ -140,13 +155,19 @@ class TaskResources:
     """The resources of the controller as one task sees them; implements :class:`replication.site.Resources`."""
 
     def __init__(
-        self, database: Database, pool: ResourcePool, movers: MoverPool, reach: Reachability, journal: DatabaseJournal
+        self, database: Database, pool: ResourcePool, movers: MoverPool, reach: Reachability, rates: RatePusher,
+        journal: DatabaseJournal,
     ) -> None:
         self._database = database
         self._pool = pool
         self._movers = movers
         self._reach = reach
+        self._rates = rates
         self._journal = journal
+
+    def sending(self, source: Proxy, target: Proxy) -> AbstractContextManager[tuple[str, ...]]:
+        """Inside the context a disk is sent; the source proxy knows its limits."""
+        return self._rates.running(source.name, target.name)
 
     @contextmanager
     def reserve(self, ctx: Context, job: Job, vm: Vm, disks: Sequence[Disk]) -> Iterator[Lease]:

@@ -15,6 +15,7 @@ from understudy.errors import Cancelled
 from understudy.faults import fault_point
 from understudy.guests.processing import FREEZE_DEADLINE_S
 from understudy.model.session import DiskReport, Step, StepState
+from understudy.replication.held import HeldTask
 
 _DISK_INTERVAL_S = 1.0
 
@@ -68,6 +69,10 @@ class DatabaseJournal:
     def waiting(self, reason: str) -> None:
         """Store why the task waits."""
         journal.store_waiting(self._database, self._task_id, reason)
+
+    def holding(self, held: HeldTask | None) -> None:
+        """Store what the task holds."""
+        journal.store_held(self._database, self._task_id, held)
 
     def freezing(self, vm_uuid: str, frozen: bool) -> None:
         """Record that the guest is, or may be, frozen; or that it is thawed (S9)."""

@@ -31,12 +31,16 @@ class Tag:
 
 @dataclass(frozen=True)
 class ServedDisk:
-    """A disk that the platform serves by NBD on a Unix ``socket``; ``dirty_context`` is empty without tracking."""
+    """A disk that the platform serves by NBD on a Unix ``socket``; ``dirty_context`` is empty without tracking.
+
+    :ivar address: ``HOST:PORT`` if it is served by TLS to another host instead.
+    """
 
     name: str
     socket: str
     export: str
     dirty_context: str
+    address: str = ""
 
 
 @dataclass(frozen=True)

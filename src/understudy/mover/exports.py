@@ -27,6 +27,7 @@ EXPORT = "disk"
 
 @dataclass(frozen=True)
 class _Child:
+    tag: str
     process: subprocess.Popen[bytes]
     socket: Path
     stderr: IO[bytes]
@@ -85,6 +86,11 @@ class Exports:
         if child is not None:
             child.end()
 
+    def close_tagged(self, tag: str) -> None:
+        """End the exports whose tag begins with ``tag``."""
+        for key in [key for key, child in list(self._children.items()) if child.tag.startswith(tag)]:
+            self.close(key)
+
     def close_all(self) -> None:
         """End all exports; none can be opened after."""
         for key in list(self._children):
@@ -119,7 +125,7 @@ class Exports:
             stderr.close()
             raise PlatformError(f"export {request.image}", f"cannot start qemu-nbd: {exc}",
                                 "install qemu-utils and util-linux") from exc
-        return _Child(process, path, stderr)
+        return _Child(request.tag, process, path, stderr)
 
 
 def _wait_listening(child: _Child, request: OpenExport) -> None:

@@ -61,11 +61,11 @@ class Outgoing:
     """One transfer at the source side: what all its connections share.
 
     :param start: the source side's digests of the base point, or None.
-    :param pace: makes the pace of one connection; None if nothing limits it.
+    :param pace: how fast all connections together may send.
     """
 
     def __init__(
-        self, ctx: Context, request: SendDisk, link: Link, start: DigestReader | None, pace: Callable[[], Pace] | None
+        self, ctx: Context, request: SendDisk, link: Link, start: DigestReader | None, pace: Pace
     ) -> None:
         self._ctx = ctx
         self._read = request.read
@@ -234,7 +234,7 @@ class Outgoing:
 
     def lane(self, counters: Counters) -> Lane:
         """One more connection."""
-        lane = Lane(self, len(self._lanes), Encoder(self._compression), counters, self._pace() if self._pace else None)
+        lane = Lane(self, len(self._lanes), Encoder(self._compression), counters, self._pace)
         self._lanes.append(lane)
         return lane
 
@@ -248,7 +248,7 @@ class Lane:
     """One connection and what is outstanding on it; the :class:`understudy.mover.copier.Sink` of one thread."""
 
     def __init__(
-        self, outgoing: Outgoing, slot: int, encoder: Encoder, counters: Counters, pace: Pace | None
+        self, outgoing: Outgoing, slot: int, encoder: Encoder, counters: Counters, pace: Pace
     ) -> None:
         self._outgoing = outgoing
         self._slot = slot
@@ -343,8 +343,7 @@ class Lane:
             hello: Hello = {"slot": self._slot, "epoch": self._epoch}
             connection, _ = self._outgoing.connect("data", hello)
             connection.about(self._outgoing.geometry)
-            if self._pace is not None:
-                connection.paced(self._pace, self._outgoing.check)
+            connection.paced(self._pace, self._outgoing.check)
             self.connection = connection
             self._counters.reconnects += 1 if self._epoch else 0
             self._counters.network += time.monotonic() - started

@@ -12,8 +12,14 @@ from understudy.mover import operations_transfer as transfer
 from understudy.mover.about import about
 from understudy.mover.images import probe_image
 from understudy.mover.state import Mover
+from understudy.mover.throttle import Throttles
 
 Handler = Callable[[Mover, Any], Any]
+
+
+def _set_rates(throttles: Throttles, request: api.SetRates) -> api.Nothing:
+    throttles.set(request.limits)
+    return api.Nothing()
 
 
 HANDLERS: dict[type, Handler] = {
@@ -23,6 +29,7 @@ HANDLERS: dict[type, Handler] = {
     api.ReadNvram: source.read_nvram,
     api.OpenExport: source.open_export,
     api.CloseExport: source.close_export,
+    api.EndLeftovers: source.end_leftovers,
     api.RemoveTagged: source.remove_tagged,
     api.DigestRef: source.query_digests,
     api.KeepDigests: source.keep_digests,
@@ -31,6 +38,7 @@ HANDLERS: dict[type, Handler] = {
     api.ListReplicas: target.query_replicas,
     api.InspectReplica: target.inspect_replica,
     api.BeginPoint: target.begin_point,
+    api.DraftQuery: target.query_draft,
     api.PublishPoint: target.publish_point,
     api.ReleaseDraft: target.release_draft,
     api.RetirePoints: target.retire_points,
@@ -44,6 +52,7 @@ HANDLERS: dict[type, Handler] = {
     api.ReceiveDisk: transfer.start_receive,
     api.SendDisk: transfer.start_send,
     api.RedirectSend: transfer.redirect_send,
+    api.SetRates: lambda mover, request: _set_rates(mover.throttles, request),
     api.WorkQuery: transfer.query_work,
     api.CancelWork: transfer.cancel_work,
 }

@@ -61,6 +61,16 @@ def read_nvram(_mover: Mover, request: api.ReadNvram) -> api.NvramContent:
     return api.NvramContent(base64.b64encode(content).decode())
 
 
+def end_leftovers(mover: Mover, request: api.EndLeftovers) -> api.Nothing:
+    """Cancel transfers and close exports of a dead session."""
+    if not request.tag:
+        raise UsageError("end what a dead session left", "no tag was given")
+    if request.replica_id:
+        mover.works.cancel_group(request.replica_id)
+    mover.exports.close_tagged(request.tag)
+    return api.Nothing()
+
+
 def remove_tagged(_mover: Mover, request: api.RemoveTagged) -> api.Removed:
     """Remove tagged leftovers; a directory that does not exist holds none."""
     if not request.tag:

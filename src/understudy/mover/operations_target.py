@@ -81,6 +81,11 @@ def begin_point(mover: Mover, request: api.BeginPoint) -> api.DraftOpened:
     return api.DraftOpened(draft.id, tuple(swept))
 
 
+def query_draft(mover: Mover, request: api.DraftQuery) -> api.DraftHolding:
+    """Whether a draft is held."""
+    return api.DraftHolding(request.draft in mover.drafts.ids())
+
+
 def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint:
     """Publish a draft whose transfers all succeeded."""
     draft = mover.drafts.get(request.draft)

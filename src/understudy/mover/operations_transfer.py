@@ -78,7 +78,7 @@ def start_send(mover: Mover, request: api.SendDisk) -> api.WorkStarted:
         finally:
             del mover.links[work]
 
-    work = mover.works.start(f"send {read.disk}", send)
+    work = mover.works.start(f"send {read.disk}", send, read.replica_id)
     began.set_result(work)
     return api.WorkStarted(work)
 
@@ -153,7 +153,8 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
             stack.enter_context(base)
         partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
         try:
-            send_disk(ctx, request, base, partial, meter, link)
+            with mover.throttles.lane(request.limits, tls=bool(request.target.identity)) as pace:
+                send_disk(ctx, request, base, partial, meter, link, pace)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from understudy.mover.wire import Pace
 
 def send_disk(
     ctx: Context, request: SendDisk, base: DigestReader | None, digest_path: Path, meter: Meter, link: Link,
-    pace: Callable[[], Pace] | None = None,
+    pace: Pace,
 ) -> None:
     """Read a disk and send what changed; at return everything is durable on the target.
 
     :param base: the source side's digests of the base point.
     :param digest_path: where the source side's digest file of the new point is written.
-    :param pace: makes the pace of one connection.
+    :param pace: how fast all connections together may send.
     :raises TransferError: if reading or sending fails, or the target reports an error (then as that error).
     """
     read = request.read

@@ -11,6 +11,7 @@ from understudy.mover.data_port import DataPort
 from understudy.mover.drafts import Drafts
 from understudy.mover.exports import Exports
 from understudy.mover.link import Link
+from understudy.mover.throttle import Throttles
 from understudy.mover.work import Works
 
 END_TIMEOUT_S = 5.0
@@ -32,6 +33,7 @@ class Mover:
     exports: Exports
     works: Works
     data: DataPort
+    throttles: Throttles
     links: dict[str, Link]
     credentials: Credentials | None = None
 
@@ -47,7 +49,7 @@ class Mover:
         :raises MoverError: if it cannot listen.
         """
         mover = cls(name, run_dir, DigestCopies(state_dir / "digests"), Drafts(), Exports(run_dir), Works(), DataPort(),
-                    {}, credentials)
+                    Throttles(), {}, credentials)
         mover.data.listen_unix(mover.data_socket)
         return mover
 

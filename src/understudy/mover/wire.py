@@ -39,13 +39,13 @@ _NUMBERS = 1 << 32
 
 
 class Pace(Protocol):
-    """How fast one thread of a transfer may send."""
+    """How fast a transfer may send."""
 
-    def piece(self, length: int) -> int:
-        """How many of ``length`` bytes to send before asking again."""
+    def take(self, check: Callable[[], None], length: int) -> tuple[int, float]:
+        """Wait until some of ``length`` bytes may be sent; how many, and the seconds waited.
 
-    def take(self, check: Callable[[], None], count: int) -> float:
-        """Wait until ``count`` bytes may be sent; seconds waited."""
+        :param check: called every now and then while it waits; what it raises ends the wait.
+        """
 
 
 class Connection:
@@ -186,8 +186,7 @@ class Connection:
             return
         view = memoryview(data)
         while view:
-            count = pace.piece(len(view))
-            pace.take(self._check, count)
+            count, _ = pace.take(self._check, len(view))
             self._socket.sendall(view[:count])
             view = view[count:]
 

@@ -32,8 +32,9 @@ def error_fields(exc: BaseException) -> ErrorFields:
 class WorkItem:
     """One long operation."""
 
-    def __init__(self, name: str, function: Function) -> None:
+    def __init__(self, name: str, function: Function, group: str) -> None:
         self.id = uuid.uuid4().hex
+        self.group = group
         self._name = name
         self._function = function
         self._token = CancelToken()
@@ -89,9 +90,9 @@ class Works:
         self._items: dict[str, WorkItem] = {}
         self._lock = threading.Lock()
 
-    def start(self, name: str, function: Function) -> str:
-        """Start an operation; returns its id."""
-        item = WorkItem(name, function)
+    def start(self, name: str, function: Function, group: str = "") -> str:
+        """Start an operation, one of ``group`` if that is not empty; returns its id."""
+        item = WorkItem(name, function, group)
         with self._lock:
             self._items[item.id] = item
             finished = [key for key, other in self._items.items() if other.done]
@@ -122,6 +123,16 @@ class Works:
         item.cancel()
         if not item.wait(CANCEL_TIMEOUT_S):
             raise UnderstudyError(f"stop work {work!r}", f"it did not end within {CANCEL_TIMEOUT_S:.0f} s")
+
+    def cancel_group(self, group: str) -> None:
+        """Stop the operations of a group that are still under way.
+
+        :raises UnderstudyError: if one does not end.
+        """
+        with self._lock:
+            members = [item.id for item in self._items.values() if item.group == group and not item.done]
+        for work in members:
+            self.cancel(work)
 
     def cancel_all(self, timeout_s: float) -> bool:
         """Stop everything; whether all ended within ``timeout_s`` seconds."""

@@ -66,6 +66,14 @@ class SourcePlatform(Protocol):
         :raises PlatformError: if the platform refused.
         """
 
+    def hold_again(
+        self, ctx: Context, vm: Vm, request: SnapshotRequest, snapshot: SourceSnapshot
+    ) -> AbstractContextManager[SourceSnapshot]:
+        """Take over a snapshot that a dead controller holds; leaving the context commits it.
+
+        :raises PlatformError: if it is not held any more.
+        """
+
     def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
         """Remove the job's markers on ``vm``, and ``former``, except ``keep`` (S3); says what could not be removed.
 

@@ -12,8 +12,8 @@ from understudy.context import Context
 from understudy.errors import ReplicaError
 from understudy.model.transfer import DiskPlan, TransferMode
 from understudy.mover import api
+from understudy.replication.held import TransferSpec
 from understudy.replication.site import Site
-from understudy.replication.transfer import TransferSpec
 from understudy.replication.work import finish
 
 

@@ -14,7 +14,7 @@ def shares(near: Mapping[str, float], far: Mapping[str, float]) -> dict[str, flo
     (``network`` in ``near``). What is behind them is the target side, as far as its threads were busy, and else the
     network: they had nothing to do (``network`` in ``far``) although something was on its way.
 
-    :param near: seconds of the source side: ``source``, ``source_proxy``, ``network``; and ``target`` if it writes itself.
+    :param near: seconds of the source side: ``source``, ``source_proxy``, ``network``; ``target`` if it writes itself.
     :param far: seconds of the target side: ``target_proxy``, ``target``, ``network``; empty if there is none.
     """
     spent = sum(near.get(part, 0.0) for part in PARTS)

@@ -5,46 +5,23 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from understudy.context import Context
 from understudy.errors import LinkLost, MoverError, NotFound, UnderstudyError, from_fields
-from understudy.model.job import Compression, Job, ProxyKind
+from understudy.model.job import Compression, ProxyKind
 from understudy.model.session import DiskReport
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.replication.busy import bottleneck, shares
 from understudy.replication.draft import HeldDraft
+from understudy.replication.held import TransferSpec, Works
 from understudy.replication.site import Site
 
 # How long the other end of a lost connection may take to say why it went.
 _LAST_WORDS_S = 3.0
 _RATE_WINDOW_S = 10.0
-
-
-@dataclass(frozen=True)
-class TransferSpec:
-    """What the transfers of one task share.
-
-    :ivar base_point: the point that the target has, or empty.
-    """
-
-    job: Job
-    replica_id: str
-    base_point: str
-    point: str
-
-
-@dataclass(frozen=True)
-class Works:
-    """The ends of a transfer that are under way, for a controller that goes on with it; empty if not begun."""
-
-    source: str = ""
-    target: str = ""
-    ticket: str = ""
-    socket: str = ""
 
 
 class DiskTransfer:
@@ -80,7 +57,7 @@ class DiskTransfer:
 
         :raises MoverError: if a proxy does not answer.
         """
-        if self._generation != self._draft.generation:
+        if self.outdated:
             # The target proxy was restarted: what it has it kept, but nobody there waits for the rest.
             self.works = replace(self.works, target="")
             self._generation = self._draft.generation
@@ -120,7 +97,7 @@ class DiskTransfer:
 
     @property
     def _by_tls(self) -> bool:
-        return not self._site.both_local
+        return not self._site.by_socket
 
     @property
     def _compression(self) -> Compression:
@@ -135,6 +112,15 @@ class DiskTransfer:
             raise MoverError(f"send disk {self.plan.name!r} to proxy {proxy.name!r}", "it has no data address",
                              f"give it one: understudy proxy set {proxy.name!r} --data-address HOST:PORT")
         return api.TargetAddress(proxy.data_address, proxy.identity, self.works.ticket)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the draft was opened again since the transfer last began."""
+        return self._generation != self._draft.generation
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self.works.source) and (self._site.same_mover or bool(self.works.target)) and not self._redirect
 
     # --- follow -------------------------------------------------------------------------------------------------------
 
@@ -153,7 +139,8 @@ class DiskTransfer:
             self._note(near, far)
 
     def _look(self, wait_s: float) -> tuple[api.WorkStatus | None, api.WorkStatus | None]:
-        if self._draft.generation != self._generation:
+        if self.outdated or not self._begun:
+            self._forget_source_if_ended()
             self.begin()
         near = self._ask(self._site.source_mover, self.works.source, wait_s)
         ended = near is not None and near.state is not api.WorkState.RUNNING
@@ -164,13 +151,18 @@ class DiskTransfer:
         target_end = near if self._site.same_mover else far
         if target_end is None:
             self._draft.reopen(self._generation)
-            if near is None or near.state is not api.WorkState.RUNNING:
-                self.works = replace(self.works, source="")
+            self._forget_source_if_ended()
             self.begin()
         elif near is None:
             self.works = replace(self.works, source="")
             self.begin()
         return near, far
+
+    def _forget_source_if_ended(self) -> None:
+        """A source side that ended cannot be redirected: another one must send what the target has not."""
+        near = self._ask(self._site.source_mover, self.works.source, 0.0)
+        if near is None or near.state is not api.WorkState.RUNNING:
+            self.works = replace(self.works, source="")
 
     def _ask(self, mover: MoverClient, work: str, wait_s: float) -> api.WorkStatus | None:
         """How far an end is; None if its proxy does not know it any more."""
@@ -183,9 +175,10 @@ class DiskTransfer:
 
     def _bear(self, problem: MoverError) -> None:
         """A proxy does not answer: a service comes back, a child process does not."""
-        services = [proxy.kind is ProxyKind.SERVICE for proxy in (self._site.source_proxy, self._site.target_proxy)]
-        if not any(services):
-            raise problem
+        ends = ((self._site.source_proxy, self._site.source_mover), (self._site.target_proxy, self._site.target_mover))
+        for proxy, mover in ends:
+            if proxy.kind is ProxyKind.CHILD:
+                mover.call(api.About(), api.MoverInfo)
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         if now - self._silent_since > self._spec.job.patience_s:
@@ -236,13 +229,12 @@ class DiskTransfer:
     def stop(self, ctx: Context) -> None:
         """Stop both ends; a proxy that is gone has stopped already."""
         ends = [(self._site.source_mover, self.works.source), (self._site.target_mover, self.works.target)]
-        with ExitStack():
-            for mover, work in ends:
-                if work:
-                    try:
-                        mover.call(api.CancelWork(work), api.Nothing)
-                    except UnderstudyError as exc:
-                        ctx.log(__name__).warning("stop of disk %s: %s", self.plan.name, exc)
+        for mover, work in ends:
+            if work:
+                try:
+                    mover.call(api.CancelWork(work), api.Nothing)
+                except UnderstudyError as exc:
+                    ctx.log(__name__).warning("stop of disk %s: %s", self.plan.name, exc)
 
 
 def _lost_the_other(end: api.WorkStatus) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime
 import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from understudy.context import Context
 from understudy.errors import UnderstudyError
 from understudy.model.inventory import Vm
-from understudy.model.replica import Consistency, ReplicaIdentity, RestorePoint
+from understudy.model.replica import ReplicaIdentity, RestorePoint
 from understudy.model.session import Step, StepState
 from understudy.model.snapshot import SnapshotRequest, Tag
 from understudy.model.transfer import DiskPlan, Reason
@@ -20,9 +20,11 @@ from understudy.mover import api
 from understudy.replication import source_side as source
 from understudy.replication import target_side as target
 from understudy.replication.base_digests import provide_base_digests
+from understudy.replication.draft import HeldDraft, held_draft, open_draft
+from understudy.replication.held import HeldTask, TransferSpec, Works
 from understudy.replication.planning import PlanningFacts, plan_disks
-from understudy.replication.site import Place, Site, Task, TaskOutcome
-from understudy.replication.transfer import TransferSpec, copy_disks, send_seconds
+from understudy.replication.site import Lease, Place, Site, Task, TaskOutcome
+from understudy.replication.transfer import Copying, copy_disks, send_seconds
 from understudy.storage import DatastoreFacts, NewDisk, PointMeta
 
 
@@ -49,40 +51,89 @@ def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             found = site.source.describe_vm(task.vm)
             watchdog = undo.enter_context(source.thaw_watchdog(task, site, found))
             ready = prepare(ctx, task, site, found, facts, space)
-            vm, spec, baselines = ready.vm, ready.spec, ready.baselines
-            draft = undo.enter_context(target.open_draft(task, site, facts, ready.layers, ready.identity, spec.point))
-            target.take_over(task, site, facts, ready.identity, draft)
-            provide_base_digests(ctx, site, target.replica_ref(task, site), spec, ready.plans)
-        snapshot_held = ExitStack()  # closed once: when the point is published, or when the task goes wrong
-        tidy = functools.partial(source.remove_snapshot_files, site, vm.name, ready.request.tag)
-        snapshot_held.callback(cleanup, ctx, site, tidy)
-        undo.callback(cleanup, ctx, site, baselines.settle)
-        undo.callback(cleanup, ctx, site, snapshot_held.close)
-        undo.callback(cleanup, ctx, site, lambda: source.settle_digests(site, spec, ready.plans, baselines.newest))
+            begin = target.draft_request(task, site, facts, ready.layers, ready.identity, ready.spec.point)
+            draft = undo.enter_context(open_draft(site, begin))
+            target.take_over(task, site, facts, ready.identity, draft.id)
+            provide_base_digests(ctx, site, target.replica_ref(task, site), ready.spec, ready.plans)
+        snapshot_held = held_until_published(ctx, site, undo, ready.vm, ready.request.tag, ready.spec, ready.baselines)
         with ExitStack() as frozen:
             with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
                 ctx.check()
-                quiescing = frozen.enter_context(source.quiesced(task, site, vm, watchdog))
+                quiescing = frozen.enter_context(source.quiesced(task, site, ready.vm, watchdog))
             with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
-                holding = source.held_snapshot(ctx, site.source, vm, job, ready.request, ready.plans)
-                held = snapshot_held.enter_context(holding)
+                holding = source.held_snapshot(ctx, site.source, ready.vm, job, ready.request, ready.plans)
+                snapshot, plans = snapshot_held.enter_context(holding)
         for warning in quiescing.warnings:
             journal.warn(warning)
-        with journal.step(Step.READ):  # 5 read, 6 compress and send, 7 decompress and write: one pipeline
-            reports = copy_disks(ctx, site, spec, draft, held.snapshot, held.plans, lease)
-        journal.step_took(Step.SEND, StepState.SKIPPED if site.same_mover else StepState.SUCCESS, send_seconds(reports))
-        with journal.step(Step.WRITE):  # everything is durable: publish
-            ctx.check()
-            point = publish(site, task, spec, draft, vm, held, source.consistency(vm, quiescing))
-            baselines.published(point)
-        with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
-            cleanup(ctx, site, snapshot_held.close)
-            cleanup(ctx, site, baselines.settle)
-            cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft, point))
-            # The point is published, so a late wish to cancel must not leave the rest half done.
-            steady = Context(fields=ctx.fields)
-            cleanup(ctx, site, lambda: target.retire(steady, task, site, draft))
-    return TaskOutcome(point.id, point.consistency.value, quiescing.frozen_ms)
+        held = HeldTask(
+            spec=ready.spec, source_proxy=lease.source_proxy.name, target_proxy=lease.target_proxy.name, vm=ready.vm,
+            request=ready.request, plans=plans, snapshot=snapshot, begin=begin, draft=draft.id,
+            consistency=source.consistency(ready.vm, quiescing), frozen_ms=quiescing.frozen_ms,
+        )
+        return _complete(ctx, task, site, lease, held, draft, ready.baselines, snapshot_held)
+
+
+def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOutcome:
+    """Go on with a task whose controller died while its disks were under way; no byte travels twice because of that.
+
+    :raises UnderstudyError: as :func:`replicate_vm`; for example if the snapshot or a draft is gone.
+    """
+    with ExitStack() as undo:
+        # The proxies that have the task's works, whatever would be chosen today.
+        job = replace(held.spec.job, source_proxy=held.source_proxy, target_proxy=held.target_proxy)
+        disks = tuple(held.vm.disk(plan.name) for plan in held.plans)
+        lease = undo.enter_context(place.resources.reserve(ctx, job, held.vm, disks))
+        site = place.with_proxies(lease)
+        facts = target.inspect(task, site)
+        draft = undo.enter_context(held_draft(site, held.begin, held.draft))
+        tag = held.request.tag
+        baselines = Baselines(site, held.vm, tag, facts.replica.newest if facts.replica else None)
+        snapshot_held = held_until_published(ctx, site, undo, held.vm, tag, held.spec, baselines)
+        snapshot_held.enter_context(site.source.hold_again(ctx, held.vm, held.request, held.snapshot))
+        return _complete(ctx, task, site, lease, held, draft, baselines, snapshot_held)
+
+
+def held_until_published(
+    ctx: Context, site: Site, undo: ExitStack, vm: Vm, tag: Tag, spec: TransferSpec, baselines: Baselines
+) -> ExitStack:
+    """For the source snapshot: closed once, when the point is published, or with ``undo`` when the task goes wrong."""
+    snapshot_held = ExitStack()
+    tidy = functools.partial(source.remove_snapshot_files, site, vm.name, tag)
+    snapshot_held.callback(cleanup, ctx, site, tidy)
+    undo.callback(cleanup, ctx, site, baselines.settle)
+    undo.callback(cleanup, ctx, site, snapshot_held.close)
+    undo.callback(cleanup, ctx, site, lambda: source.settle_digests(site, spec, baselines.newest))
+    undo.callback(cleanup, ctx, site, lambda: site.journal.holding(None))
+    return snapshot_held
+
+
+def _complete(
+    ctx: Context, task: Task, site: Site, lease: Lease, held: HeldTask, draft: HeldDraft, baselines: Baselines,
+    snapshot_held: ExitStack,
+) -> TaskOutcome:
+    """Steps 5 to 8: from a snapshot that is held to a published point."""
+    journal = site.journal
+
+    def note(works: Mapping[str, Works]) -> None:
+        journal.holding(replace(held, draft=draft.id, works=works))
+
+    with journal.step(Step.READ):  # 5 read, 6 compress and send, 7 decompress and write: one pipeline
+        copying = Copying(held, draft, note)
+        reports = copy_disks(ctx, site, copying, lease)
+    journal.step_took(Step.SEND, StepState.SKIPPED if site.same_mover else StepState.SUCCESS, send_seconds(reports))
+    with journal.step(Step.WRITE):  # everything is durable: publish
+        ctx.check()
+        point = publish(site, task, held, draft.id)
+        baselines.published(point)
+    with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
+        journal.holding(None)
+        cleanup(ctx, site, snapshot_held.close)
+        cleanup(ctx, site, baselines.settle)
+        cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft.id, point))
+        # The point is published, so a late wish to cancel must not leave the rest half done.
+        steady = Context(fields=ctx.fields)
+        cleanup(ctx, site, lambda: target.retire(steady, task, site, draft.id))
+    return TaskOutcome(point.id, point.consistency.value, held.frozen_ms)
 
 
 @dataclass(frozen=True)
@@ -108,7 +159,7 @@ def prepare(
     target.check_same_vm(task, vm, facts.replica)
     tag = Tag(task.job.id, vm.uuid, task.session)
     left = source.on_delta(vm, tag)
-    vm = source.sweep_source(ctx, site, vm, tag)
+    vm = source.sweep_source(ctx, site, vm, tag, facts.replica.identity.id if facts.replica else "")
     newest = facts.replica.newest if facts.replica else None
     baselines = Baselines(site, vm, tag, newest)
     baselines.settle()
@@ -123,12 +174,18 @@ def prepare(
     return Prepared(
         vm=vm,
         plans=plans,
-        layers=tuple(NewDisk(plan.name, plan.size, plan.chained, vm.disk(plan.name).path) for plan in plans),
+        layers=tuple(new_disk(task, vm, plan) for plan in plans),
         request=source.snapshot_request(site, vm, tag, disks, plans, newest),
         identity=identity,
         spec=TransferSpec(task.job, identity.id, newest.id if newest else "", new_point_id()),
         baselines=baselines,
     )
+
+
+def new_disk(task: Task, vm: Vm, plan: DiskPlan) -> NewDisk:
+    """The layer that a disk gets; an unfinished one is continued if its blocks have the same size."""
+    mark = f"blocks of {task.job.block_size}"
+    return NewDisk(plan.name, plan.size, plan.chained, vm.disk(plan.name).path, mark)
 
 
 def new_point_id() -> str:
@@ -165,20 +222,18 @@ def _checkpoint(point: RestorePoint | None) -> str:
     return point.baseline.checkpoint if point is not None and point.baseline is not None else ""
 
 
-def publish(
-    site: Site, task: Task, spec: TransferSpec, draft: str, vm: Vm, held: source.Held, consistency: Consistency
-) -> RestorePoint:
+def publish(site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
     """Publish the draft: one rename, after which the point and its baseline are what the next run starts from."""
     meta = PointMeta(
-        id=spec.point,
+        id=held.spec.point,
         created_at=held.snapshot.taken_at,
-        consistency=consistency,
+        consistency=held.consistency,
         session=task.session,
-        block_size=task.job.block_size,
+        block_size=held.spec.job.block_size,
         baseline=held.snapshot.baseline,
         versions=versions(site),
-        definition=vm.definition,
-        nvram=source.uefi_variables(site, vm),
+        definition=held.vm.definition,
+        nvram=source.uefi_variables(site, held.vm),
     )
     return site.target_mover.call(api.PublishPoint(draft, meta), api.PublishedPoint).point
 

@@ -10,11 +10,12 @@ from typing import Protocol
 from understudy.context import Context
 from understudy.guests.processing import Watchdog
 from understudy.model.inventory import Disk, Vm
-from understudy.model.job import Datastore, Host, Job, Proxy
+from understudy.model.job import Datastore, Host, Job, Proxy, ProxyKind
 from understudy.model.session import DiskReport, Step, StepState
 from understudy.model.transfer import TransportMode
 from understudy.mover.client import MoverClient
 from understudy.platforms import SourcePlatform, TargetPlatform
+from understudy.replication.held import HeldTask
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class TaskJournal(Protocol):
     def waiting(self, reason: str) -> None:
         """The task waits, and why; an empty reason ends the wait."""
 
+    def holding(self, held: HeldTask | None) -> None:
+        """What the task holds now, for a controller that goes on with it; None if there is nothing to go on with."""
+
     def freezing(self, vm_uuid: str, frozen: bool) -> None:
         """The guest is about to be frozen, or was thawed (S9)."""
 
@@ -64,6 +68,12 @@ class Resources(Protocol):
         """Choose proxies for a task, and wait until all that it needs to begin is free; nothing is held before.
 
         :raises MoverError: if no proxy can do it.
+        """
+
+    def sending(self, source: Proxy, target: Proxy) -> AbstractContextManager[tuple[str, ...]]:
+        """Inside the context a disk is sent between two proxies; gives the keys of the rate limits that hold for it.
+
+        :raises MoverError: if the source proxy could not be told a limit.
         """
 
 
@@ -110,6 +120,17 @@ class Site(Place):
     transport: TransportMode
     source_proxy: Proxy
     target_proxy: Proxy
+
+    @property
+    def by_socket(self) -> bool:
+        """Whether the proxies reach each other by a Unix socket: both are children of this controller."""
+        return {self.source_proxy.kind, self.target_proxy.kind} == {ProxyKind.CHILD}
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether both proxies are on the same machine."""
+        host = self.source_proxy.host
+        return self.by_socket or (bool(host) and host == self.target_proxy.host)
 
 
 @dataclass(frozen=True)

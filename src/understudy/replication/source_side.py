@@ -19,9 +19,9 @@ from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import DiskPlan, Reason, TransferMode
 from understudy.mover import api
 from understudy.platforms import SourcePlatform
+from understudy.replication.held import TransferSpec
 from understudy.replication.planning import without_tracking
 from understudy.replication.site import Site, Task
-from understudy.replication.transfer import TransferSpec
 
 
 def prepare_scratch(site: Site) -> None:
@@ -48,10 +48,11 @@ def replicated_disks(vm: Vm, job: Job) -> tuple[Disk, ...]:
     return disks
 
 
-def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag) -> Vm:
+def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag, replica_id: str) -> Vm:
     """Remove what dead sessions of this (VM, job) left on the source (S7); the VM as it is afterwards."""
     for done in site.source.sweep(ctx, vm, tag):
         site.journal.warn(done)
+    site.source_mover.call(api.EndLeftovers(replica_id, tag.prefix), api.Nothing)
     return remove_snapshot_files(site, vm.name, tag)
 
 
@@ -118,10 +119,10 @@ def snapshot_request(
     )
 
 
-def settle_digests(site: Site, spec: TransferSpec, plans: Sequence[DiskPlan], newest: RestorePoint | None) -> None:
+def settle_digests(site: Site, spec: TransferSpec, newest: RestorePoint | None) -> None:
     """Keep the source side digests of the new point if it was published, else drop them."""
     if newest is not None and newest.id == spec.point:
-        disks = tuple(plan.name for plan in plans)
+        disks = tuple(disk.name for disk in newest.disks)
         site.source_mover.call(api.KeepDigests(spec.replica_id, spec.point, disks), api.Nothing)
     else:
         site.source_mover.call(api.DropDigests(spec.replica_id, spec.point), api.Removed)
@@ -134,19 +135,14 @@ def uefi_variables(site: Site, vm: Vm) -> str:
     return site.source_mover.call(api.ReadNvram(vm.nvram), api.NvramContent).content
 
 
-@dataclass(frozen=True)
-class Held:
-    """A snapshot that is held, and the plans that fit it."""
-
-    snapshot: SourceSnapshot
-    plans: tuple[DiskPlan, ...]
-
-
 @contextmanager
 def held_snapshot(
     ctx: Context, source: SourcePlatform, vm: Vm, job: Job, request: SnapshotRequest, plans: tuple[DiskPlan, ...]
-) -> Iterator[Held]:
-    """Hold one instant of the source; if only the incremental part is refused, hold it without that and scan (S5)."""
+) -> Iterator[tuple[SourceSnapshot, tuple[DiskPlan, ...]]]:
+    """Hold one instant of the source; if only the incremental part is refused, hold it without that and scan (S5).
+
+    Gives the snapshot, and the plans that fit it.
+    """
     with ExitStack() as held:
         try:
             snapshot = held.enter_context(source.snapshot(ctx, vm, job.snapshot_mode, request))
@@ -155,7 +151,7 @@ def held_snapshot(
             plans = without_tracking(plans, Reason(exc.reason))
             whole = replace(request, incremental=())
             snapshot = held.enter_context(source.snapshot(ctx, vm, job.snapshot_mode, whole))
-        yield Held(snapshot, plans)
+        yield snapshot, plans
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from understudy.context import Context
-from understudy.errors import DatastoreError, Refused, ReplicaError, UnderstudyError
+from understudy.errors import DatastoreError, Refused, ReplicaError
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.transfer import DiskPlan
@@ -90,23 +89,11 @@ def damaged_disks(facts: api.ReplicaFacts) -> frozenset[str]:
     return frozenset(damaged)
 
 
-@contextmanager
-def open_draft(
+def draft_request(
     task: Task, site: Site, facts: api.ReplicaFacts, disks: tuple[NewDisk, ...], owner: ReplicaIdentity, point_id: str
-) -> Iterator[str]:
-    """The draft of a new point, whose lock keeps every other writer away; abandoned unless it is published."""
-    request = api.BeginPoint(replica_ref(task, site), owner, facts.last_attempt + 1, point_id, disks)
-    opened = site.target_mover.call(request, api.DraftOpened)
-    for done in opened.swept:
-        site.journal.warn(f"sweep of the replica: {done}")
-    try:
-        yield opened.draft
-    finally:
-        try:
-            site.target_mover.call(api.ReleaseDraft(opened.draft), api.Nothing)
-        except UnderstudyError as exc:
-            # It must hide no other error, nor undo a point. A proxy that died holds no lock; the next run sweeps.
-            site.journal.warn(f"leave replica {task.replica_name!r}: {exc}")
+) -> api.BeginPoint:
+    """What opens the draft of a new point, with an attempt number above all that were seen."""
+    return api.BeginPoint(replica_ref(task, site), owner, facts.last_attempt + 1, point_id, disks)
 
 
 def identity(task: Task, vm: Vm, replica: Replica | None) -> ReplicaIdentity:

@@ -2,200 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from understudy.context import Context
-from understudy.errors import UnderstudyError, from_fields
+from understudy.errors import TransferError
 from understudy.faults import fault_point
-from understudy.model.job import Job
+from understudy.model.inventory import VmState
 from understudy.model.session import DiskReport
-from understudy.model.snapshot import ImageDisk, ServedDisk, SourceSnapshot
+from understudy.model.snapshot import ImageDisk, ServedDisk
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
+from understudy.replication.disk_transfer import DiskTransfer
+from understudy.replication.draft import HeldDraft
+from understudy.replication.held import HeldTask, Works
 from understudy.replication.site import Lease, Site
 
 _POLL_S = 0.1
-# How long the other end of a lost connection may take to say why it went.
-_LAST_WORDS_S = 3.0
-
-
-@dataclass(frozen=True)
-class TransferSpec:
-    """What the transfers of one task share.
-
-    :ivar base_point: the point that the target has, or empty.
-    """
-
-    job: Job
-    replica_id: str
-    base_point: str
-    point: str
 
 
 @dataclass(frozen=True)
 class Transferred:
-    """A disk transfer that succeeded, with the busy seconds of each part."""
+    """A disk transfer that succeeded, with the busy seconds of the source side's parts."""
 
     report: DiskReport
     busy: dict[str, float]
 
 
 def send_seconds(transfers: Sequence[Transferred]) -> float:
-    """Busy seconds between the proxies, over all disks."""
+    """Seconds in which sending waited, over all disks."""
     return sum(transfer.busy.get("network", 0.0) for transfer in transfers)
 
 
-@dataclass
-class _Transfer:
-    """One disk under way: the work at the source mover and, with a wire, the work at the target mover."""
+@dataclass(frozen=True)
+class Copying:
+    """What the transfers of one task need.
 
-    plan: DiskPlan
-    source_work: str
-    target_work: str
-    report: DiskReport
-    busy: dict[str, float] = field(default_factory=dict)
-    ended: bool = False
+    :ivar held: among others the works that another controller began.
+    :ivar note: told whenever the works of the transfers changed, by disk name.
+    """
+
+    held: HeldTask
+    draft: HeldDraft
+    note: Callable[[Mapping[str, Works]], None]
 
 
-def copy_disks(
-    ctx: Context,
-    site: Site,
-    spec: TransferSpec,
-    draft: str,
-    snapshot: SourceSnapshot,
-    plans: Sequence[DiskPlan],
-    lease: Lease,
-) -> tuple[Transferred, ...]:
+def copy_disks(ctx: Context, site: Site, copying: Copying, lease: Lease) -> tuple[Transferred, ...]:
     """Transfer every disk, as many at a time as the lease gives; returns when all are durable on the target.
 
     :raises UnderstudyError: of the first disk that fails, after all others were stopped.
     """
-    with ExitStack() as exports:
-        sources = {disk.name: _open(site, disk, spec, exports) for disk in snapshot.disks}
-        waiting, active, done = list(plans), list[_Transfer](), list[_Transfer]()
+    with ExitStack() as stack:
+        transfers = _Transfers(site, copying, lease, stack)
         try:
-            while waiting or active:
-                while waiting and not lease.take():
-                    active.append(_start(ctx, site, spec, draft, waiting.pop(0), sources))
+            while not transfers.ended:
+                transfers.start_more()
                 ctx.check()
-                if not active:
-                    ctx.cancel.wait(_POLL_S)
-                _follow(site, active)
-                for transfer in active:
-                    if transfer.ended:
-                        done.append(transfer)
-                        lease.give_back()
-                active = [transfer for transfer in active if not transfer.ended]
+                transfers.follow(ctx)
         except BaseException:
-            for transfer in active:
-                _stop(ctx, site, transfer)
+            transfers.stop(ctx)
             raise
-    return tuple(Transferred(transfer.report, transfer.busy) for transfer in done)
+        return transfers.outcome()
 
 
-def _open(site: Site, disk: ServedDisk | ImageDisk, spec: TransferSpec, exports: ExitStack) -> api.NbdSource:
-    if isinstance(disk, ServedDisk):
-        return api.NbdSource(disk.socket, disk.export, disk.dirty_context)
-    request = api.OpenExport(disk.image, disk.image_format, disk.bitmap, f"{spec.point}-{disk.name}")
-    opened = site.source_mover.call(request, api.OpenedExport)
-    exports.callback(site.source_mover.call, api.CloseExport(opened.id), api.Nothing)
-    return opened.source
+class _Transfers:
+    """The transfers of one task: those that wait for a slot, those under way, those that ended."""
+
+    def __init__(self, site: Site, copying: Copying, lease: Lease, stack: ExitStack) -> None:
+        self._site = site
+        self._copying = copying
+        self._lease = lease
+        self._exports = _Exports(site, copying.held, stack)
+        self._stack = stack
+        # What another controller began goes on first: it is under way, slots or not.
+        self._waiting = sorted(copying.held.plans, key=lambda plan: plan.name not in copying.held.works)
+        self._active: list[tuple[DiskTransfer, ExitStack]] = []
+        self._done: list[DiskTransfer] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether every disk is durable on the target."""
+        return not self._waiting and not self._active
+
+    def start_more(self) -> None:
+        """Start what may start now; what waits says why."""
+        while self._waiting:
+            obstacle = self._lease.take()
+            if obstacle:
+                self._say_waiting(obstacle)
+                return
+            held = self._stack.enter_context(ExitStack())
+            held.callback(self._lease.give_back)
+            self._start(self._waiting.pop(0), held)
+
+    def _start(self, plan: DiskPlan, held: ExitStack) -> None:
+        site, copying = self._site, self._copying
+        limits: tuple[str, ...] = ()
+        if not site.same_mover and not site.by_socket:
+            limits = held.enter_context(site.resources.sending(site.source_proxy, site.target_proxy))
+        transfer = DiskTransfer(site, copying.held.spec, copying.draft, plan, lambda: self._exports.open(plan.name),
+                                limits, copying.held.works.get(plan.name))
+        self._active.append((transfer, held))
+        transfer.begin()
+        self._note_works()
+
+    def _say_waiting(self, obstacle: str) -> None:
+        for plan in self._waiting:
+            report = DiskReport(plan.name, plan.mode, plan.reason, plan.size, transport=self._site.transport)
+            self._site.journal.disk(replace(report, waiting=obstacle), final=False)
+
+    def follow(self, ctx: Context) -> None:
+        """Look at each transfer once, waiting a moment in all; a failed one raises."""
+        if not self._active:
+            ctx.cancel.wait(_POLL_S)
+        for transfer, held in list(self._active):
+            before = transfer.works
+            transfer.follow(_POLL_S / len(self._active))
+            if transfer.works != before:
+                self._note_works()
+            if transfer.report.processed_bytes:
+                fault_point("read.middle")
+            if transfer.ended:
+                self._active.remove((transfer, held))
+                self._done.append(transfer)
+                held.close()
+        self._revive()
+
+    def _revive(self) -> None:
+        """A draft that was opened again does not know that a disk was complete: its last part must come again."""
+        for transfer in [transfer for transfer in self._done if transfer.outdated]:
+            self._done.remove(transfer)
+            transfer.ended = False
+            self._active.append((transfer, self._stack.enter_context(ExitStack())))
+
+    def _note_works(self) -> None:
+        transfers = [*(transfer for transfer, _ in self._active), *self._done]
+        exports = self._exports.ids
+        self._copying.note({
+            transfer.plan.name: replace(transfer.works, export=exports.get(transfer.plan.name, ""))
+            for transfer in transfers
+        })
+
+    def stop(self, ctx: Context) -> None:
+        """Stop what is under way."""
+        for transfer, _ in self._active:
+            transfer.stop(ctx)
+
+    def outcome(self) -> tuple[Transferred, ...]:
+        """What each disk's transfer did."""
+        return tuple(Transferred(transfer.report, transfer.busy) for transfer in self._done)
 
 
-def _start(
-    ctx: Context, site: Site, spec: TransferSpec, draft: str, plan: DiskPlan, sources: dict[str, api.NbdSource]
-) -> _Transfer:
-    read = api.ReadSpec(
-        source=sources[plan.name], disk=plan.name, size=plan.size, mode=plan.mode, block_size=spec.job.block_size,
-        chained=plan.chained, replica_id=spec.replica_id, base_point=spec.base_point if plan.chained else "",
-        point=spec.point,
-    )
-    report = DiskReport(name=plan.name, mode=plan.mode, reason=plan.reason, size=plan.size)
-    if site.same_mover:
-        started = site.source_mover.call(api.CopyDisk(read, draft), api.WorkStarted)
-        return _Transfer(plan, started.work, "", report)
-    job = spec.job
-    receive = api.ReceiveDisk(draft, plan.name, plan.size, job.block_size, "", job.patience_s)
-    receiving = site.target_mover.call(receive, api.ReceiveStarted)
-    target = api.TargetAddress(receiving.socket, "", receiving.ticket)
-    send = api.SendDisk(read, target, job.compression, job.connections, job.patience_s)
-    transfer = _Transfer(plan, "", receiving.work, report)
-    try:
-        transfer.source_work = site.source_mover.call(send, api.WorkStarted).work
-    except BaseException:
-        _stop(ctx, site, transfer)
-        raise
-    return transfer
+class _Exports:
+    """Where the source proxy reads the disks; images that lie still are served while the context lasts.
 
+    :ivar ids: exports that are open, by disk name.
+    """
 
-def _follow(site: Site, active: list[_Transfer]) -> None:
-    """Look at each transfer once, waiting a moment in all; a failed one raises."""
-    for transfer in active:
-        wait_s = _POLL_S / len(active)
-        status = site.source_mover.call(api.WorkQuery(transfer.source_work, wait_s), api.WorkStatus)
-        ended = status.state is not api.WorkState.RUNNING
-        transfer.busy = dict(status.progress.busy or {})
-        if transfer.target_work:
-            # With the source end done, wait for the target end: it is asked again and again otherwise.
-            wait_s = wait_s if ended else 0.0
-            far = site.target_mover.call(api.WorkQuery(transfer.target_work, wait_s), api.WorkStatus)
-            status, far = _last_words(site, transfer, status, far)
-            ended = ended and far.state is not api.WorkState.RUNNING
-            for part, seconds in (far.progress.busy or {}).items():
-                transfer.busy[part] = transfer.busy.get(part, 0.0) + seconds
-            _raise_failure(status, far)
-        _raise_failure(status)
-        _update(site, transfer, status, ended)
-        if transfer.report.processed_bytes:
-            fault_point("read.middle")
+    def __init__(self, site: Site, held: HeldTask, stack: ExitStack) -> None:
+        self._site = site
+        self._held = held
+        self._disks = {disk.name: disk for disk in held.snapshot.disks}
+        self.ids = {name: works.export for name, works in held.works.items() if works.export}
+        stack.callback(self._close)
 
+    def open(self, name: str) -> api.NbdSource:
+        """Where to read the disk ``name``; asked again when the source proxy was restarted, and its server with it.
 
-def _last_words(
-    site: Site, transfer: _Transfer, near: api.WorkStatus, far: api.WorkStatus
-) -> tuple[api.WorkStatus, api.WorkStatus]:
-    """Both ends; one that only says that it lost the other is not believed before the other was heard."""
-    if _lost_the_other(near) and far.state is api.WorkState.RUNNING:
-        far = site.target_mover.call(api.WorkQuery(transfer.target_work, _LAST_WORDS_S), api.WorkStatus)
-    elif _lost_the_other(far) and near.state is api.WorkState.RUNNING:
-        near = site.source_mover.call(api.WorkQuery(transfer.source_work, _LAST_WORDS_S), api.WorkStatus)
-    return near, far
+        :raises TransferError: if it is not certain that the disk is still as it was.
+        """
+        disk: ServedDisk | ImageDisk = self._disks[name]
+        if isinstance(disk, ServedDisk):
+            return api.NbdSource(disk.socket, disk.export, disk.dirty_context, disk.address)
+        if self.ids.pop(name, "") and self._held.vm.state is VmState.SHUT_OFF:
+            why = "the source proxy was restarted, and the VM, which is off, may have run in between"
+            raise TransferError(f"read disk {name!r}", why, "run the job again")
+        request = api.OpenExport(disk.image, disk.image_format, disk.bitmap, str(self._held.request.tag))
+        opened = self._site.source_mover.call(request, api.OpenedExport)
+        self.ids[name] = opened.id
+        return opened.source
 
-
-def _lost_the_other(end: api.WorkStatus) -> bool:
-    return end.error is not None and end.error.code == "transfer"
-
-
-def _raise_failure(*statuses: api.WorkStatus) -> None:
-    """Raise what made a transfer fail: of two failed ends the one that did not merely lose the other."""
-    errors = [status.error for status in statuses if status.error is not None]
-    if errors:
-        cause = next((error for error in errors if error.code != "transfer"), errors[0])
-        raise from_fields(cause.code, cause.what, cause.why, cause.todo)
-
-
-def _update(site: Site, transfer: _Transfer, status: api.WorkStatus, ended: bool) -> None:
-    progress = status.progress
-    transfer.report = replace(
-        transfer.report,
-        read_bytes=progress.read, sent_bytes=progress.sent, wire_bytes=progress.wire, zero_bytes=progress.zero,
-        processed_bytes=progress.processed, seconds=round(status.seconds, 3), bottleneck=_bottleneck(transfer.busy),
-    )
-    transfer.ended = ended
-    site.journal.disk(transfer.report, ended)
-
-
-def _bottleneck(busy: dict[str, float]) -> str:
-    return max(busy, key=lambda part: busy[part]) if busy else ""
-
-
-def _stop(ctx: Context, site: Site, transfer: _Transfer) -> None:
-    """Stop both ends of a transfer; a mover that is gone has stopped already."""
-    ends = [(site.source_mover, transfer.source_work), (site.target_mover, transfer.target_work)]
-    for mover, work in ends:
-        if work:
-            try:
-                mover.call(api.CancelWork(work), api.Nothing)
-            except UnderstudyError as exc:
-                ctx.log(__name__).warning("stop of disk %s: %s", transfer.plan.name, exc)
+    def _close(self) -> None:
+        for export in self.ids.values():
+            self._site.source_mover.call(api.CloseExport(export), api.Nothing)

@@ -23,6 +23,7 @@ GROUPS = {
     "host": {"add", "list", "check", "vms", "remove"},
     "datastore": {"add", "list", "check", "remove"},
     "proxy": {"list", "add", "check", "remove"},
+    "throttle": {"add", "list", "set", "remove"},
     "job": {"create", "run", "list", "show", "enable", "disable", "delete"},
     "session": {"list", "show", "stop"},
     "replica": {"list", "show", "points", "verify", "adopt", "remove"},

@@ -100,6 +100,18 @@ class CloseExport:
 
 
 @dataclass(frozen=True)
+class EndLeftovers:
+    """End what a dead session left running at a source proxy that outlived it.
+
+    :ivar replica_id: transfers that read for this replica are cancelled; none if it is empty.
+    :ivar tag: exports whose tag begins so are closed.
+    """
+
+    replica_id: str
+    tag: str
+
+
+@dataclass(frozen=True)
 class RemoveTagged:
     """Remove plain files and sockets in ``directory`` whose name contains ``tag``, but not one of ``keep``."""
 

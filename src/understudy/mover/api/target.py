@@ -92,6 +92,20 @@ class DraftOpened:
 
 
 @dataclass(frozen=True)
+class DraftQuery:
+    """Ask whether a draft is held."""
+
+    draft: str
+
+
+@dataclass(frozen=True)
+class DraftHolding:
+    """Whether the mover holds the draft."""
+
+    held: bool
+
+
+@dataclass(frozen=True)
 class PublishPoint:
     """Publish a draft; the replica's lock stays held until :class:`ReleaseDraft`."""
 

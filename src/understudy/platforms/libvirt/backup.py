@@ -112,13 +112,16 @@ def running_backup(domain: libvirt.virDomain) -> str:
             raise
 
 
-def is_ours(backup: str, tag: Tag) -> bool:
-    """Whether a backup job's socket carries our mark; nobody else's job is ever ended (P20)."""
+def is_ours(backup: str, tag: Tag, *, whole: bool = False) -> bool:
+    """Whether a backup job's socket carries our mark; nobody else's job is ever ended (P20).
+
+    :param whole: it must be of this very session.
+    """
     if not backup:
         return False
     server = ET.fromstring(backup).find("server")
     name = "" if server is None else PurePosixPath(server.get("socket", "")).name
-    return name.startswith(tag.prefix)
+    return name == f"{tag}.sock" if whole else name.startswith(tag.prefix)
 
 
 def end_backup(domain: libvirt.virDomain, vm: Vm, tag: Tag) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from xml.etree import ElementTree as ET
 
 import libvirt
 
 from understudy.context import Context
-from understudy.errors import GuestError, NotFound, Refused
+from understudy.errors import GuestError, NotFound, PlatformError, Refused
 from understudy.model.inventory import HostFacts, Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
@@ -95,6 +96,24 @@ class LibvirtHost:
             held = backup.backup_snapshot(domain, vm, request)
         with held as snapshot:
             yield snapshot
+
+    @contextmanager
+    def hold_again(
+        self, ctx: Context, vm: Vm, request: SnapshotRequest, snapshot: SourceSnapshot
+    ) -> Iterator[SourceSnapshot]:
+        """Take over a backup job, or deltas, by the session's own tag; what lies still needs nothing."""
+        domain = self._domain(vm)
+        end: Callable[[], object] = list  # nothing
+        if backup.is_ours(backup.running_backup(domain), request.tag, whole=True):
+            end = partial(backup.end_backup, domain, vm, request.tag)
+        elif external.tagged_deltas(domain, vm, request.tag).keys() == set(request.disks):
+            end = partial(external.commit_deltas, ctx, domain, vm, request.tag)
+        elif vm.state is not VmState.SHUT_OFF or domain.isActive():
+            raise PlatformError(f"snapshot of VM {vm.name!r}", "it is not held any more", "run the job again")
+        try:
+            yield snapshot
+        finally:
+            end()
 
     def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
         """Remove the job's checkpoints, and ``former``, except ``keep``."""

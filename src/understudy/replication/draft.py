@@ -1,0 +1,70 @@
+"""The draft of a new point at the target proxy: held while the task lasts, opened again if that proxy was restarted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from understudy.errors import Cancelled, DatastoreError, UnderstudyError
+from understudy.mover import api
+from understudy.replication.site import Site
+
+
+class HeldDraft:
+    """A draft; its id changes when it is opened again.
+
+    :ivar generation: how often it was opened again.
+    """
+
+    def __init__(self, site: Site, request: api.BeginPoint, key: str) -> None:
+        self.id = key
+        self.generation = 0
+        self.request = request
+        self._site = site
+        self._lock = threading.Lock()
+
+    def reopen(self, generation: int) -> None:
+        """The proxy does not know the draft of ``generation`` any more: go on with its files, unless that was done.
+
+        :raises Fenced: if another attempt came first.
+        """
+        with self._lock:
+            if generation == self.generation:
+                request = api.BeginPoint(
+                    self.request.ref, self.request.identity, self.request.attempt, self.request.point_id,
+                    self.request.disks, resume=True,
+                )
+                self.id = self._site.target_mover.call(request, api.DraftOpened).draft
+                self.generation += 1
+
+
+@contextmanager
+def open_draft(site: Site, request: api.BeginPoint) -> Iterator[HeldDraft]:
+    """A new draft, whose lock keeps every other writer away."""
+    opened = site.target_mover.call(request, api.DraftOpened)
+    for done in opened.swept:
+        site.journal.warn(f"sweep of the replica: {done}")
+    with held_draft(site, request, opened.draft) as draft:
+        yield draft
+
+
+@contextmanager
+def held_draft(site: Site, request: api.BeginPoint, key: str) -> Iterator[HeldDraft]:
+    """The draft that is open as ``key``; ended with the context, kept to be continued if the task fails.
+
+    Not after a cancel, for the operator wants it gone; nor when the datastore is full or fails: there it is in the way.
+    """
+    draft = HeldDraft(site, request, key)
+    keep = False
+    try:
+        yield draft
+    except BaseException as exc:
+        keep = not isinstance(exc, Cancelled | DatastoreError)
+        raise
+    finally:
+        try:
+            site.target_mover.call(api.ReleaseDraft(draft.id, keep), api.Nothing)
+        except UnderstudyError as exc:
+            # It must hide no other error, nor undo a point. A proxy that died holds no lock; the next run sweeps.
+            site.journal.warn(f"leave replica {request.ref.name!r}: {exc}")

@@ -1,0 +1,60 @@
+"""What a task holds while its disks travel: values from which another controller can go on if this one dies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from understudy.model.inventory import Vm
+from understudy.model.job import Job
+from understudy.model.replica import Consistency
+from understudy.model.snapshot import SnapshotRequest, SourceSnapshot
+from understudy.model.transfer import DiskPlan
+from understudy.mover import api
+
+
+@dataclass(frozen=True)
+class TransferSpec:
+    """What the transfers of one task share.
+
+    :ivar base_point: the point that the target has, or empty.
+    """
+
+    job: Job
+    replica_id: str
+    base_point: str
+    point: str
+
+
+@dataclass(frozen=True)
+class Works:
+    """The ends of a transfer that are under way at the proxies, and the export that is read; empty if there is none."""
+
+    source: str = ""
+    target: str = ""
+    ticket: str = ""
+    socket: str = ""
+    export: str = ""
+
+
+@dataclass(frozen=True)
+class HeldTask:
+    """A task whose source snapshot is held and whose disks are under way.
+
+    :ivar consistency: what the restore point will be, as guest processing achieved it.
+    :ivar begin: the request that opened the draft; ``draft`` is its id.
+    :ivar works: by disk name.
+    """
+
+    spec: TransferSpec
+    source_proxy: str
+    target_proxy: str
+    vm: Vm
+    request: SnapshotRequest
+    plans: tuple[DiskPlan, ...]
+    snapshot: SourceSnapshot
+    consistency: Consistency
+    frozen_ms: float | None
+    begin: api.BeginPoint
+    draft: str
+    works: Mapping[str, Works] = field(default_factory=dict)
