@@ -107,6 +107,7 @@ def test_a_killed_takeover_is_taken_over_again(template: Path, tmp_path: Path, p
     for _ in range(3):  # as often as it happens
         assert run_store(datastore, BEGIN, f"takeover.{place}=kill") == -9
         assert_honest(datastore)
+        assert ("layers/vda-p2.journal.partial" in partials(datastore)) == (place in ("journal", "layer"))
         assert run_store(datastore, "store.sweep()") == 0
         assert_honest(datastore)
         assert any(name.startswith("layers/vda-p") and name.endswith(".qcow2.partial") for name in partials(datastore))
