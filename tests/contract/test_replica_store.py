@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from understudy.errors import DatastoreError, Fenced, NotFound, Refused, ReplicaError, UnderstudyError, UsageError
+from understudy.model.extent import Extent
 from understudy.model.replica import Baseline, Consistency, ReplicaIdentity, ReplicaState
-from understudy.storage import NewDisk, PointMeta, ReplicaStore, list_replicas, open_store
+from understudy.storage import KeptLayer, NewDisk, PointDraft, PointMeta, ReplicaStore, list_replicas, open_store
 
 KINDS = ("qcow2",)
 NAME = "web 1 – Zürich_replica"
@@ -236,6 +237,215 @@ def test_one_point_is_made_at_a_time(store: ReplicaStore) -> None:
     publish(store, "p2")
 
 
+PART = 65536
+MARKED = NewDisk("vda", SIZE, True, mark="job 7")
+
+
+def half_made(store: ReplicaStore, point: str, disk: NewDisk = MARKED, fill: bytes = b"\2") -> PointDraft:
+    """A draft with one part checkpointed and complete, one checkpointed, and one that no checkpoint knows."""
+    draft = store.begin_point(point, (disk,))
+    draft.digest_path(disk.name).write_bytes(b"digests for " + point.encode())
+    draft.layer(disk.name).write_at(0, fill * PART)
+    draft.layer(disk.name).checkpoint([Extent(0, PART)])
+    draft.layer(disk.name).write_at(PART, fill * PART)
+    draft.layer(disk.name).checkpoint(())
+    draft.layer(disk.name).write_at(2 * PART, fill * PART)
+    return draft
+
+
+def complete(draft: PointDraft, point: str, disk: str = "vda", fill: bytes = b"\3") -> None:
+    """Write what is touched and not complete, then publish."""
+    kept = draft.kept(disk)
+    for item in kept.touched:
+        for start in range(item.start, item.end, PART):
+            if not any(done.start <= start < done.end for done in kept.complete):
+                draft.layer(disk).write_at(start, fill * min(PART, SIZE - start))
+    draft.layer(disk).finish()
+    draft.digest_path(disk).write_bytes(point.encode())
+    draft.publish(meta(point))
+
+
+def test_a_draft_that_was_kept_is_continued_by_the_next_point(store: ReplicaStore) -> None:
+    publish(store, "p1", b"\1")
+    half_made(store, "p2").keep()
+    assert store.sweep() == []
+    draft = store.begin_point("p3", (MARKED,))
+    kept = draft.kept("vda")
+    assert kept.complete == (Extent(0, PART),)
+    assert kept.touched == (Extent(0, 3 * PART),)  # the last part was written, though it is dropped
+    assert kept.digests is not None
+    assert kept.digests.read_bytes() == b"digests for p2"
+    assert kept.digests != draft.digest_path("vda")
+    complete(draft, "p3")
+    assert shown(store, "p3") == b"\2" * PART + b"\3" * 2 * PART + b"\1" * 512
+    assert shown(store, "p1") == b"\1" * SIZE
+    assert store.damage("p3") == store.sweep() == []
+    assert not kept.digests.exists()
+
+
+def test_a_layer_that_is_continued_twice_is_never_called_complete_by_its_first_writer(store: ReplicaStore) -> None:
+    half_made(store, "p1", replace(MARKED, chained=False)).keep()
+    draft = store.begin_point("p2", (replace(MARKED, chained=False),))
+    draft.layer("vda").write_at(0, b"\5" * PART)
+    draft.layer("vda").checkpoint(())
+    draft.keep()
+    kept = store.begin_point("p3", (replace(MARKED, chained=False),)).kept("vda")
+    assert kept == KeptLayer((Extent(0, 2 * PART),), (), None)
+
+
+def test_a_draft_whose_process_died_is_resumed(kind: str, tmp_path: Path) -> None:
+    dead, store = open_store(kind, tmp_path, NAME), open_store(kind, tmp_path, NAME)
+    with dead.lock(1):
+        dead.create(IDENTITY)
+        publish(dead, "p1", b"\1")
+        half_made(dead, "p2")
+    with store.lock(1):
+        assert store.sweep() == []
+        draft = store.resume_point("p2", (MARKED,))
+        kept = draft.kept("vda")
+        assert (kept.touched, kept.complete) == ((Extent(0, 3 * PART),), (Extent(0, PART),))
+        assert kept.digests == draft.digest_path("vda")
+        draft.layer("vda").checkpoint([Extent(PART, PART)])
+        draft.keep()
+        draft = store.resume_point("p2", (MARKED,))
+        assert draft.kept("vda").complete == (Extent(0, 2 * PART),)
+        complete(draft, "p2")
+        assert shown(store, "p2") == b"\2" * 2 * PART + b"\1" * (SIZE - 2 * PART)
+        assert store.sweep() == []
+
+
+def test_a_new_draft_keeps_nothing(store: ReplicaStore) -> None:
+    for begin in (store.begin_point, store.resume_point):
+        draft = begin("p1", (NewDisk("vda", SIZE, False, mark="m"),))
+        assert draft.kept("vda") == KeptLayer()
+        with pytest.raises(NotFound):
+            draft.kept("vdb")
+        draft.keep()
+        draft.keep()
+        draft.abandon()
+    assert store.sweep() == []
+
+
+def test_a_kept_draft_is_closed(store: ReplicaStore) -> None:
+    publish(store, "p1")
+    draft = half_made(store, "p2")
+    draft.keep()
+    with pytest.raises(ReplicaError, match="closed"):
+        draft.layer("vda").write_at(0, bytes(PART))
+    with pytest.raises(ReplicaError, match="kept"):
+        draft.publish(meta("p2"))
+    draft.abandon()
+    assert store.begin_point("p3", (MARKED,)).kept("vda").touched
+
+
+@pytest.mark.parametrize("other", [
+    replace(MARKED, mark="job 8"), replace(MARKED, mark=""), replace(MARKED, size=SIZE + 512),
+    replace(MARKED, chained=False), replace(MARKED, name="vdb", chained=False)])
+def test_a_layer_is_continued_only_for_the_same_disk_and_mark(store: ReplicaStore, other: NewDisk) -> None:
+    publish(store, "p1")
+    half_made(store, "p2").keep()
+    draft = store.begin_point("p3", (other,))
+    assert draft.kept(other.name) == KeptLayer()
+    draft.abandon()
+    assert store.sweep() == []
+    assert store.begin_point("p4", (MARKED,)).kept("vda") == KeptLayer()  # p3 had removed it
+
+
+def test_a_layer_is_not_continued_on_another_point(store: ReplicaStore) -> None:
+    publish(store, "p1")
+    half_made(store, "p2").keep()
+    draft = store.begin_point("p3", (NewDisk("vdb", SIZE, False),))
+    draft.layer("vdb").finish()
+    draft.digest_path("vdb").touch()
+    draft.publish(meta("p3"))
+    publish(store, "p4")
+    assert store.sweep() == []
+    assert store.begin_point("p5", (MARKED,)).kept("vda") == KeptLayer()
+
+
+def test_a_disk_without_a_mark_is_not_kept(kind: str, tmp_path: Path) -> None:
+    dead, store = open_store(kind, tmp_path, NAME), open_store(kind, tmp_path, NAME)
+    with dead.lock(1):
+        dead.create(IDENTITY)
+        publish(dead, "p1")
+        half_made(dead, "p2", replace(MARKED, mark="")).keep()
+        assert dead.sweep() == []
+        half_made(dead, "p2", replace(MARKED, mark=""))
+    with store.lock(1):
+        assert len(store.sweep()) == 3
+
+
+def test_of_several_layers_the_one_with_the_most_is_continued(store: ReplicaStore) -> None:
+    publish(store, "p1")
+    small = store.begin_point("p2", (MARKED,))
+    small.layer("vda").zero(0, PART)
+    small.layer("vda").checkpoint(())
+    root = small.digest_path("vda").parent.parent
+    saved = {path: path.read_bytes() for path in root.rglob("*.partial")}
+    small.abandon()
+    half_made(store, "p3").keep()
+    for path, data in saved.items():
+        path.write_bytes(data)
+    assert store.sweep() == []
+    draft = store.begin_point("p4", (MARKED,))
+    assert draft.kept("vda").touched == (Extent(0, 3 * PART),)
+    assert [path for path in root.rglob("*.partial") if "p4" not in path.name] == []
+
+
+def test_some_disks_are_continued_and_others_begin_anew(store: ReplicaStore) -> None:
+    disks = (NewDisk("vda", SIZE, False, mark="m"), NewDisk("vdb", SIZE, False, mark="m"),
+             NewDisk("vdc", SIZE, False))
+    draft = store.begin_point("p1", disks)
+    for disk in ("vda", "vdc"):
+        draft.layer(disk).write_at(0, b"\1" * PART)
+        draft.layer(disk).checkpoint([Extent(0, PART)])
+    draft.keep()
+    draft = store.begin_point("p2", disks)
+    whole = KeptLayer((Extent(0, PART),), (Extent(0, PART),), None)
+    assert [draft.kept(disk.name) for disk in disks] == [whole, KeptLayer(), KeptLayer()]
+
+
+def test_abandoning_removes_what_was_continued_too(store: ReplicaStore) -> None:
+    publish(store, "p1")
+    half_made(store, "p2").keep()
+    store.begin_point("p3", (MARKED,)).abandon()
+    assert store.sweep() == []
+    assert store.begin_point("p4", (MARKED,)).kept("vda") == KeptLayer()
+
+
+def test_a_resumed_draft_with_another_mark_begins_anew(store: ReplicaStore) -> None:
+    publish(store, "p1", b"\1")
+    half_made(store, "p2").keep()
+    draft = store.resume_point("p2", (replace(MARKED, mark="other"),))
+    assert draft.kept("vda") == KeptLayer()
+    assert not draft.digest_path("vda").exists()
+    complete(draft, "p2")
+    assert shown(store, "p2") == b"\1" * SIZE
+
+
+def test_a_kept_point_id_cannot_be_begun_again_nor_a_published_one_resumed(store: ReplicaStore) -> None:
+    publish(store, "p1")
+    half_made(store, "p2").keep()
+    with pytest.raises(ReplicaError, match="exists already"):
+        store.begin_point("p2", (MARKED,))
+    complete(store.resume_point("p2", (MARKED,)), "p2")
+    with pytest.raises(ReplicaError, match="exists already"):
+        store.resume_point("p2", (MARKED,))
+
+
+def test_an_open_draft_is_disturbed_by_nothing(store: ReplicaStore) -> None:
+    publish(store, "p1", b"\1")
+    draft = half_made(store, "p2")
+    for act in (store.sweep, lambda: store.retire(()), lambda: store.resume_point("p2", (MARKED,)),
+                lambda: store.resume_point("p3", (MARKED,))):
+        with pytest.raises(ReplicaError, match="in the making"):
+            act()
+    store.bind_head("p1")
+    draft.layer("vda").finish()
+    draft.publish(meta("p2"))
+    assert shown(store, "p2") == b"\2" * 3 * PART + b"\1" * 512
+
+
 def test_damage_is_found_in_the_whole_chain(store: ReplicaStore) -> None:
     publish(store, "p1", b"\1")
     publish(store, "p2", chained=True)
@@ -284,7 +494,8 @@ def test_nothing_changes_without_the_lock(kind: str, tmp_path: Path) -> None:
         publish(store, "p1")
     for act in (store.sweep, store.remove, lambda: store.retire(()), lambda: store.bind_head("p1"),
                 lambda: store.create(IDENTITY), lambda: store.set_state(ReplicaState.FAILOVER),
-                lambda: store.set_identity(IDENTITY), lambda: store.begin_point("p2", (NewDisk("vda", SIZE, True),))):
+                lambda: store.set_identity(IDENTITY), lambda: store.begin_point("p2", (NewDisk("vda", SIZE, True),)),
+                lambda: store.resume_point("p2", (NewDisk("vda", SIZE, True),))):
         with pytest.raises(ReplicaError, match="lock is not held"):
             act()
     assert store.damage("p1") == []

@@ -151,7 +151,8 @@ def run_store(datastore: Path, act: str, fault: str = "") -> int:
             "from understudy.storage.qcow2.store import Qcow2Store\nfrom replica_lab import *\n"
             f"store = Qcow2Store(Path({str(datastore)!r}), 'web 1_replica')\n"
             f"with store.lock(1):\n    {act}\n")
-    environment = {**os.environ, "UNDERSTUDY_FAULT": fault, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "UNDERSTUDY_FAULT": fault, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, -9), done.stderr
     return done.returncode

@@ -93,8 +93,12 @@ class Qcow2LayerWriter:
         self._check_range(offset, length)
         with self._call():
             for table, first, count in _tables(offset // CLUSTER, _clusters(length)):
-                with self._mapping():
-                    self._zero_entries(table, first, count)
+                with self._lock:
+                    try:
+                        self._zero_entries(table, first, count)
+                    except BaseException:
+                        self._fail()
+                        raise
             self._changed = True
 
     def checkpoint(self, complete: Sequence[Extent]) -> None:
@@ -185,34 +189,23 @@ class Qcow2LayerWriter:
                     self._state = state
                 self._close_when_idle()
 
-    @contextmanager
-    def _mapping(self) -> Iterator[None]:
-        """Hold the lock; a failure counts before it is given back, so that no checkpoint sees half a mapping."""
-        with self._lock:
-            try:
-                yield
-            except BaseException:
-                if self._state == "open":
-                    self._state = "failed"
-                raise
-
     def _places(self, first: int, length: int) -> list[tuple[int, int, int]]:
         """Map the clusters from ``first`` on; pieces ``(file offset, start, end)`` of the ``length`` bytes to write."""
-        pieces: list[tuple[int, int, int]] = []
         parts = list(_tables(first, _clusters(length)))
-        with self._mapping():
-            for table, _, _ in parts:  # before the data, so that its clusters are contiguous
-                self._table(table)
-            done = 0
-            for table, index, count in parts:
-                for host in self._map(table, index, count):
-                    end = min(done + CLUSTER, length)
-                    if pieces and pieces[-1][0] + (done - pieces[-1][1]) == host:
-                        pieces[-1] = (pieces[-1][0], pieces[-1][1], end)
-                    else:
-                        pieces.append((host, done, end))
-                    done = end
-        return pieces
+        with self._lock:
+            try:
+                for table, _, _ in parts:  # before the data, so that its clusters are contiguous
+                    self._table(table)
+                hosts = [host for table, index, count in parts for host in self._map(table, index, count)]
+            except BaseException:
+                self._fail()
+                raise
+        return _pieces(hosts, length)
+
+    def _fail(self) -> None:
+        """Note a failure before the lock is given back, so that no checkpoint sees half of what was to be mapped."""
+        if self._state == "open":
+            self._state = "failed"
 
     def _map(self, table: int, index: int, count: int) -> list[int]:
         """Give each of ``count`` clusters a place and an entry that says so; the places, in order."""
@@ -286,6 +279,20 @@ def _tables(first: int, count: int) -> Iterator[tuple[int, int, int]]:
         yield table, index, part
         first += part
         count -= part
+
+
+def _pieces(hosts: list[int], length: int) -> list[tuple[int, int, int]]:
+    """Pieces ``(file offset, start, end)`` of ``length`` bytes whose clusters have these places."""
+    pieces: list[tuple[int, int, int]] = []
+    done = 0
+    for host in hosts:
+        end = min(done + CLUSTER, length)
+        if pieces and pieces[-1][0] + (done - pieces[-1][1]) == host:
+            pieces[-1] = (pieces[-1][0], pieces[-1][1], end)
+        else:
+            pieces.append((host, done, end))
+        done = end
+    return pieces
 
 
 def _refcount_clusters(used: int) -> tuple[int, int]:

@@ -98,7 +98,6 @@ def _take_over(left: DraftFiles, files: DraftFiles, journal: Journal, reopened: 
     fault_point("takeover.dropped")
     fsync_path(files.layer.parent)
     fault_point("takeover.durable")
-    left.claims.unlink(missing_ok=True)  # of an attempt still older; the journal just dropped did not count on them
     if left.digest.is_file():
         left.digest.rename(files.claims)
     fsync_path(files.claims.parent)
