@@ -63,9 +63,9 @@ class Bucket:
 
     def pause(self, cost: int) -> float:
         """Seconds until ``cost`` bytes may be sent; 0 if they may now."""
-        # A missing byte is forgiven: the clock may be too coarse to wait for a fraction of it.
+        # Half a byte is forgiven: the clock may be too coarse to wait for a fraction.
         missing = cost - self.level
-        return missing / self.rate if missing > 1 else 0.0
+        return missing / self.rate if missing > 0.5 else 0.0
 
 
 @dataclass(eq=False, slots=True)

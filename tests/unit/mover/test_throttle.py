@@ -176,6 +176,17 @@ def test_a_cancel_ends_the_wait_of_its_transfer_and_another_keeps_the_time(taker
 
 
 @pytest.mark.usefixtures("no_checks")
+def test_who_keeps_the_time_hands_it_on_when_it_may_send(takers: Takers) -> None:
+    throttles = Throttles()
+    throttles.set([api.RateLimit("all", 100 * KIB)])
+    with throttles.lane(("all",), tls=False) as lane:
+        for _ in range(6):
+            takers.take(lane, 2 * KIB)
+        assert takers.join(10)
+    assert [granted for granted, _ in takers.taken] == [2 * KIB] * 6
+
+
+@pytest.mark.usefixtures("no_checks")
 def test_closing_a_lane_leaves_no_thread_asleep(takers: Takers) -> None:
     throttles = Throttles(Clock())
     throttles.set(LIMITED)
