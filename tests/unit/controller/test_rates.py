@@ -81,6 +81,7 @@ class Proxies:
     def __init__(self) -> None:
         self.told: list[tuple[str, dict[str, float]]] = []
         self.rates: dict[str, dict[str, float]] = defaultdict(dict)
+        self.calls: Counter[str] = Counter()
         self.down: set[str] = set()
         self.hang: dict[str, threading.Event] = {}
         self.now = 0.0
@@ -100,6 +101,7 @@ class Client:
         self._name = name
 
     def call(self, request: api.SetRates, response_type: type[api.Nothing]) -> api.Nothing:
+        self._proxies.calls[self._name] += 1
         if self._name in self._proxies.hang:
             self._proxies.hang[self._name].wait(10)
         if self._name in self._proxies.down:
@@ -215,6 +217,7 @@ def test_a_proxy_that_does_not_answer_holds_up_the_tick_once_and_gets_one_messag
         assert tick(pusher, proxies) == [("b", {"/": 40.0, "b/": 30.0})]
         proxies.throttles[0] = Throttle("all", rate=60)
         assert tick(pusher, proxies) == [("b", {"/": 30.0, "b/": 30.0})]
+        assert proxies.calls["a"] == 3, "one for each start, and the one that hangs"
         proxies.hang.pop("a").set()
         while proxies.rates["a"] != {"/": 30.0}:
             tick(pusher, proxies)

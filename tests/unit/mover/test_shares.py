@@ -162,6 +162,28 @@ def test_a_grant_of_the_old_rate_does_not_break_the_new_one() -> None:
     assert most_in_a_window(sent, lambda start, end: 64 * KIB * (end - start)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("rate", [8 * KIB, 64 * KIB, MBIT_100])
+def test_ten_seconds_of_demand_after_a_long_idle_time_hold_no_more(rate: int) -> None:
+    world = World()
+    flow = world.shares.open(("all",), True)
+    world.set(all=rate)
+    world.run(3600)
+    world.thread(flow, lambda: MIB)
+    world.thread(flow, lambda: 40)
+    world.run(11)
+    assert most_in_a_window(world.all_sent(flow), lambda start, end: rate * (end - start)) <= TOLERANCE
+
+
+def test_what_was_saved_up_at_a_high_rate_is_gone_when_it_drops() -> None:
+    shares = Shares(0.0)
+    shares.set({"all": GBIT_10}, 0.0)
+    flow = shares.open(("all",), False)
+    shares.set({"all": 64 * KIB}, 60.0)
+    for _ in range(100):
+        shares.ask(flow, MIB)
+    assert sum(request.granted for request in shares.serve(60.0)) <= 64 * KIB * 0.06
+
+
 @pytest.mark.parametrize("rate", [8 * KIB, 64 * KIB, MBIT_100, GBIT_10])
 @pytest.mark.parametrize("transfers", [1, 5])
 def test_demand_gets_what_the_limit_allows_although_threads_are_late(rate: int, transfers: int) -> None:
