@@ -15,6 +15,7 @@ from understudy.cli.shapes import Shape
 from understudy.controller import throttles
 from understudy.errors import UsageError
 from understudy.model.throttle import (
+    DAYS,
     Throttle,
     Window,
     format_minute,
@@ -139,7 +140,7 @@ def _shape(item: Throttle, now: datetime) -> Shape:
 
 def _window_shape(window: Window) -> Shape:
     return {
-        "days": sorted(window.days),
+        "days": [DAYS[day] for day in sorted(window.days)],
         "start": format_minute(window.start_minute),
         "end": format_minute(window.end_minute),
         "rate": window.rate,

@@ -17,15 +17,15 @@ from operator import attrgetter
 
 from understudy.units import KIB
 
-#: What a limit saves up while nobody sends, in seconds of its rate; late threads find it still there.
-DEPTH_S = 0.05
 #: How much is granted at a time, in seconds of the smallest limit's rate, between these bytes.
 GRANT_S = 0.02
 SMALLEST_GRANT, LARGEST_GRANT = KIB, 256 * KIB
 #: A grant under a very small limit must not take longer than this.
 LONGEST_GRANT_S = 0.2
-#: How long it is remembered who was served; long against a grant, short against the patience of a transfer.
-MEMORY_S = 0.5
+#: What a limit saves up beyond one grant, in seconds of its rate: threads that wake so late lose nothing.
+SPARE_S = 0.03
+#: How long it is remembered who was served: many grants, but no long claim for who could not or would not send.
+MEMORY_S = 2.0
 
 _RECORD = 16 * KIB
 _RECORD_OVERHEAD = 22
@@ -54,7 +54,7 @@ class Bucket:
         self.rate = rate
         least = min(SMALLEST_GRANT, rate * LONGEST_GRANT_S)
         self.grant = max(1, int(min(LARGEST_GRANT, max(rate * GRANT_S, least))))
-        self.depth = max(rate * DEPTH_S, float(wire_length(self.grant, tls=True)))
+        self.depth = wire_length(self.grant, tls=True) + rate * SPARE_S
         self.level = min(self.level, self.depth)
 
     def refill(self, seconds: float) -> None:
@@ -62,9 +62,10 @@ class Bucket:
         self.level = min(self.depth, self.level + seconds * self.rate)
 
     def pause(self, cost: int) -> float:
-        """Seconds until ``cost`` bytes may be sent; not above 0 if they may now."""
-        # A byte is forgiven: time has not the resolution to hit the last one.
-        return (cost - 1 - self.level) / self.rate
+        """Seconds until ``cost`` bytes may be sent; 0 if they may now."""
+        # Half a byte is forgiven: the clock may be too coarse to wait for a fraction.
+        missing = cost - self.level
+        return missing / self.rate if missing > 0.5 else 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -144,6 +145,8 @@ class Shares:
     def open(self, keys: tuple[str, ...], tls: bool) -> Flow:
         """A new flow under the limits called ``keys``; those that are not set do not limit it."""
         flow = Flow(keys, tls)
+        # It begins level with the others, instead of keeping them waiting until it is.
+        flow.served = min((other.served for other in self._flows if other.requests), default=0.0)
         self._link(flow)
         self._flows.append(flow)
         return flow
