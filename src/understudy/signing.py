@@ -69,15 +69,12 @@ def signing_request(key: bytes) -> bytes:
 
 def make_authority(name: str, lifetime: timedelta = AUTHORITY_LIFETIME) -> bytes:
     """A new certificate authority: its private key and its certificate, PEM, one after the other."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(subject, subject, key.public_key(), key.public_key(), Validity.from_now(lifetime))
-    certificate = (
-        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs=True), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
+    return _self_signed(name, lifetime, x509.BasicConstraints(ca=True, path_length=0))
+
+
+def make_pinned(name: str, lifetime: timedelta = AUTHORITY_LIFETIME) -> bytes:
+    """A new private key and a certificate that is known by its fingerprint, PEM, one after the other."""
+    return _self_signed(name, lifetime, x509.BasicConstraints(ca=False, path_length=None))
 
 
 def sign(authority: bytes, request: bytes, identity: str, usages: tuple[Usage, ...], validity: Validity) -> bytes:
@@ -143,6 +140,18 @@ def check_issued(what: str, pem: bytes, key: bytes, identity: str, authority: by
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
     except (ValueError, TypeError, InvalidSignature) as exc:
         raise UsageError(what, "the certificate is from another authority") from exc
+
+
+def _self_signed(name: str, lifetime: timedelta, constraints: x509.BasicConstraints) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        _builder(subject, subject, key.public_key(), key.public_key(), Validity.from_now(lifetime))
+        .add_extension(constraints, critical=True)
+        .add_extension(_key_usage(signs=constraints.ca), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _requested_key(request: bytes) -> ec.EllipticCurvePublicKey:

@@ -95,6 +95,17 @@ class Authorities:
                 self.issue_proxy(directory, identity)
         return Credentials(directory)
 
+    def enrolment(self) -> Path:
+        """The key and certificate of the enrolment server, made if missing; tokens carry its fingerprint.
+
+        :raises DatabaseError: if they cannot be written.
+        """
+        path = self._directory / "enrolment.pem"
+        with self._translated(), self._locked():
+            if not path.exists():
+                write_private(path, signing.make_pinned("Understudy enrolment"))
+        return path
+
     def _issue(
         self, directory: Path, signer: str, identity: str, usages: tuple[Usage, ...], validity: Validity | None
     ) -> Credentials:

@@ -64,7 +64,7 @@ class SiteBuilder:
     def __init__(self, home: Path, database: Database) -> None:
         self._database = database
         self.platforms = PlatformPool()
-        self.movers = MoverPool(home)
+        self.movers = MoverPool(home, database)
         self._resources = ResourcePool({})
 
     def proxies_of(self, job: Job) -> tuple[str, str]:

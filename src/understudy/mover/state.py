@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from understudy.certificates import Credentials
 from understudy.mover.copies import DigestCopies
 from understudy.mover.drafts import Drafts
 from understudy.mover.exports import Exports
@@ -18,6 +20,9 @@ class Mover:
     """State of this process.
 
     :ivar run_dir: private directory for sockets; what is in it does not outlive the process.
+    :ivar credentials: what it proves its identity with, if it talks to other hosts.
+    :ivar identity: the name in its certificate; empty without one.
+    :ivar forget: destroys the credentials and ends the process; a child process of the controller has no such act.
     """
 
     name: str
@@ -26,11 +31,18 @@ class Mover:
     drafts: Drafts
     exports: Exports
     works: Works
+    credentials: Credentials | None = None
+    identity: str = ""
+    forget: Callable[[], None] | None = None
 
     @classmethod
-    def make(cls, name: str, state_dir: Path, run_dir: Path) -> Mover:
+    def make(
+        cls, name: str, state_dir: Path, run_dir: Path, credentials: Credentials | None = None, identity: str = "",
+        forget: Callable[[], None] | None = None,
+    ) -> Mover:  # fmt: skip
         """A mover that keeps digest copies below ``state_dir``."""
-        return cls(name, run_dir, DigestCopies(state_dir / "digests"), Drafts(), Exports(run_dir), Works())
+        copies = DigestCopies(state_dir / "digests")
+        return cls(name, run_dir, copies, Drafts(), Exports(run_dir), Works(), credentials, identity, forget)
 
     def close(self) -> None:
         """Stop everything. Drafts whose transfer does not stop in time stay for the next session's sweep."""
