@@ -13,7 +13,7 @@ import click
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.output import answer, answer_facts, answer_line, answer_table, printable
 from understudy.controller import catalog
-from understudy.controller.records import ProxyWish
+from understudy.controller.records import InvitedProxy, ProxyWish
 from understudy.errors import MoverError, UsageError
 from understudy.model.job import Proxy
 from understudy.units import parse_duration
@@ -78,8 +78,7 @@ def invite(app: App, name: str, host: str, slots: int | None, valid: str, contro
     except ValueError as exc:
         raise UsageError("proxy invite", str(exc), "use e.g. 30m, 1h or 2d") from exc
     invited = app.services.invite_proxy(ProxyWish(name, host, slots or 0, valid_s, controller))
-    answer_line(app, asdict(invited), f"Run this on the host, until {invited.expires_at}, once:\n\n"
-                                      f"understudy proxy enrol {invited.token}")  # fmt: skip
+    answer(app, asdict(invited), lambda: _show_invited(invited))
 
 
 @proxy.command()
@@ -124,8 +123,7 @@ def serve(app: App, state_dir: Path) -> None:
 
 @proxy.command("set")
 @click.argument("name")
-@click.option("--slots", type=click.IntRange(0, 1000), default=None,
-              help="Disks that it moves at the same time; 0 for one for each core of the controller.")  # fmt: skip
+@click.option("--slots", type=SLOTS, default=None, help="Disks that it moves at the same time.")
 @click.option("--host", default=None, help="The host whose disks it moves; an empty text for those of every host.")
 @click.option("--control-address", default=None, metavar="HOST:PORT", help="Where the controller reaches a service.")
 @click.option("--data-address", default=None, metavar="HOST:PORT",
@@ -209,6 +207,11 @@ def _start_service(state_dir: Path) -> None:
         why = exc.stderr if isinstance(exc, subprocess.CalledProcessError) else str(exc)
         raise MoverError("start the proxy", f"this host is enrolled, but systemd did not start the service: {why}",
                          f"run 'understudy proxy serve --state-dir {state_dir}'") from exc
+
+
+def _show_invited(invited: InvitedProxy) -> None:
+    click.echo(f"Run this on the host, once, before {invited.expires_at}:")
+    click.echo(f"understudy proxy enrol {invited.token}")
 
 
 def _show_enrolled(settings: ServiceSettings, state_dir: Path, started: bool) -> None:

@@ -119,6 +119,10 @@ class TlsEndpoint:
             if isinstance(cause, socket.gaierror):
                 return MoverError(what, f"no address of {self.address.host!r} is known ({cause.strerror})",
                                   "check the name, or 'understudy proxy set --control-address'")
+        if isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
+            # A server of asyncio that refuses a certificate closes the connection, and no more (Python 3.11).
+            return MoverError(what, "it closed the connection without an answer", "if it does so again, it does not"
+                              " accept this controller's certificate: enrol its host again; else see its log")
         if isinstance(exc, httpx.ConnectTimeout):
             return MoverError(what, "it does not answer", _CHECK)
         return MoverError(what, str(exc) or type(exc).__name__, _CHECK)
