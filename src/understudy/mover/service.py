@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from understudy.certificates import CONTROLLERS_CA
 from understudy.errors import MoverError
@@ -52,7 +53,7 @@ def serve(path: Path) -> None:
 
             mover = Mover.make(settings.name, path, run_dir, state_dir.credentials, settings.identity, forget)
             config = uvicorn.Config(
-                make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none",
+                make_app(mover), http=_Connection, log_config=None, access_log=False, lifespan="off", ws="none",
                 ssl_context_factory=lambda _config, _default: context, timeout_keep_alive=IDLE_TIMEOUT_S,
                 timeout_graceful_shutdown=GRACE_S,
             )  # fmt: skip
@@ -63,6 +64,18 @@ def serve(path: Path) -> None:
         finally:
             shutil.rmtree(run_dir)
     LOG.info("proxy %r ended", settings.name)
+
+
+class _Connection(H11Protocol):
+    """A connection that does not hold up the end of the process when it is idle.
+
+    Closing in order would wait for the other end to agree, and an idle client does not listen.
+    """
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            self.transport.abort()
 
 
 def _context(state_dir: StateDir, what: str) -> ssl.SSLContext:

@@ -327,8 +327,8 @@ def test_old_tls_and_plain_http_are_not_served(lite: Office, tmp_path: Path) -> 
     ):
         context.wrap_socket(sock)
     connection = http.client.HTTPConnection("127.0.0.1", token.address.port, timeout=20)
+    connection.request("POST", PATH, body_of(token))
     with pytest.raises((http.client.HTTPException, ConnectionError)):
-        connection.request("POST", PATH, body_of(token))
         connection.getresponse()
     connection.close()
     enrol(token, place(tmp_path))
@@ -344,7 +344,7 @@ def test_an_invitation_is_refused_before_anything_is_started(lite: Office) -> No
         ({"controller": "a b"}, UsageError), ({"controller": "[::1"}, UsageError),
     ):  # fmt: skip
         with pytest.raises(error):
-            lite.invited(**wish)  # type: ignore[arg-type]
+            lite.invited(**wish)
     assert not lite.servers
     assert not open_addresses(lite.database)
 

@@ -27,7 +27,7 @@ from understudy.controller.remote import RemoteProxy, make_forget
 from understudy.errors import MoverError, Refused, UsageError
 from understudy.model.address import Address
 from understudy.mover import api
-from understudy.mover.client import MoverClient
+from understudy.mover.client import RESTART_S, MoverClient
 from understudy.mover.endpoints import TlsEndpoint
 from understudy.signing import Validity, new_proxy_identity
 
@@ -195,12 +195,54 @@ def test_calls_survive_a_restart_of_the_service(authorities: Authorities, tmp_pa
         service.start()
         assert client.call(api.About(), api.MoverInfo).pid != first
         # Something that changes state is not sent twice, but a new connection is made for it.
-        client.call(api.About(), api.MoverInfo)
         service.end(signal.SIGKILL)
         service.start()
         assert client.call(api.CancelWork("none"), api.Nothing) == api.Nothing()
         assert service.end() == 0
     assert "Traceback" not in service.said()
+
+
+def test_a_call_while_the_service_restarts_is_sent_when_it_is_back(
+    authorities: Authorities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(enrolled(tmp_path / "proxy", authorities)) as service, service.client() as client:
+        assert client.call(api.About(), api.MoverInfo).name == "far"
+        service.end()
+        waited: list[float] = []
+
+        def start_meanwhile(seconds: float) -> None:
+            monkeypatch.undo()
+            waited.append(seconds)
+            service.start()
+
+        monkeypatch.setattr(time, "sleep", start_meanwhile)
+        assert client.call(api.CancelWork("none"), api.Nothing) == api.Nothing()
+        assert waited == [RESTART_S]
+
+
+@pytest.mark.parametrize(("request_", "times"), [(api.WorkQuery("w"), 2), (api.CancelWork("w"), 1)])
+def test_only_a_query_is_sent_again_when_no_answer_comes(
+    authorities: Authorities, tmp_path: Path, request_: object, times: int
+) -> None:
+    service = enrolled(tmp_path / "proxy", authorities)
+    context = Credentials(service.path / "credentials").server_context("controllers-ca.pem")
+    received: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(times):
+            with context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+                received.append(sock.recv(4096))
+
+    with socket.create_server(("127.0.0.1", service.port)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with service.client() as client, pytest.raises(MoverError, match="without an answer"):
+            client.call(request_, api.Nothing)
+        thread.join()
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert len(received) == times
 
 
 def test_a_second_service_on_the_same_directory_is_refused(shared: Service) -> None:
