@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "understudy.cli.single:demo",
     "version": "understudy.cli.single:version",
     "controller": "understudy.cli.single:controller",
+    "enrolment": "understudy.cli.single:enrolment",
 }
 
 

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Protocol
 
 from understudy.controller.database import Database
-from understudy.controller.records import FailoverAnswer, ReplicaRecord
+from understudy.controller.records import (
+    CheckedProxy,
+    FailoverAnswer,
+    InvitedProxy,
+    ProxyWish,
+    RemovedProxy,
+    ReplicaRecord,
+)
 from understudy.model.inventory import HostFacts, Vm
 from understudy.model.session import SessionReport
-from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
+from understudy.mover.api import Progress, ReplicaFacts, VerifiedDisk
 from understudy.storage import DatastoreFacts
 
 
@@ -41,11 +48,31 @@ class Services(Protocol):
         :raises NotFound: if there is no such datastore.
         """
 
-    def check_proxy(self, name: str) -> MoverInfo:
-        """Start the proxy if need be, and ask who it is.
+    def check_proxy(self, name: str) -> CheckedProxy:
+        """Start the proxy if need be, or connect to it, and ask who it is; renew its certificate if that is due.
 
         :raises NotFound: if there is no such proxy.
-        :raises MoverError: if it does not answer.
+        :raises MoverError: if it does not answer, or is not who it should be.
+        """
+
+    def invite_proxy(self, wish: ProxyWish) -> InvitedProxy:
+        """Invite a host to become a proxy; a background process waits for it when this returns.
+
+        It runs ``understudy --home HOME enrolment``, which ends up in :meth:`run_enrolment`.
+
+        :raises NotFound: if the proxy's host is unknown.
+        :raises Refused: if the name is taken.
+        :raises MoverError: if nobody can wait at the address.
+        """
+
+    def run_enrolment(self) -> None:
+        """Serve invited hosts until no invitation is open; wait first if another process does."""
+
+    def remove_proxy(self, name: str) -> RemovedProxy:
+        """Forget a proxy, which revokes its identity, and tell a service so if it can be reached.
+
+        :raises NotFound: if there is no such proxy.
+        :raises Refused: if it is the built-in one, or something uses it.
         """
 
     def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:

@@ -1,4 +1,4 @@
-"""The commands without a group: ``understudy demo``, ``version`` and ``controller``."""
+"""The commands without a group: ``understudy demo``, ``version``, ``controller`` and ``enrolment``."""
 
 from __future__ import annotations
 
@@ -62,3 +62,11 @@ def controller(app: App) -> None:
     """Be the controller until no session is queued or running. JSON: {done}."""
     app.services.run_controller()
     answer_line(app, {"done": True}, "No session is queued or running.")
+
+
+@click.command(hidden=True)
+@pass_app
+def enrolment(app: App) -> None:
+    """Serve invited proxies until no invitation is open. JSON: {done}."""
+    app.services.run_enrolment()
+    answer_line(app, {"done": True}, "No invitation is open.")

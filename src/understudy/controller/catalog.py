@@ -9,12 +9,22 @@ import os
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, delete, or_, select
 from sqlalchemy.orm import Session
 
+from understudy.controller.clock import now_iso
 from understudy.controller.database import Database
 from understudy.controller.naming import check_address, check_name, check_path, check_uri
-from understudy.controller.schema import DatastoreRow, FrozenGuestRow, HostRow, JobRow, ProxyRow, ReplicaRow
+from understudy.controller.schema import (
+    DatastoreRow,
+    FrozenGuestRow,
+    HostRow,
+    InvitationRow,
+    JobRow,
+    ProxyRow,
+    ReplicaRow,
+    ThrottleRow,
+)
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.job import Datastore, Host, Proxy, ProxyKind
 
@@ -22,6 +32,7 @@ DEFAULT_SCRATCH_DIR = "/var/lib/libvirt/understudy"
 STORE_KINDS = ("qcow2",)
 LOCAL_PROXY = "local"
 MAX_LIMIT = 1000
+MAX_SLOTS = 1000
 
 _SHOWN_USERS = 5
 
@@ -89,16 +100,18 @@ def remove_host(database: Database, name: str) -> None:
     """Forget a host.
 
     :raises NotFound: if there is none of that name.
-    :raises Refused: if a job, datastore, proxy, replica or frozen guest refers to it.
+    :raises Refused: if a job, datastore, proxy, replica, frozen guest or open invitation refers to it.
     """
     with database.transaction() as session:
         row = host_row(session, name)
+        session.execute(delete(InvitationRow).where(InvitationRow.host == name, InvitationRow.over(now_iso())))
         used = or_(JobRow.source == name, JobRow.target == name)
         users = _users(session, "job", select(JobRow.name).where(used))
         users += _users(session, "datastore", select(DatastoreRow.name).filter_by(host=name))
         users += _users(session, "proxy", select(ProxyRow.name).filter_by(host=name))
         users += _users(session, "replica", select(ReplicaRow.name).filter_by(target_host=name))
         users += _users(session, "frozen VM", select(FrozenGuestRow.vm_uuid).filter_by(host=name))
+        users += _users(session, "invitation of proxy", select(InvitationRow.name).filter_by(host=name))
         _refuse_used(f"remove host {name!r}", users)
         session.delete(row)
 
@@ -186,23 +199,22 @@ def add_proxy(database: Database, proxy: Proxy) -> Proxy:
     """
     what = f"add proxy {proxy.name!r}"
     check_name(what, proxy.name)
-    if not 0 <= proxy.slots <= 1000:
-        raise UsageError(what, f"{proxy.slots} is no number of task slots", "choose 1 to 1000")
+    check_slots(what, proxy.slots)
     with database.transaction() as session:
         if proxy.host:
             host_row(session, proxy.host)
         refuse_taken(session, ProxyRow, proxy.name, what)
         row = ProxyRow(name=proxy.name, host=proxy.host or None, slots=proxy.slots, kind=proxy.kind.value,
                        identity=proxy.identity, control_address=proxy.control_address,
-                       data_address=proxy.data_address)
+                       data_address=proxy.data_address, certificate_expires=proxy.certificate_expires)
         session.add(row)
-        return _proxy(row)
+        return proxy_value(row)
 
 
 def list_proxies(database: Database) -> tuple[Proxy, ...]:
     """All proxies by name; ``local`` is always among them."""
     with database.reading() as session:
-        return tuple(_proxy(row) for row in session.scalars(select(ProxyRow).order_by(ProxyRow.name)))
+        return tuple(proxy_value(row) for row in session.scalars(select(ProxyRow).order_by(ProxyRow.name)))
 
 
 def get_proxy(database: Database, name: str) -> Proxy:
@@ -211,14 +223,14 @@ def get_proxy(database: Database, name: str) -> Proxy:
     :raises NotFound: if there is none.
     """
     with database.reading() as session:
-        return _proxy(proxy_row(session, name))
+        return proxy_value(proxy_row(session, name))
 
 
 def remove_proxy(database: Database, name: str) -> None:
-    """Forget a proxy.
+    """Forget a proxy, and with it its identity: nobody gives or takes data in its name any more.
 
     :raises NotFound: if there is none of that name.
-    :raises Refused: if it is the built-in one, or a job uses it.
+    :raises Refused: if it is the built-in one, or a job or throttle uses it.
     """
     what = f"remove proxy {name!r}"
     if name == LOCAL_PROXY:
@@ -226,8 +238,20 @@ def remove_proxy(database: Database, name: str) -> None:
     with database.transaction() as session:
         row = proxy_row(session, name)
         used = or_(JobRow.source_proxy == name, JobRow.target_proxy == name)
-        _refuse_used(what, _users(session, "job", select(JobRow.name).where(used)))
+        users = _users(session, "job", select(JobRow.name).where(used))
+        limited = or_(ThrottleRow.source_proxy == name, ThrottleRow.target_proxy == name)
+        users += _users(session, "throttle", select(ThrottleRow.name).where(limited))
+        _refuse_used(what, users)
         session.delete(row)
+
+
+def check_slots(what: str, slots: int) -> None:
+    """Accept a number of task slots; 0 for one for each core.
+
+    :raises UsageError: if it is out of range.
+    """
+    if not 0 <= slots <= MAX_SLOTS:
+        raise UsageError(what, f"{slots} is no number of task slots", f"choose 1 to {MAX_SLOTS}")
 
 
 def host_row(session: Session, name: str) -> HostRow:
@@ -276,6 +300,7 @@ def _datastore(row: DatastoreRow) -> Datastore:
     return Datastore(row.name, row.host, row.kind, row.path, row.max_transfers)
 
 
-def _proxy(row: ProxyRow) -> Proxy:
+def proxy_value(row: ProxyRow) -> Proxy:
+    """For the controller package: the proxy that a row is."""
     return Proxy(row.name, row.host or "", row.slots or os.cpu_count() or 1, ProxyKind(row.kind), row.identity,
-                 row.control_address, row.data_address)
+                 row.control_address, row.data_address, row.certificate_expires)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.model.job import Job
+from understudy.model.job import Job, Proxy
 from understudy.model.replica import Replica
 from understudy.model.session import SessionState
+from understudy.mover.api import MoverInfo
 from understudy.replication.held import HeldTask
 
 
@@ -87,3 +88,58 @@ class FrozenGuest:
     session: int
     frozen_at: str
     deadline: str
+
+
+@dataclass(frozen=True)
+class InvitedProxy:
+    """An invitation for a proxy; the token is shown once and stored nowhere.
+
+    :ivar controller: ``HOST:PORT`` where the invited host must come to.
+    """
+
+    name: str
+    token: str
+    expires_at: str
+    controller: str
+
+
+@dataclass(frozen=True)
+class CheckedProxy:
+    """A proxy that answered.
+
+    :ivar proxy: as the configuration database has it, after a renewal if one was due.
+    :ivar clock_skew_s: seconds that its clock is ahead of the controller's.
+    :ivar warnings: what an operator should look at.
+    """
+
+    proxy: Proxy
+    info: MoverInfo
+    clock_skew_s: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RemovedProxy:
+    """A proxy that is no more.
+
+    :ivar told: whether the service destroyed its credentials; None for a child process, which has no service.
+    """
+
+    name: str
+    told: bool | None
+
+
+@dataclass(frozen=True)
+class ProxyWish:
+    """Whom to invite.
+
+    :ivar host: the host whose disks it will move; empty for those of every host.
+    :ivar slots: its task slots; 0 for one for each of its cores.
+    :ivar controller: ``HOST[:PORT]`` where the invited host reaches this controller; empty for the primary address.
+    """
+
+    name: str
+    host: str
+    slots: int
+    valid_s: int
+    controller: str

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, MetaData, String, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    UniqueConstraint,
+    or_,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 NAME_LENGTH = 100
+#: An invitation is void after so many wrong secrets.
+MAX_WRONG_TRIES = 10
 
 Name = String(NAME_LENGTH)
 VmName = String(255)
@@ -72,10 +86,11 @@ class ProxyRow(Base):
     identity: Mapped[str] = mapped_column(Name)
     control_address: Mapped[str] = mapped_column(String(300))
     data_address: Mapped[str] = mapped_column(String(300))
+    certificate_expires: Mapped[str] = mapped_column(Time)
 
 
 class InvitationRow(Base):
-    """An invitation for a proxy: who knows the secret may enrol once, until ``expires_at``."""
+    """An invitation for a proxy: who knows the secret may enrol once, until ``expires_at``, at ``address``."""
 
     __tablename__ = "invitations"
 
@@ -86,6 +101,13 @@ class InvitationRow(Base):
     secret_digest: Mapped[str] = mapped_column(String(64))
     expires_at: Mapped[str] = mapped_column(Time)
     used_at: Mapped[str | None] = mapped_column(Time)
+    address: Mapped[str] = mapped_column(String(300))
+    wrong_tries: Mapped[int]
+
+    @classmethod
+    def over(cls, now: str) -> ColumnElement[bool]:
+        """Rows of invitations that nobody can use any more at the time ``now``."""
+        return or_(cls.used_at.is_not(None), cls.expires_at <= now, cls.wrong_tries >= MAX_WRONG_TRIES)
 
 
 class ThrottleRow(Base):

@@ -10,14 +10,24 @@ from pathlib import Path
 from understudy.context import Context
 from understudy.controller import catalog, control, journal, lock
 from understudy.controller.database import Database
-from understudy.controller.records import FailoverAnswer, ReplicaRecord
+from understudy.controller.proxies import proxy_warnings
+from understudy.controller.records import (
+    CheckedProxy,
+    FailoverAnswer,
+    InvitedProxy,
+    ProxyWish,
+    RemovedProxy,
+    ReplicaRecord,
+)
 from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
 from understudy.controller.sites import SiteBuilder
 from understudy.errors import NotFound, Refused
 from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.job import ProxyKind
 from understudy.model.session import SessionReport
-from understudy.mover import api
+from understudy.mover import about, api
+from understudy.mover.process import MoverProcess
 from understudy.replication import failover
 from understudy.replication.target_side import replica_vm_spec
 from understudy.replication.work import finish
@@ -51,10 +61,39 @@ class ControllerServices:
         datastore = catalog.get_datastore(self._database, name)
         return self._sites.mover_at(datastore.host).call(api.CheckDatastore(datastore.path), api.DatastoreAnswer).facts
 
-    def check_proxy(self, name: str) -> api.MoverInfo:
-        """Start the proxy and ask who it is."""
+    def check_proxy(self, name: str) -> CheckedProxy:
+        """Start the proxy, or connect to it, and ask who it is."""
+        mover = self._sites.movers.start(name).result()
+        info = mover.client.call(api.About(), api.MoverInfo)
+        skew_s = 0.0 if isinstance(mover, MoverProcess) else mover.clock_skew_s
         proxy = catalog.get_proxy(self._database, name)
-        return self._sites.movers.get(proxy.name).call(api.About(), api.MoverInfo)
+        return CheckedProxy(proxy, info, skew_s, proxy_warnings(info, skew_s, about.package_version()))
+
+    def invite_proxy(self, wish: ProxyWish) -> InvitedProxy:
+        """Invite a host to become a proxy."""
+        from understudy.controller.invite import invite
+
+        return invite(self._home, self._database, wish, self._start_enrolment)
+
+    def run_enrolment(self) -> None:
+        """Serve enrolment until no invitation is open."""
+        from understudy.controller.enrolment_server import serve_enrolment
+
+        serve_enrolment(self._home, self._database)
+
+    def remove_proxy(self, name: str) -> RemovedProxy:
+        """Forget a proxy, and tell a service that it is no proxy any more."""
+        from understudy.controller.authority import Authorities
+        from understudy.controller.remote import make_forget
+
+        proxy = catalog.get_proxy(self._database, name)
+        catalog.remove_proxy(self._database, name)
+        if proxy.kind is ProxyKind.CHILD:
+            return RemovedProxy(name, None)
+        return RemovedProxy(name, make_forget(proxy, Authorities(self._home)))
+
+    def _start_enrolment(self) -> None:
+        self._start_background("enrolment")
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
@@ -70,8 +109,11 @@ class ControllerServices:
 
     def start_background_controller(self) -> None:
         """Start a controller that outlives this command."""
-        command = [sys.executable, "-m", "understudy", "--home", str(self._home), "controller"]
-        log = self._home / "log" / "controller.log"
+        self._start_background("controller")
+
+    def _start_background(self, name: str) -> None:
+        command = [sys.executable, "-m", "understudy", "--home", str(self._home), name]
+        log = self._home / "log" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
             subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)

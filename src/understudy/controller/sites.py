@@ -89,10 +89,11 @@ class SiteBuilder:
     def __init__(self, home: Path, database: Database) -> None:
         self._database = database
         self.platforms = PlatformPool()
-        self.movers = MoverPool(home)
+        self.movers = MoverPool(home, database)
         self._pool = ResourcePool()
         self.rates = RatePusher(lambda: throttles.list_throttles(database), self.movers.get)
         self._reach = Reachability(self._mover)
+
 
     def warm_up(self, job: Job) -> None:
         """Start the child processes that a job may use, so that they get ready while its tasks are prepared."""

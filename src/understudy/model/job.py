@@ -85,6 +85,7 @@ class Proxy:
     :ivar identity: the name in its certificate, unique among all proxies that ever were; empty until a child has one.
     :ivar control_address: ``HOST:PORT`` of a service's control address; empty for a child.
     :ivar data_address: ``HOST:PORT`` where other proxies reach it; empty for a child that takes no data from others.
+    :ivar certificate_expires: when its certificate ends, ISO 8601 in UTC; empty if it has none.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Proxy:
     identity: str = ""
     control_address: str = ""
     data_address: str = ""
+    certificate_expires: str = ""
 
 
 @dataclass(frozen=True)

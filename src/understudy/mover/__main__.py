@@ -17,31 +17,39 @@ from pathlib import Path
 
 import uvicorn
 
+from understudy.certificates import Credentials
+from understudy.mover.ending import End, serve_until_told
+from understudy.mover.listeners import open_data_listeners
 from understudy.mover.server import make_app
 from understudy.mover.state import Mover
 
 LOG = logging.getLogger(__name__)
-END_TIMEOUT_S = 20.0
 
 
 def main() -> None:
     """Serve until standard input ends or SIGTERM comes."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    credentials = Credentials(arguments.credentials) if arguments.credentials else None
+    mover = Mover.make(arguments.name, arguments.state_dir, arguments.socket.parent, credentials, arguments.identity)
+    listener = _listen(arguments.socket)
+    open_data_listeners(mover, arguments.data_listen)
+    config = uvicorn.Config(make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    end = End(mover, lambda: _remove_socket(arguments.socket))
+    threading.Thread(target=_end_with_stdin, args=(end,), name="stdin", daemon=True).start()
+    serve_until_told(server, listener, end)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="understudy proxy", description=__doc__)
     parser.add_argument("--socket", required=True, type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--state-dir", required=True, type=Path)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    mover = Mover.make(arguments.name, arguments.state_dir, arguments.socket.parent)
-    listener = _listen(arguments.socket)
-    config = uvicorn.Config(make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    end = _End(mover, arguments.socket)
-    threading.Thread(target=end.with_stdin, name="stdin", daemon=True).start()
-    try:
-        server.run(sockets=[listener])
-    finally:
-        end.tidy()
+    parser.add_argument("--credentials", type=Path, help="directory of the credentials for other hosts")
+    parser.add_argument("--identity", default="", help="name in the certificate of the credentials")
+    parser.add_argument("--data-listen", default="", help="address for data connections from other hosts")
+    return parser
 
 
 def _listen(path: Path) -> socket.socket:
@@ -55,38 +63,20 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-class _End:
-    """The end of the process, by a signal or with standard input; what it holds is given back once."""
+def _end_with_stdin(end: End) -> None:
+    """Wait for the end of standard input, then end at once: nobody is left who could ask for something."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    LOG.info("standard input ended: ending")
+    end.tidy()
+    os._exit(0)
 
-    def __init__(self, mover: Mover, path: Path) -> None:
-        self._mover = mover
-        self._path = path
-        self._once = threading.Lock()
-        self._done = False
 
-    def with_stdin(self) -> None:
-        """Wait for the end of standard input, then end at once: nobody is left who could ask for something."""
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-        LOG.info("standard input ended: ending")
-        self.tidy()
-        os._exit(0)
-
-    def tidy(self) -> None:
-        """Stop all work, give locks and exports back, remove the socket."""
-        with self._once:
-            if self._done:
-                return
-            self._done = True
-            # Locks of a mover that hangs would block the next one.
-            timer = threading.Timer(END_TIMEOUT_S, os._exit, (1,))
-            timer.daemon = True
-            timer.start()
-            self._mover.close()
-            self._path.unlink(missing_ok=True)
-            # Whoever started us may be dead, and nobody else knows this directory. One that holds more is not ours.
-            with contextlib.suppress(OSError):
-                self._path.parent.rmdir()
+def _remove_socket(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    # Whoever started us may be dead, and nobody else knows this directory. One that holds more is not ours.
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
 
 
 if __name__ == "__main__":

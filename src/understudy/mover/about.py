@@ -11,15 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from understudy.mover.api import MoverInfo
 
 
-def about(name: str) -> MoverInfo:
+def about(name: str, identity: str = "") -> MoverInfo:
     """Who answers."""
-    return MoverInfo(name, os.getpid(), dict(_versions()))
+    return MoverInfo(name, os.getpid(), dict(_versions()), identity, os.cpu_count() or 1)
 
 
 @functools.cache
 def _versions() -> tuple[tuple[str, str], ...]:
     return (
-        ("understudy", _package()),
+        ("understudy", package_version()),
         ("python", platform.python_version()),
         ("kernel", platform.release()),
         ("qemu_nbd", _qemu_nbd()),
@@ -27,7 +27,8 @@ def _versions() -> tuple[tuple[str, str], ...]:
     )
 
 
-def _package() -> str:
+def package_version() -> str:
+    """The version of this program."""
     try:
         return version("understudy")
     except PackageNotFoundError:

@@ -1,12 +1,10 @@
-"""Client: operations of a mover, called from the controller over its Unix socket."""
+"""Client: operations of a mover, called from the controller over its Unix socket or over mutual TLS."""
 
 from __future__ import annotations
 
-import os
-import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -14,12 +12,20 @@ from urllib.parse import quote
 import httpx
 
 from understudy.errors import MoverError, UsageError, from_fields
+from understudy.mover import api
 from understudy.mover.api import DigestRef, ErrorFields, ReplicaRef
+from understudy.mover.endpoints import Endpoint, causes
 from understudy.mover.protocol import decode, encode, path_of
 
 CONNECT_TIMEOUT_S = 10.0
 #: Operations that are not long answer within this; the slowest are sweeps and digest checks of large replicas.
 ANSWER_TIMEOUT_S = 600.0
+#: A service that is started again is back within this.
+RESTART_S = 1.0
+
+#: Requests that change nothing, so that they may be sent twice when nobody knows whether the first one arrived.
+QUERIES = (api.About, api.DigestRef, api.IdentityQuery, api.InspectReplica, api.ListReplicas, api.ProbeImage,
+           api.ReadNvram, api.WorkQuery)  # fmt: skip
 
 Response = TypeVar("Response")
 
@@ -27,11 +33,10 @@ Response = TypeVar("Response")
 class MoverClient:
     """Calls to one mover; usable by several threads."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = path
-        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        transport = httpx.HTTPTransport(uds=str(path))
-        self._http = httpx.Client(transport=transport, base_url="http://mover", timeout=timeout)
+    def __init__(self, endpoint: Endpoint) -> None:
+        """:raises MoverError: if our credentials cannot be used."""
+        self._endpoint = endpoint
+        self._http = endpoint.client(httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S))
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +56,12 @@ class MoverClient:
         """
         path = path_of(type(request))
         with self._errors(path):
-            answer = self._http.post(path, content=encode(request))
+            answer = self._post(path, encode(request), repeatable=isinstance(request, QUERIES))
             self._check(path, answer)
         try:
             return decode(response_type, answer.content)
         except UsageError as exc:
-            raise MoverError(f"proxy at {self._socket}: {path}", exc.why, exc.todo) from exc
+            raise MoverError(f"proxy at {self._endpoint}: {path}", exc.why, exc.todo) from exc
 
     def copy_digests_to(self, ref: ReplicaRef, digests: DigestRef, other: MoverClient) -> None:
         """Bring the target side digest file of a point, which this mover has, to ``other`` as its source side copy.
@@ -66,7 +71,8 @@ class MoverClient:
         path = "/v1/digests/target"
         where = {"kind": ref.kind, "datastore": ref.datastore, "name": ref.name, "point": digests.point,
                  "disk": digests.disk}
-        with self._errors(path), self._http.stream("GET", path, params=where) as answer:
+        extensions = self._endpoint.extensions
+        with self._errors(path), self._http.stream("GET", path, params=where, extensions=extensions) as answer:
             if answer.is_error:
                 answer.read()
             self._check(path, answer)
@@ -79,7 +85,21 @@ class MoverClient:
         """
         path = "/v1/digests/source/" + "/".join(quote(part, safe="") for part in (ref.replica_id, ref.disk, ref.point))
         with self._errors(path):
-            self._check(path, self._http.put(path, content=content))
+            self._check(path, self._http.put(path, content=content, extensions=self._endpoint.extensions))
+
+    def _post(self, path: str, content: bytes, repeatable: bool) -> httpx.Response:
+        """Send once; once more if it surely did not arrive, or if it may be sent twice."""
+        try:
+            return self._http.post(path, content=content, extensions=self._endpoint.extensions)
+        except httpx.ConnectError as exc:
+            if not any(isinstance(cause, ConnectionRefusedError) for cause in causes(exc)):
+                raise
+            time.sleep(RESTART_S)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            # A connection that the mover closed when it ended, or that was cut on the way.
+            if not repeatable:
+                raise
+        return self._http.post(path, content=content, extensions=self._endpoint.extensions)
 
     def _check(self, path: str, answer: httpx.Response) -> None:
         if answer.is_error:
@@ -87,17 +107,14 @@ class MoverClient:
                 fields = decode(ErrorFields, answer.content)
             except UsageError as exc:
                 why = f"status {answer.status_code} without a reason"
-                raise MoverError(f"proxy at {self._socket}: {path}", why, "see its log") from exc
+                raise MoverError(f"proxy at {self._endpoint}: {path}", why, "see its log") from exc
             raise from_fields(fields.code, fields.what, fields.why, fields.todo)
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        # httpcore leaves its socket open when a connection is refused; so see first whether somebody listens.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            problem = probe.connect_ex(str(self._socket))
-        if problem:
-            raise MoverError(f"proxy at {self._socket}: {path}", os.strerror(problem), "see its log")
+        what = f"proxy at {self._endpoint}: {path}"
+        self._endpoint.check(what)
         try:
             yield
         except httpx.HTTPError as exc:
-            raise MoverError(f"proxy at {self._socket}: {path}", str(exc) or type(exc).__name__, "see its log") from exc
+            raise self._endpoint.error(what, exc) from exc

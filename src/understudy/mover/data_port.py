@@ -106,25 +106,15 @@ class DataPort:
             raise MoverError(f"listen at {path}", exc.strerror or str(exc)) from exc
         self._accept_from(listener, lambda sock: (sock, ""))
 
-    def listen_tls(self, host: str, port: int, credentials: Credentials) -> tuple[str, int]:
-        """Accept proxies of other machines, by mutual TLS; the address that is listened on.
-
-        :raises MoverError: if that is not possible.
-        """
-        try:
-            listener = socket.create_server((host, port), family=_family(host), backlog=64)
-        except OSError as exc:
-            why = exc.strerror or str(exc)
-            raise MoverError(f"listen on {host}:{port}", why, "choose another data address") from exc
+    def accept_tls(self, listener: socket.socket, credentials: Credentials) -> None:
+        """Accept proxies of other machines on ``listener``, by mutual TLS."""
 
         def secured(sock: socket.socket) -> tuple[socket.socket, str]:
-            context = credentials.server_context(PROXIES_CA)
-            tls = context.wrap_socket(sock, server_side=True)
+            # Made for each connection: the certificate may have been renewed.
+            tls = credentials.server_context(PROXIES_CA).wrap_socket(sock, server_side=True)
             return tls, peer_identity(tls)
 
         self._accept_from(listener, secured)
-        address = listener.getsockname()
-        return str(address[0]), int(address[1])
 
     def close(self) -> None:
         """Accept nobody any more."""
@@ -207,7 +197,3 @@ class _Unknown:
 def _key(ticket: str) -> str:
     # Looking up a digest takes no longer for a ticket that is nearly right.
     return hashlib.sha256(ticket.encode()).hexdigest()
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

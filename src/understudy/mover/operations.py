@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.mover import api
+from understudy.mover import operations_identity as identity
 from understudy.mover import operations_source as source
 from understudy.mover import operations_target as target
 from understudy.mover import operations_transfer as transfer
@@ -23,7 +24,11 @@ def _set_rates(throttles: Throttles, request: api.SetRates) -> api.Nothing:
 
 
 HANDLERS: dict[type, Handler] = {
-    api.About: lambda mover, _request: about(mover.name),
+    api.About: lambda mover, _request: about(mover.name, mover.identity),
+    api.IdentityQuery: identity.query_identity,
+    api.RequestCertificate: identity.request_certificate,
+    api.InstallCertificate: identity.install_certificate,
+    api.ForgetController: identity.forget_controller,
     api.PrepareScratch: source.prepare_scratch,
     api.ProbeImage: lambda _mover, request: probe_image(request),
     api.ReadNvram: source.read_nvram,

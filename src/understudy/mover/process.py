@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from understudy.certificates import Credentials
 from understudy.errors import MoverError
 from understudy.mover.api import About, MoverInfo
 from understudy.mover.client import MoverClient
+from understudy.mover.endpoints import UnixEndpoint
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 25.0
@@ -28,10 +30,15 @@ class MoverProcess:
 
     :param run_dir: directory for sockets, private to this user; made if missing. One for each mover.
     :param log: file that gets what the mover says.
+    :param credentials: what it proves to other hosts that it is ``identity`` with; without them it talks to none.
+    :param data_listen: address for data connections from other hosts, ``HOST:PORT`` or ``:PORT``; empty for none.
     :raises MoverError: if it does not start.
     """
 
-    def __init__(self, name: str, run_dir: Path, state_dir: Path, log: Path) -> None:
+    def __init__(
+        self, name: str, run_dir: Path, state_dir: Path, log: Path, credentials: Credentials | None = None,
+        identity: str = "", data_listen: str = "",
+    ) -> None:  # fmt: skip
         self._name = name
         self.log = log
         self.socket = run_dir / "mover.sock"
@@ -39,7 +46,10 @@ class MoverProcess:
         command = [
             sys.executable, "-m", "understudy.mover",
             "--socket", str(self.socket), "--name", name, "--state-dir", str(state_dir),
+            "--identity", identity, "--data-listen", data_listen,
         ]
+        if credentials is not None:
+            command += ["--credentials", str(credentials.directory)]
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as out:
@@ -49,7 +59,7 @@ class MoverProcess:
                 )
         except OSError as exc:
             raise MoverError(f"start proxy {name!r}", str(exc)) from exc
-        self.client = MoverClient(self.socket)
+        self.client = MoverClient(UnixEndpoint(self.socket))
         try:
             self.info = self._wait_ready()
         except BaseException:

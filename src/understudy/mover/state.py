@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,9 @@ class Mover:
 
     :ivar run_dir: private directory for sockets; what is in it does not outlive the process.
     :ivar links: where running source sides send to, by the id of their work.
-    :ivar credentials: who this proxy is to others; None for one that only reaches others on its own machine.
+    :ivar credentials: what it proves its identity with, if it talks to other hosts.
+    :ivar identity: the name in its certificate; empty without one.
+    :ivar forget: destroys the credentials and ends the process; a child process of the controller has no such act.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Mover:
     throttles: Throttles
     links: dict[str, Link]
     credentials: Credentials | None = None
+    identity: str = ""
+    forget: Callable[[], None] | None = None
 
     @property
     def data_socket(self) -> Path:
@@ -43,13 +48,16 @@ class Mover:
         return self.run_dir / "data.sock"
 
     @classmethod
-    def make(cls, name: str, state_dir: Path, run_dir: Path, credentials: Credentials | None = None) -> Mover:
+    def make(
+        cls, name: str, state_dir: Path, run_dir: Path, credentials: Credentials | None = None, identity: str = "",
+        forget: Callable[[], None] | None = None,
+    ) -> Mover:  # fmt: skip
         """A mover that keeps digest copies below ``state_dir``, and accepts data from proxies of this machine.
 
         :raises MoverError: if it cannot listen.
         """
         mover = cls(name, run_dir, DigestCopies(state_dir / "digests"), Drafts(), Exports(run_dir), Works(), DataPort(),
-                    Throttles(), {}, credentials)
+                    Throttles(), {}, credentials, identity, forget)
         mover.data.listen_unix(mover.data_socket)
         return mover
 

@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from understudy.cli.run import run
-from understudy.controller import journal, replicas, reports
+from understudy.controller import catalog, journal, replicas, reports
 from understudy.controller.database import Database, open_database
-from understudy.controller.records import FailoverAnswer, ReplicaRecord
+from understudy.controller.proxies import proxy_warnings
+from understudy.controller.records import (
+    CheckedProxy,
+    FailoverAnswer,
+    InvitedProxy,
+    ProxyWish,
+    RemovedProxy,
+    ReplicaRecord,
+)
 from understudy.errors import NotFound, UnderstudyError
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.replica import (
@@ -63,6 +71,7 @@ class FakeServices:
     error: Exception | None = None
     calls: list[Any] = field(default_factory=list)
     datastore: DatastoreFacts = field(default_factory=lambda: DatastoreFacts("/srv", True, True, 100 * GIB, 40 * GIB))
+    told: bool | None = None
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
 
     def _called(self, *call: Any) -> None:
@@ -82,9 +91,23 @@ class FakeServices:
         self._called("check_datastore", name)
         return self.datastore
 
-    def check_proxy(self, name: str) -> MoverInfo:
+    def check_proxy(self, name: str) -> CheckedProxy:
         self._called("check_proxy", name)
-        return MoverInfo(name, 4711, {"qemu": "7.2", "python": "3.11"})
+        info = MoverInfo(name, 4711, {"qemu": "7.2", "python": "3.11"}, "proxy-1.understudy.internal", 2)
+        proxy = catalog.get_proxy(self.database, name)
+        return CheckedProxy(proxy, info, -75.3, proxy_warnings(info, -75.3, "unknown"))
+
+    def invite_proxy(self, wish: ProxyWish) -> InvitedProxy:
+        self._called("invite_proxy", wish)
+        return InvitedProxy(wish.name, "ust1.x", "2027-01-01T00:00:00.000+00:00", wish.controller)
+
+    def run_enrolment(self) -> None:
+        self._called("run_enrolment")
+
+    def remove_proxy(self, name: str) -> RemovedProxy:
+        self._called("remove_proxy", name)
+        catalog.remove_proxy(self.database, name)
+        return RemovedProxy(name, self.told)
 
     def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
         self._called("run_session", session_id)

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.cli.command_line import DISK, REPLICA, VM, CommandLine
 from understudy.cli.shapes import session_shape
 from understudy.controller import journal, lock, reports
+from understudy.controller.records import ProxyWish
 from understudy.errors import MoverError
 from understudy.lab.demo import DemoOutcome
 from understudy.model.session import SessionReport, SessionState, TaskReport
@@ -113,17 +114,43 @@ def test_a_datastore_that_cannot_be_used_fails_the_check(
 
 
 def test_proxies(cli: CommandLine) -> None:
-    local = {"name": "local", "host": "", "slots": os.cpu_count()}
+    rest = {"kind": "child", "identity": "", "control_address": "", "data_address": "", "certificate_expires": ""}
+    local = {"name": "local", "host": "", "slots": os.cpu_count(), **rest}
     assert cli.json("proxy", "list") == [local]
     added = cli.json("proxy", "add", "fast", "--slots", "8")
-    assert added == {"name": "fast", "host": "", "slots": 8}
+    assert added == {"name": "fast", "host": "", "slots": 8, **rest}
     assert cli.json("proxy", "list") == [added, local]
-    checked = {"name": "fast", "pid": 4711, "versions": {"qemu": "7.2", "python": "3.11"}}
+    checked = {
+        "name": "fast", "pid": 4711, "versions": {"qemu": "7.2", "python": "3.11"}, "kind": "child",
+        "identity": "proxy-1.understudy.internal", "cores": 2, "certificate_expires": "", "clock_skew_s": -75.3,
+        "warnings": ["its clock is 75 s behind the controller's: certificates may be refused"],
+    }  # fmt: skip
     assert cli.json("proxy", "check", "fast") == checked
     assert "qemu 7.2, python 3.11" in cli.ok("proxy", "check", "fast").out
-    assert cli.json("proxy", "remove", "fast") == {"name": "fast", "removed": True}
+    changed = cli.json("proxy", "set", "fast", "--slots", "3", "--data-address", "[::1]:7343")
+    assert changed == added | {"slots": 3, "data_address": "[::1]:7343"}
+    assert cli.json("proxy", "list") == [changed, local]
+    assert cli.refused("proxy", "set", "fast").startswith("proxy set: nothing to change; ")
+    assert "child process" in cli.refused("proxy", "set", "fast", "--control-address", "h:1")
+    assert cli.json("proxy", "remove", "fast") == {"name": "fast", "removed": True, "told": None}
     assert cli.refused("proxy", "remove", "local").startswith("remove proxy 'local': it is built in; ")
     assert cli.refused("proxy", "add", "x", "--host", "mars").startswith("host 'mars': no such host; ")
+
+
+def test_a_proxy_is_invited_with_a_token_for_its_host(cli: CommandLine) -> None:
+    invited = cli.json("proxy", "invite", "far", "--valid", "2d", "--controller", "ctl:9000")
+    assert invited == {"name": "far", "token": "ust1.x", "expires_at": "2027-01-01T00:00:00.000+00:00",
+                       "controller": "ctl:9000"}  # fmt: skip
+    assert cli.calls[0] == ("invite_proxy", ProxyWish("far", "", 0, 2 * 86400, "ctl:9000"))
+    assert "\nunderstudy proxy enrol ust1.x\n" in cli.ok("proxy", "invite", "far").out
+    assert cli.calls[0] == ("invite_proxy", ProxyWish("far", "", 0, 3600, ""))
+    assert "not a duration: 'soon'" in cli.refused("proxy", "invite", "far", "--valid", "soon")
+
+
+def test_a_service_that_could_not_be_told_of_its_end_is_said_so(cli: CommandLine) -> None:
+    cli.ok("proxy", "add", "far")
+    cli.settings["told"] = False
+    assert "could not be told; the revocation holds" in cli.ok("proxy", "remove", "far").out
 
 
 def test_jobs(full: CommandLine) -> None:

@@ -22,7 +22,7 @@ from understudy.errors import Cancelled, DatastoreError, HostUnreachable, error_
 GROUPS = {
     "host": {"add", "list", "check", "vms", "remove"},
     "datastore": {"add", "list", "check", "remove"},
-    "proxy": {"list", "add", "check", "remove"},
+    "proxy": {"list", "add", "invite", "enrol", "serve", "set", "check", "remove"},
     "throttle": {"add", "list", "set", "remove"},
     "job": {"create", "run", "list", "show", "enable", "disable", "delete"},
     "session": {"list", "show", "stop"},
@@ -45,12 +45,12 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 def test_every_command_of_the_contract_exists() -> None:
     context = click.Context(understudy)
-    assert understudy.list_commands(context) == [*GROUPS, "demo", "version", "controller"]
+    assert understudy.list_commands(context) == [*GROUPS, "demo", "version", "controller", "enrolment"]
     for name, commands in GROUPS.items():
         group = understudy.get_command(context, name)
         assert isinstance(group, click.Group)
         assert set(group.commands) == commands
-    assert set(COMMANDS) == {*GROUPS, "demo", "version", "controller"}
+    assert set(COMMANDS) == {*GROUPS, "demo", "version", "controller", "enrolment"}
 
 
 def test_job_create_has_the_options_of_the_contract() -> None:

@@ -21,6 +21,7 @@ _ADDED: dict[str, list[tuple[str, sa.types.TypeEngine[Any], str]]] = {
         ("identity", sa.String(length=100), ""),
         ("control_address", sa.String(length=300), ""),
         ("data_address", sa.String(length=300), ""),
+        ("certificate_expires", sa.String(length=32), ""),
     ],
     "jobs": [("connections", sa.Integer(), "4"), ("patience_s", sa.Integer(), "1800")],
     "disk_transfers": [
@@ -57,6 +58,8 @@ def _make_invitations() -> None:
         sa.Column("secret_digest", sa.String(length=64), nullable=False),
         sa.Column("expires_at", sa.String(length=32), nullable=False),
         sa.Column("used_at", sa.String(length=32), nullable=True),
+        sa.Column("address", sa.String(length=300), nullable=False),
+        sa.Column("wrong_tries", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(["host"], ["hosts.name"], name="fk_invitations_host"),
         sa.PrimaryKeyConstraint("id", name="pk_invitations"),
     )
