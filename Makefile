@@ -9,10 +9,13 @@ RUNS := 5
 # Test files at a time: a lab waits for its guests often enough to share the cores.
 WORKERS := 2
 
-.PHONY: demo test bench check lint types contracts unit system packages packages-test packages-bench clean
+.PHONY: demo demo-two-hosts test bench check lint types contracts unit system packages packages-test packages-bench clean
 
 demo: packages $(VENV)/runtime  ## run the main job before your eyes
 	$(AS_ROOT) $(BIN)/understudy demo
+
+demo-two-hosts: packages $(VENV)/runtime  ## the same with a proxy on each host, TLS, and a 100 Mbit/s line
+	$(AS_ROOT) $(BIN)/understudy demo --two-hosts
 
 test: packages-test $(VENV)/development check  ## lint, types, import contracts and all tests
 	$(AS_ROOT) $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --durations 20

@@ -12,8 +12,10 @@ from understudy.cli.output import answer, answer_line
 
 
 @click.command()
+@click.option("--two-hosts", is_flag=True,
+              help="With a proxy on each host, TLS, and a line of 100 Mbit/s that is cut meanwhile.")  # fmt: skip
 @pass_app
-def demo(app: App) -> None:
+def demo(app: App, two_hosts: bool) -> None:
     """Replicate a small VM between two hosts made for the purpose. JSON: {sessions, change_in_replica}.
 
     It runs as root, in a home of its own, and removes everything at the end.
@@ -21,7 +23,7 @@ def demo(app: App) -> None:
     from understudy.lab.demo import run_demo
 
     # With --json stdout is for the document, and stderr for errors: the story is left out.
-    outcome = run_demo((lambda _line: None) if app.json else click.echo, quiet=app.json)
+    outcome = run_demo((lambda _line: None) if app.json else click.echo, app.json, two_hosts)
     document = {"sessions": list(outcome.sessions), "change_in_replica": outcome.change_in_replica}
     answer(app, document, lambda: _show_demo(outcome.sessions))
 
