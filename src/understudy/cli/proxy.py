@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,12 +15,9 @@ from understudy.controller import catalog
 from understudy.controller.records import InvitedProxy, ProxyWish
 from understudy.errors import MoverError, UsageError
 from understudy.model.job import Proxy
+from understudy.mover.settings import DEFAULT_STATE_DIR, ServiceSettings
 from understudy.units import parse_duration
 
-if TYPE_CHECKING:
-    from understudy.mover.settings import ServiceSettings
-
-STATE_DIR = Path("/var/lib/understudy-proxy")
 UNIT = "understudy-proxy.service"
 UNIT_DIR = Path("/etc/systemd/system")
 #: There only while systemd is what started this machine.
@@ -83,7 +79,7 @@ def invite(app: App, name: str, host: str, slots: int | None, valid: str, contro
 
 @proxy.command()
 @click.argument("token")
-@click.option("--state-dir", type=click.Path(path_type=Path), default=STATE_DIR, show_default=True,
+@click.option("--state-dir", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR, show_default=True,
               help="Directory for the key and the settings of the proxy.")  # fmt: skip
 @click.option("--control-address", default="", metavar="ADDRESS[:PORT]",
               help="Where the controller reaches this host; without it, where it sees this host come from, port"
@@ -103,14 +99,14 @@ def enrol(app: App, token: str, state_dir: Path, control_address: str, data_addr
     settings = enrol(parse_token(token), Place(state_dir.absolute(), control_address, data_address))
     started = not no_start and SYSTEMD.exists()
     if started:
-        _start_service(state_dir.absolute())
+        start_service(state_dir.absolute())
     document = {"name": settings.name, "identity": settings.identity, "state_dir": str(state_dir.absolute()),
                 "started": started}
     answer(app, document, lambda: _show_enrolled(settings, state_dir.absolute(), started))
 
 
 @proxy.command()
-@click.option("--state-dir", type=click.Path(path_type=Path), default=STATE_DIR, show_default=True,
+@click.option("--state-dir", type=click.Path(path_type=Path), default=DEFAULT_STATE_DIR, show_default=True,
               help="Directory that 'proxy enrol' filled.")  # fmt: skip
 @pass_app
 def serve(app: App, state_dir: Path) -> None:
@@ -190,21 +186,24 @@ def remove(app: App, name: str) -> None:
 def unit_for(state_dir: Path) -> str:
     """The unit that we ship, for this program and ``state_dir``."""
     unit = Path(__file__).with_name(UNIT).read_text()
-    shipped = f"/usr/local/bin/understudy proxy serve --state-dir {STATE_DIR}"
+    shipped = f"/usr/local/bin/understudy proxy serve --state-dir {DEFAULT_STATE_DIR}"
     # In a unit's command line "%" and "$" begin something, and quotes keep blanks together.
     program, place = (str(path).replace("%", "%%") for path in (sys.executable, state_dir))
     command = f'"{program}" -m understudy proxy serve --state-dir "{place.replace("$", "$$")}"'
-    return unit.replace(shipped, command).replace(f"Exists={STATE_DIR}", f"Exists={place}")
+    return unit.replace(shipped, command).replace(f"Exists={DEFAULT_STATE_DIR}", f"Exists={place}")
 
 
-def _start_service(state_dir: Path) -> None:
-    """Install the unit, and start it now and with the machine."""
+def start_service(state_dir: Path) -> None:
+    """Install the unit, and start it now and with the machine.
+
+    :raises MoverError: if systemd does not start it.
+    """
     try:
         (UNIT_DIR / UNIT).write_text(unit_for(state_dir))
         for command in (["daemon-reload"], ["enable", UNIT], ["restart", UNIT]):
             subprocess.run(["systemctl", *command], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as exc:
-        why = exc.stderr if isinstance(exc, subprocess.CalledProcessError) else str(exc)
+        why = exc.stderr.strip() if isinstance(exc, subprocess.CalledProcessError) else str(exc)
         raise MoverError("start the proxy", f"this host is enrolled, but systemd did not start the service: {why}",
                          f"run 'understudy proxy serve --state-dir {state_dir}'") from exc
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from understudy.context import Context
@@ -39,7 +39,6 @@ class Service:
     proxy: Proxy
     authorities: Authorities
     process: subprocess.Popen[bytes] | None = None
-    log: list[str] = field(default_factory=list)
 
     @property
     def port(self) -> int:
