@@ -12,6 +12,8 @@ from understudy.controller import catalog
 from understudy.errors import DatastoreError
 from understudy.model.job import Datastore
 
+TRANSFERS_HELP = "Disks that may be written to it at the same time; 0 for no limit but the task slots."
+
 
 @click.group(cls=Group)
 def datastore() -> None:
@@ -24,19 +26,31 @@ def datastore() -> None:
 @click.option("--path", required=True, help="The directory.")
 @click.option("--kind", type=click.Choice(catalog.STORE_KINDS), default=catalog.STORE_KINDS[0], show_default=True,
               help="How replicas are stored.")  # fmt: skip
+@click.option("--max-transfers", type=click.IntRange(0, catalog.MAX_LIMIT), default=0, show_default=True,
+              help=TRANSFERS_HELP)  # fmt: skip
 @pass_app
-def add(app: App, name: str, host: str, path: str, kind: str) -> None:
-    """Add datastore NAME. JSON: {name, host, kind, path}."""
-    added = catalog.add_datastore(app.database, Datastore(name, host, kind, path))
+def add(app: App, name: str, host: str, path: str, kind: str, max_transfers: int) -> None:
+    """Add datastore NAME. JSON: {name, host, kind, path, max_transfers}."""
+    added = catalog.add_datastore(app.database, Datastore(name, host, kind, path, max_transfers))
     answer_line(app, asdict(added), f"Datastore {name} added.")
+
+
+@datastore.command("set")
+@click.argument("name")
+@click.option("--max-transfers", type=click.IntRange(0, catalog.MAX_LIMIT), required=True, help=TRANSFERS_HELP)
+@pass_app
+def set_(app: App, name: str, max_transfers: int) -> None:
+    """Change datastore NAME; waiting tasks heed it. JSON: {name, host, kind, path, max_transfers}."""
+    changed = catalog.change_datastore(app.database, name, max_transfers=max_transfers)
+    answer_line(app, asdict(changed), f"Datastore {name} changed.")
 
 
 @datastore.command("list")
 @pass_app
 def list_(app: App) -> None:
-    """List datastores. JSON: [{name, host, kind, path}]."""
+    """List datastores. JSON: [{name, host, kind, path, max_transfers}]."""
     datastores = [asdict(item) for item in catalog.list_datastores(app.database)]
-    columns = {"Datastore": "name", "Host": "host", "Kind": "kind", "Path": "path"}
+    columns = {"Datastore": "name", "Host": "host", "Kind": "kind", "Path": "path", "Transfers": "max_transfers"}
     answer_table(app, datastores, columns, "No datastores. Add one: understudy datastore add NAME --host H --path DIR")
 
 

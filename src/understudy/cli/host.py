@@ -10,8 +10,11 @@ from understudy.cli.app import App, Group, pass_app
 from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
 from understudy.cli.shapes import Shape, vm_shape
 from understudy.controller import catalog
-from understudy.model.job import Host
+from understudy.model.job import DEFAULT_SNAPSHOTS, Host
 from understudy.units import format_size
+
+SNAPSHOTS_HELP = "Source snapshots that may be open at the same time on each of its datastores."
+ADDRESS_HELP = "Name or address at which its emulators serve disks to proxies elsewhere; else the host of the URI."
 
 
 @click.group(cls=Group)
@@ -24,19 +27,34 @@ def host() -> None:
 @click.argument("uri")
 @click.option("--scratch-dir", default=catalog.DEFAULT_SCRATCH_DIR, show_default=True,
               help="Directory on the host for what the guest overwrites while it is read.")  # fmt: skip
+@click.option("--max-snapshots", type=click.IntRange(1, catalog.MAX_LIMIT), default=DEFAULT_SNAPSHOTS,
+              show_default=True, help=SNAPSHOTS_HELP)  # fmt: skip
+@click.option("--nbd-address", default="", help=ADDRESS_HELP)
 @pass_app
-def add(app: App, name: str, uri: str, scratch_dir: str) -> None:
-    """Add host NAME, reached by the libvirt URI. JSON: {name, uri, scratch_dir}."""
-    added = catalog.add_host(app.database, Host(name, uri, scratch_dir))
+def add(app: App, name: str, uri: str, scratch_dir: str, max_snapshots: int, nbd_address: str) -> None:
+    """Add host NAME, reached by the libvirt URI. JSON: {name, uri, scratch_dir, max_snapshots, nbd_address}."""
+    added = catalog.add_host(app.database, Host(name, uri, scratch_dir, max_snapshots, nbd_address))
     answer_line(app, asdict(added), f"Host {name} added.")
+
+
+@host.command("set")
+@click.argument("name")
+@click.option("--max-snapshots", type=click.IntRange(1, catalog.MAX_LIMIT), default=None, help=SNAPSHOTS_HELP)
+@click.option("--nbd-address", default=None, help=ADDRESS_HELP)
+@pass_app
+def set_(app: App, name: str, max_snapshots: int | None, nbd_address: str | None) -> None:
+    """Change host NAME; waiting tasks heed it. JSON: {name, uri, scratch_dir, max_snapshots, nbd_address}."""
+    changed = catalog.change_host(app.database, name, max_snapshots=max_snapshots, nbd_address=nbd_address)
+    answer_line(app, asdict(changed), f"Host {name} changed.")
 
 
 @host.command("list")
 @pass_app
 def list_(app: App) -> None:
-    """List hosts. JSON: [{name, uri, scratch_dir}]."""
+    """List hosts. JSON: [{name, uri, scratch_dir, max_snapshots, nbd_address}]."""
     hosts = [asdict(item) for item in catalog.list_hosts(app.database)]
-    columns = {"Host": "name", "URI": "uri", "Scratch directory": "scratch_dir"}
+    columns = {"Host": "name", "URI": "uri", "Scratch directory": "scratch_dir", "Snapshots": "max_snapshots",
+               "NBD address": "nbd_address"}  # fmt: skip
     answer_table(app, hosts, columns, "No hosts. Add one: understudy host add NAME URI")
 
 

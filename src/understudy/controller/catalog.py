@@ -13,7 +13,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from understudy.controller.database import Database
-from understudy.controller.naming import check_name, check_path, check_uri
+from understudy.controller.naming import check_address, check_name, check_path, check_uri
 from understudy.controller.schema import DatastoreRow, FrozenGuestRow, HostRow, JobRow, ProxyRow, ReplicaRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.job import Datastore, Host, Proxy, ProxyKind
@@ -21,6 +21,7 @@ from understudy.model.job import Datastore, Host, Proxy, ProxyKind
 DEFAULT_SCRATCH_DIR = "/var/lib/libvirt/understudy"
 STORE_KINDS = ("qcow2",)
 LOCAL_PROXY = "local"
+MAX_LIMIT = 1000
 
 _SHOWN_USERS = 5
 
@@ -37,11 +38,36 @@ def add_host(database: Database, host: Host) -> Host:
     check_name(what, host.name)
     check_uri(what, host.uri)
     check_path(what, host.scratch_dir)
+    _check_host_limits(what, host)
     with database.transaction() as session:
         refuse_taken(session, HostRow, host.name, what)
-        row = HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir, max_snapshots=host.max_snapshots)
+        row = HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir, max_snapshots=host.max_snapshots,
+                      nbd_address=host.nbd_address)
         session.add(row)
     return host
+
+
+def change_host(
+    database: Database, name: str, *, max_snapshots: int | None = None, nbd_address: str | None = None
+) -> Host:
+    """Change what is given; the host as it is now. Tasks that wait heed it within seconds.
+
+    :raises NotFound: if there is none of that name.
+    :raises UsageError: if a field is not acceptable.
+    """
+    with database.transaction() as session:
+        row = host_row(session, name)
+        row.max_snapshots = row.max_snapshots if max_snapshots is None else max_snapshots
+        row.nbd_address = row.nbd_address if nbd_address is None else nbd_address
+        _check_host_limits(f"change host {name!r}", _host(row))
+        return _host(row)
+
+
+def _check_host_limits(what: str, host: Host) -> None:
+    if not 1 <= host.max_snapshots <= MAX_LIMIT:
+        raise UsageError(what, f"{host.max_snapshots} is no number of snapshots", f"choose 1 to {MAX_LIMIT}")
+    if host.nbd_address:
+        check_address(what, host.nbd_address)
 
 
 def list_hosts(database: Database) -> tuple[Host, ...]:
@@ -89,6 +115,7 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
     check_path(what, datastore.path)
     if datastore.kind not in STORE_KINDS:
         raise UsageError(what, f"unknown kind {datastore.kind!r}", f"known kinds: {', '.join(STORE_KINDS)}")
+    _check_transfers(what, datastore.max_transfers)
     # A leading double slash survives normalisation, by POSIX.
     path = "/" + str(PurePosixPath(datastore.path)).lstrip("/")
     with database.transaction() as session:
@@ -101,6 +128,24 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
                            max_transfers=datastore.max_transfers)
         session.add(row)
         return _datastore(row)
+
+
+def change_datastore(database: Database, name: str, *, max_transfers: int) -> Datastore:
+    """Change the limit of a datastore; the datastore as it is now. Tasks that wait heed it within seconds.
+
+    :raises NotFound: if there is none of that name.
+    :raises UsageError: if the limit is not acceptable.
+    """
+    _check_transfers(f"change datastore {name!r}", max_transfers)
+    with database.transaction() as session:
+        row = datastore_row(session, name)
+        row.max_transfers = max_transfers
+        return _datastore(row)
+
+
+def _check_transfers(what: str, max_transfers: int) -> None:
+    if not 0 <= max_transfers <= MAX_LIMIT:
+        raise UsageError(what, f"{max_transfers} is no number of disks", f"choose 0 (no limit) to {MAX_LIMIT}")
 
 
 def list_datastores(database: Database) -> tuple[Datastore, ...]:
@@ -224,7 +269,7 @@ def _refuse_used(what: str, users: list[str]) -> None:
 
 
 def _host(row: HostRow) -> Host:
-    return Host(row.name, row.uri, row.scratch_dir, row.max_snapshots)
+    return Host(row.name, row.uri, row.scratch_dir, row.max_snapshots, row.nbd_address)
 
 
 def _datastore(row: DatastoreRow) -> Datastore:

@@ -89,8 +89,8 @@ class LocalEngine:
         ctx = Context(token, {"session": session.id, "vm": vm})
         try:
             task = Task(session.job, vm, session.id, session.full_scan, self._adoptable())
-            site = self._sites.build(session.job, rows)
-            outcome = replicate_vm(ctx, task, site)
+            place = self._sites.build(session.job, rows)
+            outcome = replicate_vm(ctx, task, place)
             self._remember(task, rows)
             state = SessionState.WARNING if rows.warnings else SessionState.SUCCESS
             journal.end_task(
@@ -116,10 +116,11 @@ class LocalEngine:
     def _remember(self, task: Task, rows: DatabaseJournal) -> None:
         """Copy the replica's record into the database; the point is published, whatever happens here."""
         try:
-            # Built anew: a proxy that died meanwhile is started again.
-            site = self._sites.build(task.job, rows)
-            facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
+            # Asked for anew: a proxy that died meanwhile is started again.
+            place = self._sites.build(task.job, rows)
+            mover = self._sites.mover_at(task.job.target, task.job.target_proxy)
+            facts = mover.call(api.InspectReplica(replica_ref(task, place)), api.ReplicaFacts)
             if facts.replica is not None:
-                save_replica(self._database, facts.replica, site.datastore.name, site.target_host.name)
+                save_replica(self._database, facts.replica, place.datastore.name, place.target_host.name)
         except UnderstudyError as exc:
             rows.warn(f"note the new restore point of replica {task.replica_name!r}: {exc}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import parse_qsl, urlsplit
 
@@ -36,6 +37,22 @@ def check_path(what: str, path: str) -> None:
     """
     if not path.startswith("/") or has_control_characters(path) or ".." in path.split("/"):
         raise UsageError(what, f"{path!r} is not an absolute path", "give the full path of a directory on the host")
+
+
+def check_address(what: str, address: str) -> None:
+    """Accept ``address`` as the network name or address of a host, without a port.
+
+    :raises UsageError: if it is neither.
+    """
+    if not re.fullmatch(r"[0-9A-Za-z.:_-]{1,253}", address) or (":" in address and not _is_ipv6(address)):
+        raise UsageError(what, f"{address!r} is no network name or address", "give one without a port, e.g. kvm2.lan")
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).version == 6
+    except ValueError:
+        return False
 
 
 def check_uri(what: str, uri: str) -> None:

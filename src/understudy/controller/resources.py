@@ -1,77 +1,130 @@
-"""Task slots: who may work now. All or nothing, so that no snapshot is held while something else is waited for."""
+"""Resources: tasks wait here until everything they need is free at once, so that none holds anything while it waits."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from understudy.context import Context
-from understudy.replication.site import Lease
+from understudy.controller.choice import Route
+from understudy.controller.ledger import Claim, Ledger, Resource
 
 _WAIT_S = 0.2
+# How often a task that waits looks at the configuration and at the proxies again.
+_RENEW_S = 5.0
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What a task wants: slots on these proxies, one per disk, and a VM for itself."""
+class TaskSlots:
+    """What a task holds: it may take more disks as slots get free. For use by the task's thread.
 
-    proxies: frozenset[str]
-    vm: str
-    disks: int
+    :ivar route: the proxies that were chosen.
+    """
+
+    def __init__(self, pool: ResourcePool, ticket: int, claim: Claim, route: Route) -> None:
+        self.route = route
+        self._pool = pool
+        self._ticket = ticket
+        self._claim = claim
+        self._first = True
+        self._disks = 1
+
+    def take(self) -> str:
+        """Empty: one more disk may run now; else what is in its way, in words.
+
+        For the first disk everything is held already. Who was refused is expected to ask again, or to end.
+        """
+        if self._first:
+            self._first = False
+            return ""
+        obstacle = self._pool.one_more(self._ticket, self._claim, self.route)
+        self._disks += not obstacle
+        return obstacle
+
+    def give_back(self) -> None:
+        """A disk has ended."""
+        self._disks -= 1
+        self._pool.give_back(self._claim.disk(self.route))
+
+    def end(self) -> None:
+        """Give everything back."""
+        disks = [self._claim.disk(self.route)] * self._disks
+        self._disks = 0
+        self._pool.leave(self._ticket)
+        self._pool.give_back(*self._claim.stages, *disks)
 
 
 class ResourcePool:
-    """The task slots of all proxies of one controller."""
+    """The ledger of one controller, shared by the threads of its tasks."""
 
-    def __init__(self, slots: Mapping[str, int]) -> None:
-        """:param slots: task slots per proxy name."""
-        self._free = dict(slots)
-        self._vms: set[str] = set()
+    def __init__(self) -> None:
+        self._ledger = Ledger()
         self._changed = threading.Condition()
 
-    def offer(self, slots: Mapping[str, int]) -> None:
-        """Add proxies that were made meanwhile; those that are known keep their slots."""
+    def offer(self, limits: Mapping[Resource, int]) -> None:
+        """Set limits, or change them: who holds more than a lowered limit keeps it until it ends."""
         with self._changed:
-            for proxy, count in slots.items():
-                self._free.setdefault(proxy, count)
+            self._ledger.set_limits(limits)
+            self._changed.notify_all()
 
     @contextmanager
-    def reserve(self, ctx: Context, claim: Claim, waiting: Callable[[str], None]) -> Iterator[Lease]:
-        """Wait until the VM is free and every proxy has a slot; then take up to one slot per disk on each.
+    def reserve(
+        self, ctx: Context, claim: Callable[[], Claim], waiting: Callable[[str], None]
+    ) -> Iterator[TaskSlots]:
+        """Wait until everything that the claim names is free at the same moment; hold it while the context lasts.
 
+        :param claim: what is needed; asked again every few seconds of a wait, because the configuration may change.
         :param waiting: told why the task waits, and an empty text when the wait is over.
         :raises Cancelled: if the operator ends the wait.
         """
-        count = self._take(ctx, claim, waiting)
+        slots = self._begin(ctx, claim, waiting)
         try:
-            yield Lease(parallel=count)
+            yield slots
         finally:
-            with self._changed:
-                self._vms.discard(claim.vm)
-                for proxy in claim.proxies:
-                    self._free[proxy] += count
-                self._changed.notify_all()
+            slots.end()
 
-    def _take(self, ctx: Context, claim: Claim, waiting: Callable[[str], None]) -> int:
-        told = ""
+    def one_more(self, ticket: int, claim: Claim, route: Route) -> str:
+        """For :class:`TaskSlots`."""
         with self._changed:
-            while obstacle := self._obstacle(claim):
-                if obstacle != told:
-                    waiting(told := obstacle)
-                self._changed.wait(_WAIT_S)
+            return self._ledger.one_more(ticket, claim, route)
+
+    def give_back(self, *held: frozenset[Resource]) -> None:
+        """For :class:`TaskSlots`."""
+        with self._changed:
+            for resources in held:
+                self._ledger.give_back(resources)
+            self._changed.notify_all()
+
+    def leave(self, ticket: int) -> None:
+        """For :class:`TaskSlots`: nothing is waited for any more."""
+        with self._changed:
+            self._ledger.leave(ticket)
+            self._changed.notify_all()
+
+    def _begin(self, ctx: Context, claim: Callable[[], Claim], waiting: Callable[[str], None]) -> TaskSlots:
+        with self._changed:
+            ticket = self._ledger.ticket()
+        told = ""
+        try:
+            wanted, renewed = claim(), time.monotonic()
+            while isinstance(answer := self._try(ticket, wanted, told), str):
+                if answer != told:
+                    waiting(told := answer)
                 ctx.check()
-            count = max(1, min(claim.disks, *(self._free[proxy] for proxy in claim.proxies)))
-            self._vms.add(claim.vm)
-            for proxy in claim.proxies:
-                self._free[proxy] -= count
+                if time.monotonic() - renewed > _RENEW_S:
+                    wanted, renewed = claim(), time.monotonic()
+        except BaseException:
+            self.leave(ticket)
+            raise
         if told:
             waiting("")
-        return count
+        return TaskSlots(self, ticket, wanted, answer)
 
-    def _obstacle(self, claim: Claim) -> str:
-        if claim.vm in self._vms:
-            return "another task works on the same VM"
-        full = [proxy for proxy in sorted(claim.proxies) if self._free[proxy] < 1]
-        return f"no free task slot on proxy {full[0]}" if full else ""
+    def _try(self, ticket: int, wanted: Claim, told: str) -> Route | str:
+        """The route, or what is missing; waits a moment if that was told before."""
+        with self._changed:
+            answer = self._ledger.begin(ticket, wanted)
+            if answer == told:
+                self._changed.wait(_WAIT_S)
+            return answer

@@ -44,6 +44,7 @@ class HostRow(Base):
     uri: Mapped[str] = mapped_column(String(2000))
     scratch_dir: Mapped[str] = mapped_column(String(2000))
     max_snapshots: Mapped[int]
+    nbd_address: Mapped[str] = mapped_column(String(300))
 
 
 class DatastoreRow(Base):

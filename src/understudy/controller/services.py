@@ -12,7 +12,7 @@ from understudy.controller import catalog, control
 from understudy.controller.database import Database
 from understudy.controller.records import FailoverAnswer, ReplicaRecord
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
-from understudy.controller.sites import SiteBuilder, choose_proxy
+from understudy.controller.sites import SiteBuilder
 from understudy.errors import NotFound, Refused
 from understudy.model.inventory import HostFacts, Vm, VmState
 from understudy.model.session import SessionReport
@@ -48,8 +48,7 @@ class ControllerServices:
     def check_datastore(self, name: str) -> DatastoreFacts:
         """Ask the proxy of the datastore's host about its directory."""
         datastore = catalog.get_datastore(self._database, name)
-        mover = self._sites.movers.get(self._proxy_of(datastore.host))
-        return mover.call(api.CheckDatastore(datastore.path), api.DatastoreAnswer).facts
+        return self._sites.mover_at(datastore.host).call(api.CheckDatastore(datastore.path), api.DatastoreAnswer).facts
 
     def check_proxy(self, name: str) -> api.MoverInfo:
         """Start the proxy and ask who it is."""
@@ -150,17 +149,13 @@ class ControllerServices:
 
     # --- places -------------------------------------------------------------------------------------------------------
 
-    def _proxy_of(self, host: str) -> str:
-        proxies = {proxy.name: proxy for proxy in catalog.list_proxies(self._database)}
-        return choose_proxy("", host, proxies)
-
     def _failover_site(self, replica: ReplicaRecord) -> failover.FailoverSite:
         store = catalog.get_datastore(self._database, replica.datastore)
         return self._site_at(api.ReplicaRef(store.kind, store.path, replica.name), store.host)
 
     def _site_at(self, ref: api.ReplicaRef, host: str) -> failover.FailoverSite:
         target = self._sites.platforms.get(catalog.get_host(self._database, host).uri)
-        return failover.FailoverSite(ref, self._sites.movers.get(self._proxy_of(host)), target)
+        return failover.FailoverSite(ref, self._sites.mover_at(host), target)
 
     def _names_in(self, site: failover.FailoverSite, ref: api.ReplicaRef) -> tuple[str, ...]:
         return site.mover.call(api.ListReplicas(ref.kind, ref.datastore), api.ReplicaNames).names

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from understudy.context import Context
 from understudy.controller import catalog
+from understudy.controller.choice import possible_routes, target_proxies
 from understudy.controller.database import Database
+from understudy.controller.ledger import Claim, Kind, Resource
 from understudy.controller.movers import MoverPool
-from understudy.controller.resources import Claim, ResourcePool
+from understudy.controller.resources import ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import UnderstudyError
 from understudy.guests.processing import Watchdog
-from understudy.model.job import Host, Job, Proxy
+from understudy.model.inventory import Disk, Vm
+from understudy.model.job import Host, Job, ProxyKind
+from understudy.mover import api
+from understudy.mover.client import MoverClient
 from understudy.platforms import Platform, open_platform
-from understudy.replication.site import Lease, Site
+from understudy.replication.site import Lease, Place
 
 LOG = logging.getLogger(__name__)
+_REMEMBER_S = 10.0
 
 
 class PlatformPool:
@@ -51,11 +58,27 @@ class PlatformPool:
             self._open.clear()
 
 
-def choose_proxy(wanted: str, host: str, proxies: Mapping[str, Proxy]) -> str:
-    """The proxy for disks of ``host``: the wanted one, else one on that host, else the built-in one. Pure."""
-    if wanted:
-        return wanted
-    return next((name for name, proxy in sorted(proxies.items()) if proxy.host == host), catalog.LOCAL_PROXY)
+class Reachability:
+    """Which proxies answer; each is asked at most every few seconds, however many tasks want to know."""
+
+    def __init__(self, mover: Callable[[str], MoverClient]) -> None:
+        self._mover = mover
+        self._known: dict[str, tuple[float, str]] = {}
+
+    def problem(self, name: str) -> str:
+        """Why a proxy does not answer; empty if it does."""
+        asked_at, problem = self._known.get(name, (0.0, ""))
+        if name not in self._known or time.monotonic() - asked_at > _REMEMBER_S:
+            problem = self._ask(name)
+            self._known[name] = (time.monotonic(), problem)
+        return problem
+
+    def _ask(self, name: str) -> str:
+        try:
+            self._mover(name).call(api.About(), api.MoverInfo)
+        except UnderstudyError as exc:
+            return str(exc)
+        return ""
 
 
 class SiteBuilder:
@@ -65,44 +88,47 @@ class SiteBuilder:
         self._database = database
         self.platforms = PlatformPool()
         self.movers = MoverPool(home)
-        self._resources = ResourcePool({})
-
-    def proxies_of(self, job: Job) -> tuple[str, str]:
-        """Names of the source and the target proxy of a job."""
-        # Read anew: a proxy may have been added since this controller began.
-        proxies = {proxy.name: proxy for proxy in catalog.list_proxies(self._database)}
-        self._resources.offer({name: proxy.slots for name, proxy in proxies.items()})
-        return (
-            choose_proxy(job.source_proxy, job.source, proxies),
-            choose_proxy(job.target_proxy, job.target, proxies),
-        )
+        self._pool = ResourcePool()
+        self._reach = Reachability(self._mover)
 
     def warm_up(self, job: Job) -> None:
-        """Start the proxies of a job, so that they get ready while its tasks are prepared."""
-        for name in self.proxies_of(job):
+        """Start the child processes that a job may use, so that they get ready while its tasks are prepared."""
+        children = [proxy.name for proxy in catalog.list_proxies(self._database) if proxy.kind is ProxyKind.CHILD]
+        wanted = {job.source_proxy, job.target_proxy, catalog.LOCAL_PROXY}
+        for name in wanted.intersection(children):
             self.movers.start(name)
 
-    def build(self, job: Job, journal: DatabaseJournal) -> Site:
-        """The two ends of a task of ``job``.
+    def build(self, job: Job, journal: DatabaseJournal) -> Place:
+        """The two ends of a task of ``job``; it gets its proxies when it reserves them.
 
         :raises HostUnreachable: if a platform does not answer.
         """
         source_host = catalog.get_host(self._database, job.source)
         target_host = catalog.get_host(self._database, job.target)
-        source_proxy, target_proxy = self.proxies_of(job)
-        return Site(
+        return Place(
             source_host=source_host,
             target_host=target_host,
             datastore=catalog.get_datastore(self._database, job.datastore),
             source=self.platforms.get(source_host.uri),
             target=self.platforms.get(target_host.uri),
-            source_mover=self.movers.get(source_proxy),
-            target_mover=self.movers.get(target_proxy),
-            same_mover=source_proxy == target_proxy,
             journal=journal,
-            resources=_TaskResources(self._resources, frozenset({source_proxy, target_proxy}), journal),
+            resources=TaskResources(self._database, self._pool, self.movers, self._reach, journal),
             guests=_HostGuests(source_host),
         )
+
+    def mover_at(self, host: str, wanted: str = "") -> MoverClient:
+        """A proxy that can write to the datastores of a host: the wanted one, or else the first that answers.
+
+        :raises MoverError: if none does.
+        """
+        if wanted:
+            return self.movers.get(wanted)
+        target, proxies = catalog.get_host(self._database, host), catalog.list_proxies(self._database)
+        answering = target_proxies(target, proxies, lambda name: not self._reach.problem(name))
+        return self.movers.get(answering[0].name)
+
+    def _mover(self, name: str) -> MoverClient:
+        return self.movers.get(name)
 
     def close(self) -> None:
         """End all proxies and connections."""
@@ -110,19 +136,57 @@ class SiteBuilder:
         self.platforms.close()
 
 
-class _TaskResources:
-    """The resource pool as one task sees it."""
+class TaskResources:
+    """The resources of the controller as one task sees them; implements :class:`replication.site.Resources`."""
 
-    def __init__(self, pool: ResourcePool, proxies: frozenset[str], journal: DatabaseJournal) -> None:
+    def __init__(
+        self, database: Database, pool: ResourcePool, movers: MoverPool, reach: Reachability, journal: DatabaseJournal
+    ) -> None:
+        self._database = database
         self._pool = pool
-        self._proxies = proxies
+        self._movers = movers
+        self._reach = reach
         self._journal = journal
 
     @contextmanager
-    def reserve(self, ctx: Context, job: Job, vm: str, disks: int) -> Iterator[Lease]:
-        claim = Claim(self._proxies, f"{job.source}/{vm}", disks)
-        with self._pool.reserve(ctx, claim, self._journal.waiting) as lease:
-            yield lease
+    def reserve(self, ctx: Context, job: Job, vm: Vm, disks: Sequence[Disk]) -> Iterator[Lease]:
+        """Wait until all that the task needs is free, and hold it."""
+
+        def claim() -> Claim:
+            return self._claim(job, vm, disks)
+
+        with self._pool.reserve(ctx, claim, self._journal.waiting) as slots:
+            route = slots.route
+            yield Lease(
+                source_proxy=catalog.get_proxy(self._database, route.source),
+                target_proxy=catalog.get_proxy(self._database, route.target),
+                source_mover=self._movers.get(route.source),
+                target_mover=self._movers.get(route.target),
+                transport=route.transport,
+                take=slots.take,
+                give_back=slots.give_back,
+            )
+
+    def _claim(self, job: Job, vm: Vm, disks: Sequence[Disk]) -> Claim:
+        """What the task needs, by the configuration of this moment; tells its limits to the pool."""
+        source, target = catalog.get_host(self._database, job.source), catalog.get_host(self._database, job.target)
+        proxies = catalog.list_proxies(self._database)
+        datastore = catalog.get_datastore(self._database, job.datastore)
+        # A block device lies in the directory of its volume group or pool.
+        places = frozenset(f"{source.name}:{PurePosixPath(disk.path).parent}" for disk in disks)
+        self._pool.offer({
+            **{Resource(Kind.SLOT, proxy.name): proxy.slots for proxy in proxies},
+            **{Resource(Kind.SNAPSHOT, place): source.max_snapshots for place in places},
+            Resource(Kind.TRANSFER, datastore.name): datastore.max_transfers,
+        })
+        routes = possible_routes(job, source, target, proxies, self._answers)
+        return Claim(f"{job.source}/{vm.name}", places, datastore.name, routes)
+
+    def _answers(self, name: str) -> bool:
+        problem = self._reach.problem(name)
+        if problem:
+            self._journal.warn(f"proxy {name!r} is not used: {problem}")
+        return not problem
 
 
 class _HostGuests:
@@ -133,4 +197,3 @@ class _HostGuests:
 
     def watchdog(self, vm_uuid: str) -> Watchdog:
         return Watchdog(self._host.uri, vm_uuid)
-

@@ -47,12 +47,14 @@ class Host:
 
     :ivar scratch_dir: directory on the host for copy-before-write files; the emulator must be able to write there.
     :ivar max_snapshots: source snapshots that may be open at the same time on each of the host's datastores.
+    :ivar nbd_address: name or address at which its emulators serve disks to proxies elsewhere; empty: as in the URI.
     """
 
     name: str
     uri: str
     scratch_dir: str
     max_snapshots: int = DEFAULT_SNAPSHOTS
+    nbd_address: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from understudy.replication import source_side as source
 from understudy.replication import target_side as target
 from understudy.replication.base_digests import provide_base_digests
 from understudy.replication.planning import PlanningFacts, plan_disks
-from understudy.replication.site import Site, Task, TaskOutcome
+from understudy.replication.site import Place, Site, Task, TaskOutcome
 from understudy.replication.transfer import TransferSpec, copy_disks, send_seconds
 from understudy.storage import DatastoreFacts, NewDisk, PointMeta
 
 
-def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
+def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
     """Make a new restore point of one VM.
 
     Plans from facts, never from memory: it may be called again after any interruption. The order of the last acts is
@@ -35,11 +35,13 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
 
     :raises UnderstudyError: if no point was made; everything that was begun is undone, all older points are intact.
     """
-    journal, job = site.journal, task.job
+    journal, job = place.journal, task.job
     with ExitStack() as undo:
         with journal.step(Step.SETTINGS):  # 1 settings and resources
-            wanted = len(source.replicated_disks(site.source.describe_vm(task.vm), job))
-            lease = undo.enter_context(site.resources.reserve(ctx, job, task.vm, wanted))
+            wanted = place.source.describe_vm(task.vm)
+            reserving = place.resources.reserve(ctx, job, wanted, source.replicated_disks(wanted, job))
+            lease = undo.enter_context(reserving)
+            site = place.with_proxies(lease)
             space = target.check_datastore(site)
             facts = target.inspect(task, site)
             source.prepare_scratch(site)
@@ -67,7 +69,7 @@ def replicate_vm(ctx: Context, task: Task, site: Site) -> TaskOutcome:
         for warning in quiescing.warnings:
             journal.warn(warning)
         with journal.step(Step.READ):  # 5 read, 6 compress and send, 7 decompress and write: one pipeline
-            reports = copy_disks(ctx, site, spec, draft, held.snapshot, held.plans, lease.parallel)
+            reports = copy_disks(ctx, site, spec, draft, held.snapshot, held.plans, lease)
         journal.step_took(Step.SEND, StepState.SKIPPED if site.same_mover else StepState.SUCCESS, send_seconds(reports))
         with journal.step(Step.WRITE):  # everything is durable: publish
             ctx.check()

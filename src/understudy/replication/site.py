@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from understudy.context import Context
 from understudy.guests.processing import Watchdog
-from understudy.model.job import Datastore, Host, Job
+from understudy.model.inventory import Disk, Vm
+from understudy.model.job import Datastore, Host, Job, Proxy
 from understudy.model.session import DiskReport, Step, StepState
+from understudy.model.transfer import TransportMode
 from understudy.mover.client import MoverClient
 from understudy.platforms import SourcePlatform, TargetPlatform
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Reserved resources; ``parallel`` disks may be transferred at the same time."""
+    """What a task has reserved: the VM, its source snapshot, two proxies (or one), and a slot for its first disk.
 
-    parallel: int
+    :ivar transport: how the source proxy reaches the disks.
+    :ivar take: ask before each disk: empty if it may run now, else what is in its way, in words; then ask again later.
+    :ivar give_back: to be called when a disk that was taken has ended, however it did.
+    """
+
+    source_proxy: Proxy
+    target_proxy: Proxy
+    source_mover: MoverClient
+    target_mover: MoverClient
+    transport: TransportMode
+    take: Callable[[], str]
+    give_back: Callable[[], None]
 
 
 class TaskJournal(Protocol):
@@ -44,10 +58,13 @@ class TaskJournal(Protocol):
 
 
 class Resources(Protocol):
-    """Task slots of proxies, and the right to work on a VM."""
+    """Task slots of proxies, limits of datastores, and the right to work on a VM."""
 
-    def reserve(self, ctx: Context, job: Job, vm: str, disks: int) -> AbstractContextManager[Lease]:
-        """Wait for slots on the job's proxies and for exclusive use of the VM."""
+    def reserve(self, ctx: Context, job: Job, vm: Vm, disks: Sequence[Disk]) -> AbstractContextManager[Lease]:
+        """Choose proxies for a task, and wait until all that it needs to begin is free; nothing is held before.
+
+        :raises MoverError: if no proxy can do it.
+        """
 
 
 class Guests(Protocol):
@@ -58,23 +75,41 @@ class Guests(Protocol):
 
 
 @dataclass(frozen=True)
-class Site:
-    """The two ends of a task.
-
-    :ivar same_mover: source and target mover are one process, so there is no wire between them.
-    """
+class Place:
+    """The two ends of a task, before it has proxies."""
 
     source_host: Host
     target_host: Host
     datastore: Datastore
     source: SourcePlatform
     target: TargetPlatform
-    source_mover: MoverClient
-    target_mover: MoverClient
-    same_mover: bool
     journal: TaskJournal
     resources: Resources
     guests: Guests
+
+    def with_proxies(self, lease: Lease) -> Site:
+        """The same place with the proxies of ``lease``."""
+        return Site(
+            self.source_host, self.target_host, self.datastore, self.source, self.target, self.journal, self.resources,
+            self.guests, lease.source_mover, lease.target_mover,
+            lease.source_proxy.name == lease.target_proxy.name, lease.transport, lease.source_proxy, lease.target_proxy,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Site(Place):
+    """The two ends of a task.
+
+    :ivar same_mover: source and target mover are one process, so there is no wire between them.
+    :ivar transport: how the source mover reaches the disks; it can touch files of the source host only if it is local.
+    """
+
+    source_mover: MoverClient
+    target_mover: MoverClient
+    same_mover: bool
+    transport: TransportMode
+    source_proxy: Proxy
+    target_proxy: Proxy
 
 
 @dataclass(frozen=True)

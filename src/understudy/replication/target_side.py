@@ -17,15 +17,15 @@ from understudy.mover import api
 from understudy.platforms import ReplicaVmSpec
 from understudy.replication.planning import required_bytes
 from understudy.replication.retention import points_to_retire
-from understudy.replication.site import Site, Task
+from understudy.replication.site import Place, Site, Task
 from understudy.replication.work import finish
 from understudy.storage import DatastoreFacts, NewDisk
 from understudy.units import format_size
 
 
-def replica_ref(task: Task, site: Site) -> api.ReplicaRef:
+def replica_ref(task: Task, place: Place) -> api.ReplicaRef:
     """Where the task's replica lies."""
-    return api.ReplicaRef(site.datastore.kind, site.datastore.path, task.replica_name)
+    return api.ReplicaRef(place.datastore.kind, place.datastore.path, task.replica_name)
 
 
 def check_datastore(site: Site) -> DatastoreFacts:

@@ -14,7 +14,7 @@ from understudy.model.session import DiskReport
 from understudy.model.snapshot import ImageDisk, ServedDisk, SourceSnapshot
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
-from understudy.replication.site import Site
+from understudy.replication.site import Lease, Site
 
 _POLL_S = 0.1
 # How long the other end of a lost connection may take to say why it went.
@@ -66,9 +66,9 @@ def copy_disks(
     draft: str,
     snapshot: SourceSnapshot,
     plans: Sequence[DiskPlan],
-    parallel: int,
+    lease: Lease,
 ) -> tuple[Transferred, ...]:
-    """Transfer every disk, ``parallel`` at a time; returns when all are durable on the target.
+    """Transfer every disk, as many at a time as the lease gives; returns when all are durable on the target.
 
     :raises UnderstudyError: of the first disk that fails, after all others were stopped.
     """
@@ -77,11 +77,16 @@ def copy_disks(
         waiting, active, done = list(plans), list[_Transfer](), list[_Transfer]()
         try:
             while waiting or active:
-                while waiting and len(active) < parallel:
+                while waiting and not lease.take():
                     active.append(_start(ctx, site, spec, draft, waiting.pop(0), sources))
                 ctx.check()
+                if not active:
+                    ctx.cancel.wait(_POLL_S)
                 _follow(site, active)
-                done += [transfer for transfer in active if transfer.ended]
+                for transfer in active:
+                    if transfer.ended:
+                        done.append(transfer)
+                        lease.give_back()
                 active = [transfer for transfer in active if not transfer.ended]
         except BaseException:
             for transfer in active:

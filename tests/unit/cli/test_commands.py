@@ -47,11 +47,18 @@ DEMO_TASK = TaskReport("web", SessionState.SUCCESS, "p1", "filesystem", 97.0, di
 def test_hosts(cli: CommandLine) -> None:
     assert cli.json("host", "list") == []
     assert "No hosts" in cli.ok("host", "list").out
-    host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/lib/libvirt/understudy"}
+    host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/lib/libvirt/understudy",
+            "max_snapshots": 4, "nbd_address": ""}  # fmt: skip
     assert cli.json("host", "add", "kvm", "qemu:///system") == host
     other = cli.json("host", "add", "b", "qemu+ssh://b/system", "--scratch-dir", "/fast/scratch")
     assert other["scratch_dir"] == "/fast/scratch"
     assert cli.json("host", "list") == [other, host]
+    changed = cli.json("host", "set", "b", "--max-snapshots", "2", "--nbd-address", "b.lan")
+    assert changed == {**other, "max_snapshots": 2, "nbd_address": "b.lan"}
+    assert cli.json("host", "set", "b", "--max-snapshots", "3")["nbd_address"] == "b.lan"
+    assert "b.lan" in cli.ok("host", "list").out
+    assert "is no network name" in cli.refused("host", "set", "b", "--nbd-address", "b.lan:10809")
+    assert "0 is not in the range" in cli.refused("host", "set", "b", "--max-snapshots", "0")
     assert "qemu+ssh://b/system" in cli.ok("host", "list").out
     assert cli.json("host", "remove", "b") == {"name": "b", "removed": True}
     assert cli.ok("host", "remove", "kvm").out == "Host kvm removed.\n"
@@ -80,8 +87,11 @@ def test_host_vms_without_the_definition(cli: CommandLine) -> None:
 
 def test_datastores(cli: CommandLine) -> None:
     cli.ok("host", "add", "dr", "qemu:///system")
-    document = {"name": "vault", "host": "dr", "kind": "qcow2", "path": "/srv"}
+    document = {"name": "vault", "host": "dr", "kind": "qcow2", "path": "/srv", "max_transfers": 0}
     assert cli.json("datastore", "add", "vault", "--host", "dr", "--path", "/srv/") == document
+    assert cli.json("datastore", "list") == [document]
+    document["max_transfers"] = 3
+    assert cli.json("datastore", "set", "vault", "--max-transfers", "3") == document
     assert cli.json("datastore", "list") == [document]
     assert cli.json("datastore", "check", "vault") == {
         "name": "vault", "path": "/srv", "exists": True, "writable": True, "total_bytes": 100 * GIB,

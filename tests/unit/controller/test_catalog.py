@@ -101,6 +101,39 @@ def test_a_scratch_directory_is_an_absolute_path(database: Database, path: str) 
         catalog.add_host(database, Host("h", URI, path))
 
 
+def test_the_limits_of_a_host_are_stored_changed_and_checked(database: Database) -> None:
+    catalog.add_host(database, Host("h", URI, "/s", max_snapshots=2, nbd_address="10.0.0.7"))
+    assert catalog.change_host(database, "h", max_snapshots=9) == Host("h", URI, "/s", 9, "10.0.0.7")
+    assert catalog.change_host(database, "h", nbd_address="fe80::1") == catalog.get_host(database, "h")
+    assert catalog.get_host(database, "h") == Host("h", URI, "/s", 9, "fe80::1")
+    assert catalog.change_host(database, "h", nbd_address="").nbd_address == ""
+    with pytest.raises(UsageError, match="0 is no number of snapshots"):
+        catalog.change_host(database, "h", max_snapshots=0)
+    with pytest.raises(UsageError, match="is no number of snapshots"):
+        catalog.add_host(database, Host("i", URI, "/s", max_snapshots=catalog.MAX_LIMIT + 1))
+    with pytest.raises(NotFound):
+        catalog.change_host(database, "mars", max_snapshots=1)
+    assert catalog.get_host(database, "h").max_snapshots == 9
+
+
+@pytest.mark.parametrize("address", ["a b", "kvm2:10809", "[::1]", "a/b", "kvm\n"])
+def test_an_nbd_address_is_a_name_or_an_address_without_a_port(database: Database, address: str) -> None:
+    with pytest.raises(UsageError, match="is no network name"):
+        catalog.add_host(database, Host("h", URI, "/s", nbd_address=address))
+
+
+def test_the_limit_of_a_datastore_is_stored_changed_and_checked(site: Database) -> None:
+    added = catalog.add_datastore(site, Datastore("two", "dr", "qcow2", "/two", max_transfers=3))
+    assert catalog.get_datastore(site, "two") == added
+    assert catalog.change_datastore(site, "two", max_transfers=0).max_transfers == 0
+    with pytest.raises(UsageError, match="is no number of disks"):
+        catalog.change_datastore(site, "two", max_transfers=-1)
+    with pytest.raises(UsageError, match="is no number of disks"):
+        catalog.add_datastore(site, Datastore("x", "dr", "qcow2", "/x", max_transfers=catalog.MAX_LIMIT + 1))
+    with pytest.raises(NotFound):
+        catalog.change_datastore(site, "mars", max_transfers=1)
+
+
 def test_a_datastore_is_stored_in_normal_form_and_removed(site: Database) -> None:
     added = catalog.add_datastore(site, Datastore("two", "dr", "qcow2", "//srv//two/./x/"))
     assert added.path == "/srv/two/x"

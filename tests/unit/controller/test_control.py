@@ -25,7 +25,7 @@ from understudy.controller.sites import SiteBuilder
 from understudy.errors import GuestError, HostUnreachable, UnderstudyError
 from understudy.model.job import Datastore, Host, Job
 from understudy.model.session import SessionReport, SessionState
-from understudy.replication.site import Site, Task, TaskOutcome
+from understudy.replication.site import Place, Task, TaskOutcome
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -90,8 +90,8 @@ class FakeSites:
     def warm_up(self, job: Job) -> None:
         pass
 
-    def build(self, job: Job, rows: object) -> Site:
-        return cast("Site", None)
+    def build(self, job: Job, rows: object) -> Place:
+        return cast("Place", None)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def released(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Tasks of this process succeed once this is set."""
     event = threading.Event()
 
-    def replicate(ctx: Context, task: Task, site: Site) -> TaskOutcome:
+    def replicate(ctx: Context, task: Task, site: Place) -> TaskOutcome:
         ctx.wait_until(event.is_set, timeout_s=60, interval_s=0.01)
         return TaskOutcome("p1", "crash", None)
 

@@ -229,7 +229,7 @@ def test_an_unusable_url_is_told_without_the_password(tmp_path: Path, url: str) 
 def test_a_transaction_that_raises_changes_nothing(database: Database) -> None:
     def half() -> None:
         with database.transaction() as session:
-            session.add(HostRow(name="x", uri="u", scratch_dir="/", max_snapshots=4))
+            session.add(HostRow(name="x", uri="u", scratch_dir="/", max_snapshots=4, nbd_address=""))
             session.flush()
             raise RuntimeError("stop")
 
@@ -243,7 +243,7 @@ def test_a_row_made_twice_at_once_is_refused(database: Database) -> None:
 
     def again() -> None:
         with database.transaction() as session:
-            session.add(HostRow(name="prod", uri="u", scratch_dir="/", max_snapshots=4))
+            session.add(HostRow(name="prod", uri="u", scratch_dir="/", max_snapshots=4, nbd_address=""))
 
     with pytest.raises(Refused, match="at the same moment"):
         again()

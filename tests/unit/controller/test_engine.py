@@ -20,7 +20,8 @@ from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, HostUnreachable, MoverError, UnderstudyError
 from understudy.model.job import Job
 from understudy.model.session import SessionReport, SessionState, Step, StepState, TaskReport
-from understudy.replication.site import Site, Task, TaskOutcome
+from understudy.mover.client import MoverClient
+from understudy.replication.site import Place, Task, TaskOutcome
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -51,10 +52,13 @@ class FakeSites(SiteBuilder):
         if self.warm_problem is not None:
             raise self.warm_problem
 
-    def build(self, job: Job, journal: DatabaseJournal) -> Site:
+    def build(self, job: Job, journal: DatabaseJournal) -> Place:
         if self.problem is not None:
             raise self.problem
         return FakeSite(journal)  # type: ignore[return-value]
+
+    def mover_at(self, host: str, wanted: str = "") -> MoverClient:
+        raise MoverError("proxy 'local'", "it is a fake")
 
 
 class Bench:
@@ -67,7 +71,7 @@ class Bench:
         self.replicate: dict[str, Replicate] = {}
         self.tasks: list[Task] = []
 
-    def run_task(self, ctx: Context, task: Task, site: Site) -> TaskOutcome:
+    def run_task(self, ctx: Context, task: Task, site: Place) -> TaskOutcome:
         self.tasks.append(task)
         assert isinstance(site.journal, DatabaseJournal)
         act = self.replicate.get(task.vm)

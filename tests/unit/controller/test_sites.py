@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from understudy.context import Context
 from understudy.controller import catalog, journal, sites
 from understudy.controller.database import Database
 from understudy.controller.jobs import get_job
-from understudy.controller.sites import PlatformPool, SiteBuilder, choose_proxy
+from understudy.controller.sites import PlatformPool, SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
-from understudy.errors import HostUnreachable
-from understudy.model.job import Proxy
+from understudy.errors import Cancelled, HostUnreachable, MoverError
+from understudy.model.inventory import Disk, Vm, VmState
+from understudy.model.job import Job, Proxy
+from understudy.model.transfer import TransportMode
+from understudy.mover import api
 from understudy.mover.client import MoverClient
+from understudy.replication.site import Lease, Place
 
-HOSTS = st.sampled_from(["", "prod", "dr"])
-PROXIES = st.dictionaries(st.sampled_from("abc"), HOSTS).map(
-    lambda hosts: {"local": Proxy("local", "", 2), **{name: Proxy(name, host, 1) for name, host in hosts.items()}}
-)
+pytestmark = pytest.mark.timeout(60)
 
 
 class Platform:
@@ -44,15 +44,6 @@ class Platform:
 def _platforms(monkeypatch: pytest.MonkeyPatch) -> None:
     Platform.opened, Platform.closed = [], []
     monkeypatch.setattr(sites, "open_platform", Platform)
-
-
-@given(st.sampled_from(["", "a", "b"]), st.sampled_from(["prod", "dr"]), PROXIES)
-def test_a_host_is_served_by_the_wanted_proxy_else_its_own_else_the_built_in(
-    wanted: str, host: str, proxies: Mapping[str, Proxy]
-) -> None:
-    chosen = choose_proxy(wanted, host, proxies)
-    own = sorted(name for name, proxy in proxies.items() if proxy.host == host)
-    assert chosen == (wanted or (own[0] if own else "local"))
 
 
 def test_a_host_is_connected_to_once_until_the_pool_is_closed() -> None:
@@ -82,11 +73,26 @@ def test_a_host_that_does_not_answer_is_asked_again_the_next_time(monkeypatch: p
     assert isinstance(pool.get("qemu:///a"), Platform)
 
 
-class Movers:
-    """Names the mover that was asked for, in place of a client."""
+@dataclass
+class Mover:
+    """A proxy that answers, or does not."""
 
-    def get(self, name: str) -> MoverClient:
-        return cast("MoverClient", f"mover {name}")
+    name: str
+    problem: str = ""
+    asked: int = 0
+
+    def call(self, request: object, response_type: type) -> object:
+        self.asked += 1
+        if self.problem:
+            raise MoverError(f"proxy {self.name!r}", self.problem)
+        return api.MoverInfo(self.name, 1, {})
+
+
+class Movers(dict[str, Mover]):
+    """Movers by name, made when they are asked for."""
+
+    def get(self, name: str) -> MoverClient:  # type: ignore[override]
+        return cast("MoverClient", self.setdefault(name, Mover(name)))
 
 
 def builder(database: Database, home: Path) -> SiteBuilder:
@@ -96,45 +102,145 @@ def builder(database: Database, home: Path) -> SiteBuilder:
     return made
 
 
+def mover(maker: SiteBuilder, name: str) -> Mover:
+    return cast("Mover", maker.movers.get(name))
+
+
 def rows_of(database: Database) -> DatabaseJournal:
     session = journal.insert_session(database, "nightly")
     assert journal.claim_session(database) is not None
     return DatabaseJournal(database, journal.start_task(database, session, "db"), session, "prod")
 
 
-def test_a_site_has_the_hosts_datastore_and_proxies_of_its_job(site: Database, tmp_path: Path) -> None:
-    catalog.add_proxy(site, Proxy("near", "prod", 1))
+def disk(path: str) -> Disk:
+    return Disk("vda", path, "qcow2", 1 << 20)
+
+
+def vm(name: str, *paths: str) -> Vm:
+    disks = tuple(disk(path) for path in paths or ("/images/a.qcow2",))
+    return Vm(name, f"uuid-{name}", VmState.RUNNING, "x86_64", "q35", "bios", 1, 1, disks, (), False, False, "")
+
+
+def reserve(place: Place, job: Job, wanted: Vm, ctx: Context | None = None) -> AbstractContextManager[Lease]:
+    return place.resources.reserve(ctx or Context(), job, wanted, wanted.disks)
+
+
+def cancelled() -> Context:
+    """For a wait that ends at once."""
+    ctx = Context()
+    ctx.cancel.cancel()
+    return ctx
+
+
+def why_not(place: Place, job: Job, wanted: Vm) -> str:
+    """What a task waits for."""
+    reasons = list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place.journal, "waiting", reasons.append)
+        with pytest.raises(Cancelled):
+            reserve(place, job, wanted, cancelled()).__enter__()
+    return reasons[0]
+
+
+def with_slots(database: Database) -> None:
+    """Proxies with more slots than the tests need, however few cores there are."""
+    catalog.add_proxy(database, Proxy("near", "prod", 8))
+    catalog.add_proxy(database, Proxy("far", "dr", 8))
+
+
+def test_a_place_has_the_hosts_and_the_datastore_of_its_job(site: Database, tmp_path: Path) -> None:
     rows = rows_of(site)
     made = builder(site, tmp_path).build(get_job(site, "nightly"), rows)
     assert (made.source_host.name, made.target_host.name, made.datastore.path) == ("prod", "dr", "/srv/replicas")
-    assert [str(made.source_mover), str(made.target_mover)] == ["mover near", "mover local"]
-    assert not made.same_mover
     assert id(made.source) != id(made.target)
     assert made.journal is rows
 
 
-def test_a_proxy_that_was_added_after_the_controller_began_can_be_used(site: Database, tmp_path: Path) -> None:
-    maker, rows = builder(site, tmp_path), rows_of(site)
-    catalog.add_proxy(site, Proxy("late", "prod", 3))
-    job = get_job(site, "nightly")
-    with maker.build(job, rows).resources.reserve(Context(), job, "db", 9) as lease:
-        assert lease.parallel == min(3, catalog.get_proxy(site, "local").slots)
+def test_a_site_has_the_proxies_of_its_lease(site: Database, tmp_path: Path) -> None:
+    catalog.add_proxy(site, Proxy("near", "prod", 1))
+    maker, job = builder(site, tmp_path), get_job(site, "nightly")
+    place = maker.build(job, rows_of(site))
+    with reserve(place, job, vm("db")) as lease:
+        made = place.with_proxies(lease)
+    assert (made.source_proxy, made.target_proxy) == (catalog.get_proxy(site, "near"), catalog.get_proxy(site, "local"))
+    assert (made.source_mover, made.target_mover) == (maker.movers.get("near"), maker.movers.get("local"))
+    assert (made.same_mover, made.transport) == (False, TransportMode.LOCAL)
+    assert (made.source, made.journal, made.datastore) == (place.source, place.journal, place.datastore)
 
 
 def test_one_proxy_on_both_ends_needs_no_wire(site: Database, tmp_path: Path) -> None:
-    assert builder(site, tmp_path).build(get_job(site, "nightly"), rows_of(site)).same_mover
+    job = get_job(site, "nightly")
+    place = builder(site, tmp_path).build(job, rows_of(site))
+    with reserve(place, job, vm("db")) as lease:
+        assert place.with_proxies(lease).same_mover
 
 
 def test_tasks_of_one_controller_share_its_slots(site: Database, tmp_path: Path) -> None:
-    catalog.add_proxy(site, Proxy("near", "prod", 1))
+    catalog.add_proxy(site, Proxy("near", "prod", 2))
     catalog.add_proxy(site, Proxy("far", "dr", 4))
     maker, job, rows = builder(site, tmp_path), get_job(site, "nightly"), rows_of(site)
     one, two = maker.build(job, rows), maker.build(job, rows)
-    with one.resources.reserve(Context(), job, "db", 3) as lease:
-        assert lease.parallel == 1
-        ctx = Context()
-        ctx.cancel.cancel()
-        with pytest.raises(Exception, match="cancelled"):
-            two.resources.reserve(ctx, job, "web 1", 1).__enter__()
-    with two.resources.reserve(Context(), job, "web 1", 1) as lease:
-        assert lease.parallel == 1
+    with reserve(one, job, vm("db")) as lease:
+        assert [lease.take(), lease.take(), lease.take()] == ["", "", "no free task slot on proxy near"]
+        assert why_not(two, job, vm("web 1")) == "no free task slot on proxy near"
+    with reserve(two, job, vm("web 1")) as lease:
+        assert lease.take() == ""
+
+
+def test_a_proxy_that_was_added_after_the_controller_began_is_used(site: Database, tmp_path: Path) -> None:
+    job = get_job(site, "nightly")
+    place = builder(site, tmp_path).build(job, rows_of(site))
+    catalog.add_proxy(site, Proxy("late", "prod", 3))
+    with reserve(place, job, vm("db")) as lease:
+        assert lease.source_proxy.name == "late"
+
+
+def test_no_more_snapshots_are_open_on_a_datastore_of_the_source_than_its_host_allows(
+    site: Database, tmp_path: Path
+) -> None:
+    catalog.change_host(site, "prod", max_snapshots=2)
+    with_slots(site)
+    maker, job, rows = builder(site, tmp_path), get_job(site, "nightly"), rows_of(site)
+    place = maker.build(job, rows)
+    with reserve(place, job, vm("a")), reserve(place, job, vm("b", "/images/b.qcow2", "/fast/b.qcow2")):
+        assert why_not(place, job, vm("c")) == "2 of 2 source snapshots are open on prod:/images"
+        with reserve(place, job, vm("d", "/fast/d.qcow2")):
+            pass
+
+
+def test_no_more_disks_are_written_to_a_datastore_than_it_allows(site: Database, tmp_path: Path) -> None:
+    catalog.change_datastore(site, "vault", max_transfers=1)
+    with_slots(site)
+    job = get_job(site, "nightly")
+    place = builder(site, tmp_path).build(job, rows_of(site))
+    with reserve(place, job, vm("a")) as lease:
+        assert [lease.take(), lease.take()] == ["", "datastore vault is written by 1 disks already"]
+        assert why_not(place, job, vm("b")) == "datastore vault is written by 1 disks already"
+
+
+def test_a_proxy_that_does_not_answer_is_passed_over_with_a_warning_and_not_asked_all_the_time(
+    site: Database, tmp_path: Path
+) -> None:
+    catalog.add_proxy(site, Proxy("near", "prod", 1))
+    maker, job, rows = builder(site, tmp_path), get_job(site, "nightly"), rows_of(site)
+    mover(maker, "near").problem = "no route"
+    place = maker.build(job, rows)
+    for name in ("a", "b"):
+        with reserve(place, job, vm(name)) as lease:
+            assert lease.source_proxy.name == "local"
+    assert rows.warnings == ["proxy 'near' is not used: proxy 'near': no route"]
+    assert mover(maker, "near").asked == 1
+
+
+def test_a_datastore_is_reached_by_the_first_proxy_that_answers(site: Database, tmp_path: Path) -> None:
+    catalog.add_proxy(site, Proxy("far", "dr", 1))
+    maker = builder(site, tmp_path)
+    assert mover_name(maker.mover_at("dr")) == "far"
+    maker = builder(site, tmp_path)
+    mover(maker, "far").problem = "no route"
+    assert mover_name(maker.mover_at("dr")) == "local"
+    assert mover_name(maker.mover_at("dr", "far")) == "far"
+
+
+def mover_name(client: MoverClient) -> str:
+    return cast("Mover", client).name

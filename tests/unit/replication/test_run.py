@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,7 +12,7 @@ import pytest
 from understudy.context import Context
 from understudy.errors import Cancelled, DatastoreError, MoverError, PlatformError, TrackingLost, UnderstudyError
 from understudy.model.inventory import Disk, HostFacts, Vm, VmState
-from understudy.model.job import Datastore, GuestPolicy, Host, Job, SnapshotMode
+from understudy.model.job import Datastore, GuestPolicy, Host, Job, Proxy, SnapshotMode
 from understudy.model.replica import (
     Baseline,
     Consistency,
@@ -24,13 +24,13 @@ from understudy.model.replica import (
 )
 from understudy.model.session import DiskReport, Step, StepState
 from understudy.model.snapshot import ServedDisk, SnapshotRequest, SourceSnapshot, Tag
-from understudy.model.transfer import Reason, TransferMode
+from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.work import error_fields
 from understudy.platforms import ReplicaVmSpec, SourcePlatform, TargetPlatform
 from understudy.replication.run import replicate_vm
-from understudy.replication.site import Lease, Site, Task, TaskOutcome
+from understudy.replication.site import Lease, Place, Task, TaskOutcome
 from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
 from understudy.units import GIB, MIB
 
@@ -64,6 +64,7 @@ class World:
     kept: list[str] = field(default_factory=list)
     checkpoint: str = ""
     free_bytes: int = 10 * GIB
+    transport: TransportMode = TransportMode.LOCAL
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -73,14 +74,13 @@ class World:
             raise self.breaks[word]
 
     def run(self, full_scan: bool = False) -> TaskOutcome:
-        end = cast("MoverClient", End(self))
-        site = Site(
+        place = Place(
             source_host=Host("a", "qemu:///a", "/scratch"), target_host=Host("b", "qemu:///b", "/scratch"),
             datastore=Datastore("ds", "b", "qcow2", "/srv"), source=cast("SourcePlatform", Source(self)),
-            target=cast("TargetPlatform", Target(self)), source_mover=end, target_mover=end, same_mover=True,
-            journal=Rows(self), resources=Slots(self), guests=cast("Any", None),
+            target=cast("TargetPlatform", Target(self)), journal=Rows(self), resources=Slots(self),
+            guests=cast("Any", None),
         )  # fmt: skip
-        return replicate_vm(self.ctx, Task(JOB, "web", 2, full_scan), site)
+        return replicate_vm(self.ctx, Task(JOB, "web", 2, full_scan), place)
 
     def at(self, word: str) -> int:
         assert word in self.events, self.events
@@ -163,9 +163,10 @@ class Slots:
         self._world = world
 
     @contextmanager
-    def reserve(self, ctx: Context, job: Job, vm: str, disks: int) -> Iterator[Lease]:
+    def reserve(self, ctx: Context, job: Job, vm: Vm, disks: Sequence[Disk]) -> Iterator[Lease]:
         self._world.act("reserve")
-        yield Lease(disks)
+        proxy, end = Proxy("local", "", 2), cast("MoverClient", End(self._world))
+        yield Lease(proxy, proxy, end, end, self._world.transport, lambda: "", lambda: None)
         self._world.events.append("released")
 
 

@@ -12,7 +12,7 @@ depends_on: str | None = None
 
 # Older rows get these; new ones always name every value, so the tables keep no defaults.
 _ADDED: dict[str, list[tuple[str, sa.types.TypeEngine[object], object]]] = {
-    "hosts": [("max_snapshots", sa.Integer(), "4")],
+    "hosts": [("max_snapshots", sa.Integer(), "4"), ("nbd_address", sa.String(length=300), "")],
     "datastores": [("max_transfers", sa.Integer(), "0")],
     "proxies": [
         ("kind", sa.String(length=40), "child"),
