@@ -97,7 +97,7 @@ def copy_disks(
 
 def _open(site: Site, disk: ServedDisk | ImageDisk, spec: TransferSpec, exports: ExitStack) -> api.NbdSource:
     if isinstance(disk, ServedDisk):
-        return api.NbdSource(disk.socket, disk.export, disk.dirty_context)
+        return api.NbdSource(disk.socket, disk.export, disk.dirty_context, disk.address)
     request = api.OpenExport(disk.image, disk.image_format, disk.bitmap, f"{spec.point}-{disk.name}")
     opened = site.source_mover.call(request, api.OpenedExport)
     exports.callback(site.source_mover.call, api.CloseExport(opened.id), api.Nothing)
