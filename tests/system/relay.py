@@ -41,21 +41,22 @@ def _enter_network(pid: int) -> None:
 
 
 def _serve(server: socket.socket, port: int, on_host: ThreadPoolExecutor) -> None:
-    with ExitStack() as threads:
+    with ExitStack() as ends:
         while True:
             try:
-                near = server.accept()[0]
+                near = ends.enter_context(server.accept()[0])
             except OSError:
                 return  # shut down
             try:
-                far = on_host.submit(socket.create_connection, (LOOPBACK, port)).result()
+                far = ends.enter_context(on_host.submit(socket.create_connection, (LOOPBACK, port)).result())
             except OSError:
-                near.close()
+                near.shutdown(socket.SHUT_RDWR)
                 continue
             for one, other in ((near, far), (far, near)):
                 thread = threading.Thread(target=_pump, args=(one, other))
                 thread.start()
-                threads.callback(thread.join)
+                ends.callback(thread.join)
+                ends.callback(_end, one)
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
@@ -63,6 +64,10 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)
-    for end in (source, target):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    _end(source)
+    _end(target)
+
+
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -44,6 +44,7 @@ def test_a_running_vm_is_read_over_the_network_first_in_full_then_what_changed(f
     assert second.disk("vda")["read_bytes"] < first.disk("vda")["read_bytes"]
     assert_points_are(far, "remote_replica", first, second)
     assert_nothing_is_left(far.lab, vm.name)
+    assert not far.scratch.exists()  # nobody prepared files on alpha
 
 
 def assert_nothing_is_left(lab: Lab, name: str) -> None:
