@@ -1,18 +1,22 @@
 """NBD client: block status of several contexts, and reads with several in flight, over libnbd.
 
+Servers on this machine are reached by a Unix socket, those on other hosts by TLS with certificates on both sides.
 libnbd's own errors end here: everything raised is a :class:`~understudy.errors.TransferError`.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import nbd
 
+from understudy.certificates import IDENTITY, PROXIES_CA, Credentials
 from understudy.errors import TransferError
 from understudy.model.extent import Extent
 
@@ -24,22 +28,52 @@ DIRTY_FLAG = 1
 
 CONNECT_TIMEOUT_S = 30.0
 
+# The names that libnbd wants in a directory of certificates.
+_CA, _CERTIFICATE, _KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
+
+
+def tls_directory(credentials: Credentials) -> Path:
+    """The credentials under the names that libnbd wants, made if missing. They are links: renewals need nothing.
+
+    :raises OSError: if that is not possible.
+    """
+    directory = credentials.directory / "nbd"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for name, target in ((_CA, PROXIES_CA), (_CERTIFICATE, IDENTITY), (_KEY, IDENTITY)):
+        # Another thread may make the same link.
+        with suppress(FileExistsError):
+            (directory / name).symlink_to(Path("..") / target)
+    return directory
+
+
+def lets_anybody_in(address: str, export: str, tls_dir: Path) -> bool:
+    """Whether a TLS server that is known to answer lets somebody read who has no certificate."""
+    with tempfile.TemporaryDirectory(prefix="understudy-") as bare:
+        (Path(bare) / _CA).symlink_to((tls_dir / _CA).resolve())
+        try:
+            NbdClient(address, export, tls_dir=Path(bare)).close()
+        except TransferError:
+            return False
+    return True
+
 
 class NbdClient:
     """One connection to an export; not for use by several threads at once.
 
-    :param socket: path of the server's Unix socket.
+    :param where: path of the server's Unix socket; with ``tls_dir``, its ``HOST:PORT``.
     :param contexts: meta contexts to ask for; :meth:`has` tells which the server granted.
+    :param tls_dir: our certificates, see :func:`tls_directory`: only a server whose certificate is for its host name
+        and signed by the authority there is talked to, and never without TLS.
     :raises TransferError: if there is no connection within 30 s.
     """
 
-    def __init__(self, socket: str, export: str, contexts: Sequence[str] = ()) -> None:
-        self.name = f"{socket}:{export}"
+    def __init__(self, where: str, export: str, contexts: Sequence[str] = (), tls_dir: Path | None = None) -> None:
+        self.name = f"{where}:{export}"
         self._handle: Any = nbd.NBD()
         self._reads: dict[int, Any] = {}
         try:
             with self._errors("connect"):
-                self._connect(socket, export, contexts)
+                self._connect(where, export, contexts, tls_dir)
                 self.size = int(self._handle.get_size())
                 self.multi_conn = bool(self._handle.can_multi_conn())
                 self._granted = tuple(name for name in contexts if self._handle.can_meta_context(name))
@@ -47,14 +81,21 @@ class NbdClient:
             self.abort()
             raise
 
-    def _connect(self, socket: str, export: str, contexts: Sequence[str]) -> None:
+    def _connect(self, where: str, export: str, contexts: Sequence[str], tls_dir: Path | None) -> None:
         for name in contexts:
             self._handle.add_meta_context(name)
         self._handle.set_export_name(export)
         # Every read that succeeds fills its whole buffer; clearing it first would cost a memset a block.
         self._handle.set_pread_initialize(False)
         # Not connect_unix(): it waits for ever for the greeting of a server that has no free connection.
-        self._handle.aio_connect_unix(socket)
+        if tls_dir is None:
+            self._handle.aio_connect_unix(where)
+        else:
+            self._handle.set_tls(nbd.TLS_REQUIRE)
+            self._handle.set_tls_verify_peer(True)
+            self._handle.set_tls_certificates(str(tls_dir))
+            host, _, port = where.rpartition(":")
+            self._handle.aio_connect_tcp(host.strip("[]"), port)
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while self._handle.aio_is_connecting() or self._handle.aio_is_negotiating():
             if time.monotonic() > deadline:

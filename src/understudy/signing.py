@@ -6,6 +6,7 @@ decides that name: a signing request contributes its public key and nothing else
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -77,10 +78,15 @@ def make_pinned(name: str, lifetime: timedelta = AUTHORITY_LIFETIME) -> bytes:
     return _self_signed(name, lifetime, x509.BasicConstraints(ca=False, path_length=None))
 
 
-def sign(authority: bytes, request: bytes, identity: str, usages: tuple[Usage, ...], validity: Validity) -> bytes:
+def sign(
+    authority: bytes, request: bytes, identity: str, usages: tuple[Usage, ...], validity: Validity, *,
+    enciphers: bool = False,
+) -> bytes:  # fmt: skip
     """A certificate for the key in ``request``, PEM. Whatever else the request asks for is ignored.
 
     :param authority: what :func:`make_authority` made.
+    :param identity: a name, or the address of a host.
+    :param enciphers: allow the key to encipher keys: TLS 1.3 has no use for that, but QEMU insists on it.
     :raises UsageError: if the request is none, is not signed by its own key, or its key is not EC P-256.
     """
     signer = _private(authority)
@@ -90,9 +96,9 @@ def sign(authority: bytes, request: bytes, identity: str, usages: tuple[Usage, .
     certificate = (
         _builder(subject, issuer.subject, public, signer.public_key(), validity)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs=False), critical=True)
+        .add_extension(_key_usage(signs=False, enciphers=enciphers), critical=True)
         .add_extension(x509.ExtendedKeyUsage([_USAGES[usage] for usage in usages]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(identity)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(identity)]), critical=False)
         .sign(signer, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM)
@@ -182,9 +188,16 @@ def _builder(
     )  # fmt: skip
 
 
-def _key_usage(signs: bool) -> x509.KeyUsage:
+def _general_name(identity: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(identity))
+    except ValueError:
+        return x509.DNSName(identity)
+
+
+def _key_usage(signs: bool, enciphers: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not signs, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        digital_signature=not signs, content_commitment=False, key_encipherment=enciphers, data_encipherment=False,
         key_agreement=False, key_cert_sign=signs, crl_sign=signs, encipher_only=False, decipher_only=False,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -10,6 +11,7 @@ from understudy.cli.app import App, Group, pass_app
 from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
 from understudy.cli.shapes import Shape, vm_shape
 from understudy.controller import catalog
+from understudy.errors import Refused
 from understudy.model.job import DEFAULT_SNAPSHOTS, Host
 from understudy.units import format_size
 
@@ -91,6 +93,29 @@ def vms(app: App, name: str) -> None:
     """
     documents = [vm_shape(vm) for vm in app.services.list_vms(name)]
     answer(app, documents, lambda: _show_vms(documents))
+
+
+@host.command()
+@click.argument("name")
+@click.option("--directory", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="Where to write the three files, with a new key each time.")  # fmt: skip
+@pass_app
+def certificate(app: App, name: str, directory: Path) -> None:
+    """Make the certificate with which emulators of host NAME serve disks to proxies elsewhere.
+
+    Put the files into /etc/pki/qemu of the host, readable for its emulators, and set backup_tls_x509_verify = 1 in its
+    /etc/libvirt/qemu.conf. It is valid for a year. JSON: {name, address, directory, files}.
+    """
+    from understudy.controller.authority import HOST_FILES, Authorities
+
+    address = catalog.get_host(app.database, name).serve_address
+    if not address:
+        raise Refused(f"certificate of host {name!r}", "the host has no address of its own",
+                      f"run 'understudy host set {name} --nbd-address ADDRESS' first")
+    Authorities(app.home).issue_host(directory, address)
+    document = {"name": name, "address": address, "directory": str(directory), "files": list(HOST_FILES)}
+    answer_line(app, document, f"Certificate of host {name} for {address} written to {directory}: put it into "
+                               "/etc/pki/qemu there, readable for its emulators.")  # fmt: skip
 
 
 @host.command()

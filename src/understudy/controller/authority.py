@@ -26,6 +26,8 @@ from understudy.errors import DatabaseError
 from understudy.signing import Usage, Validity
 
 DIRECTORY = "pki"
+#: The names that QEMU wants.
+HOST_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
 _PROXIES, _CONTROLLERS = "proxies-authority.pem", "controllers-authority.pem"
 _NAMES = {_PROXIES: "Understudy proxies", _CONTROLLERS: "Understudy controllers"}
 _BOTH: tuple[Usage, ...] = ("client", "server")
@@ -66,6 +68,20 @@ class Authorities:
         :raises DatabaseError: if they cannot be written.
         """
         return self._issue(directory, _PROXIES, identity, _BOTH, validity)
+
+    def issue_host(self, directory: Path, address: str, validity: Validity | None = None) -> None:
+        """What the emulators of a host need to serve disks to proxies elsewhere, in ``directory``, with a new key.
+
+        :param address: name or address by which proxies reach the host.
+        :raises DatabaseError: if it cannot be written.
+        """
+        key = signing.new_key()
+        certificate = signing.sign(self._keys[_PROXIES], signing.signing_request(key), address, ("server",),
+                                   validity or Validity.from_now(), enciphers=True)
+        with self._translated():
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in zip(HOST_FILES, (self.certificates()[PROXIES_CA], certificate, key), strict=True):
+                write_private(directory / name, content)
 
     def issue_controller(self, directory: Path, validity: Validity | None = None) -> Credentials:
         """Credentials of a controller, in ``directory``: with a new key, whatever was there before.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from understudy.context import Context
 from understudy.controller import catalog, throttles
-from understudy.controller.choice import possible_routes, target_proxies
+from understudy.controller.choice import best_route, possible_routes, target_proxies
 from understudy.controller.database import Database
 from understudy.controller.ledger import Claim, Kind, Resource
 from understudy.controller.movers import MoverPool
@@ -94,13 +94,14 @@ class SiteBuilder:
         self.rates = RatePusher(lambda: throttles.list_throttles(database), self.movers.get)
         self._reach = Reachability(self._mover)
 
-
     def warm_up(self, job: Job) -> None:
-        """Start the child processes that a job may use, so that they get ready while its tasks are prepared."""
-        children = [proxy.name for proxy in catalog.list_proxies(self._database) if proxy.kind is ProxyKind.CHILD]
-        wanted = {job.source_proxy, job.target_proxy, catalog.LOCAL_PROXY}
-        for name in wanted.intersection(children):
-            self.movers.start(name)
+        """Start the child processes that a job is likely to use: they get ready while its tasks are prepared."""
+        source, target = catalog.get_host(self._database, job.source), catalog.get_host(self._database, job.target)
+        proxies = catalog.list_proxies(self._database)
+        route = best_route(possible_routes(job, source, target, proxies, lambda _: True), lambda _: 0.0)
+        for proxy in proxies:
+            if proxy.kind is ProxyKind.CHILD and proxy.name in (route.source, route.target):
+                self.movers.start(proxy.name)
 
     def build(self, job: Job, journal: DatabaseJournal) -> Place:
         """The two ends of a task of ``job``; it gets its proxies when it reserves them.

@@ -58,6 +58,8 @@ security_driver = "none"
 namespaces = []
 stdio_handler = "file"
 cgroup_controllers = []
+backup_tls_x509_cert_dir = "/etc/libvirt/pki"
+backup_tls_x509_verify = 1
 """
 
 
@@ -110,7 +112,7 @@ class LabHost:
 
     def _write_configuration(self) -> None:
         # log/qemu and lib/images exist on a stock host before the first guest starts, because the packages make them.
-        for part in (*PLACES, "log/qemu", "lib/images"):
+        for part in (*PLACES, "log/qemu", "lib/images", "etc/pki"):
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         etc = self.directory / "etc"
         (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(host_uuid=uuid.uuid4()))

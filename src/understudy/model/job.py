@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from understudy.units import KIB, MIB
 
@@ -55,6 +56,11 @@ class Host:
     scratch_dir: str
     max_snapshots: int = DEFAULT_SNAPSHOTS
     nbd_address: str = ""
+
+    @property
+    def serve_address(self) -> str:
+        """Where its emulators serve disks to proxies elsewhere: as set, else as in the URI; may be empty."""
+        return self.nbd_address or urlsplit(self.uri).hostname or ""
 
 
 @dataclass(frozen=True)

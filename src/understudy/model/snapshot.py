@@ -31,9 +31,10 @@ class Tag:
 
 @dataclass(frozen=True)
 class ServedDisk:
-    """A disk that the platform serves by NBD on a Unix ``socket``; ``dirty_context`` is empty without tracking.
+    """A disk that the platform serves by NBD; ``dirty_context`` is empty without tracking.
 
-    :ivar address: ``HOST:PORT`` if it is served by TLS to another host instead.
+    :ivar socket: Unix socket on the disk's host; empty if ``address`` is given.
+    :ivar address: ``HOST:PORT`` where it is served by TLS to other hosts.
     """
 
     name: str
@@ -61,6 +62,8 @@ class SnapshotRequest:
     :ivar checkpoint: the new marker to make at the same instant, or empty.
     :ivar tracked: the disks that the new marker covers.
     :ivar scratch_dir: where copy-before-write files and sockets go.
+    :ivar serve_at: name or address of the source host where the disks are to be served by TLS to other hosts; empty:
+        they are read on that host.
     """
 
     tag: Tag
@@ -70,6 +73,7 @@ class SnapshotRequest:
     checkpoint: str
     tracked: tuple[str, ...]
     scratch_dir: str
+    serve_at: str = ""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Link:
         self, target: TargetAddress, credentials: Credentials | None, patience_s: float, meter: Meter
     ) -> None:
         self._target = target
-        self._credentials = credentials
+        self.credentials = credentials
         self._patience_s = patience_s
         self._meter = meter
         self._reached = False
@@ -68,7 +68,7 @@ class Link:
                 return connection, welcome
 
     def _try(self, target: TargetAddress, hello: Hello) -> tuple[Connection, Hello]:
-        connection = dial(target, self._credentials)
+        connection = dial(target, self.credentials)
         try:
             connection.send_text(FrameType.HELLO, {**hello, "ticket": target.ticket})
             return connection, connection.receive_text(FrameType.WELCOME)

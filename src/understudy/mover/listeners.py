@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import threading
+import time
 
+from understudy.certificates import Credentials
 from understudy.errors import MoverError
 from understudy.model.address import Address, parse_address
 from understudy.mover.state import Mover
 
+LOG = logging.getLogger(__name__)
 _BACKLOG = 128
 #: Linux (ip(7)); the socket module has no name for it. An address may be given before the network is up.
 _IP_FREEBIND = 15
+_PATIENCE_S, _RETRY_S = 60.0, 0.5
 
 
 def listen(address: Address) -> socket.socket:
@@ -51,7 +57,27 @@ def open_data_listeners(mover: Mover, data_listen: str) -> None:
     what = f"proxy {mover.name!r}"
     if mover.credentials is None:
         raise MoverError(what, "without credentials it can take no data from other hosts", "enrol it")
-    mover.data.accept_tls(listen(parse_listen(what, data_listen)), mover.credentials)
+    address, credentials = parse_listen(what, data_listen), mover.credentials
+    try:
+        mover.data.accept_tls(listen(address), credentials)
+    except MoverError as exc:
+        # The child of a controller that was killed may hold the port for a moment.
+        LOG.warning("%s; trying again", exc)
+        threading.Thread(target=_listen_later, args=(mover, address, credentials), name="listen", daemon=True).start()
+
+
+def _listen_later(mover: Mover, address: Address, credentials: Credentials) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        time.sleep(_RETRY_S)
+        try:
+            mover.data.accept_tls(listen(address), credentials)
+        except MoverError as exc:
+            if time.monotonic() > deadline:
+                LOG.warning("no data is taken from other hosts: %s", exc)
+                return
+        else:
+            return
 
 
 def parse_listen(what: str, text: str) -> Address:

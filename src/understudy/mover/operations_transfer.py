@@ -166,7 +166,8 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: M
         if base is not None:
             stack.enter_context(base)
         start = check_base(read, base)
-        source = Source(read.source, read.size, tracked=read.mode is TransferMode.INCREMENTAL)
+        tracked = read.mode is TransferMode.INCREMENTAL
+        source = Source(read.source, read.size, tracked=tracked, credentials=mover.credentials)
         stack.callback(source.close)
         # From here on the layer may hold something: not before, so that a refusal above leaves it to another mode.
         disk = stack.enter_context(draft.writing(read.disk, read.block_size))

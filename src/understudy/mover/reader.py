@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from understudy.certificates import Credentials
 from understudy.context import Context
 from understudy.errors import TrackingLost, TransferError
 from understudy.mover.api import NbdSource
 from understudy.mover.crew import Crew
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.plan import Conclusion, Plan, ReadBlock, Skipped, ZeroRun
-from understudy.nbd import ALLOCATION, NbdClient
+from understudy.nbd import ALLOCATION, NbdClient, lets_anybody_in, tls_directory
 from understudy.units import MIB
 
 THREADS = 3
@@ -45,15 +47,22 @@ class Source:
     """Connections to one export: the first for the plan, more for the reading threads.
 
     :param tracked: the dirty context must be there.
-    :raises TransferError: if the export cannot be reached or has another size than ``size``.
+    :param credentials: of this proxy, for servers on other hosts.
+    :raises TransferError: if the export cannot be reached or has another size than ``size``, or if a server on another
+        host lets in whoever comes.
     :raises TrackingLost: if ``tracked`` and the server has no such dirty context.
     """
 
-    def __init__(self, where: NbdSource, size: int, *, tracked: bool = False) -> None:
+    def __init__(
+        self, where: NbdSource, size: int, *, tracked: bool = False, credentials: Credentials | None = None
+    ) -> None:
         self._where = where
-        contexts = (ALLOCATION, where.dirty_context) if tracked else (ALLOCATION,)
-        self.planner = NbdClient(where.socket, where.export, contexts)
+        self._tls_dir = _tls_directory(where, credentials) if where.address else None
+        self.planner = self._connect((ALLOCATION, where.dirty_context) if tracked else (ALLOCATION,))
         try:
+            if self._tls_dir is not None and lets_anybody_in(where.address, where.export, self._tls_dir):
+                raise TransferError(f"read {self.planner.name}", "its server asks nobody for a certificate",
+                                    "set backup_tls_x509_verify = 1 in /etc/libvirt/qemu.conf of the source host")
             if self.planner.size != size:
                 raise TransferError(f"read {self.planner.name}", f"it has {self.planner.size} bytes, expected {size}",
                                     "run the job again")
@@ -73,7 +82,7 @@ class Source:
         clients: list[NbdClient] = []
         try:
             for _ in range(threads):
-                clients.append(NbdClient(self._where.socket, self._where.export))
+                clients.append(self._connect())
         except BaseException:
             for client in clients:
                 client.abort()
@@ -83,6 +92,19 @@ class Source:
     def close(self) -> None:
         """Close the planner's connection."""
         self.planner.close()
+
+    def _connect(self, contexts: tuple[str, ...] = ()) -> NbdClient:
+        return NbdClient(self._where.address or self._where.socket, self._where.export, contexts, self._tls_dir)
+
+
+def _tls_directory(where: NbdSource, credentials: Credentials | None) -> Path:
+    what = f"read {where.address}:{where.export}"
+    if credentials is None:
+        raise TransferError(what, "this proxy has no certificate", "use a proxy that has one")
+    try:
+        return tls_directory(credentials)
+    except OSError as exc:
+        raise TransferError(what, f"the certificates of this proxy cannot be used: {exc}") from exc
 
 
 def read_plan(

@@ -34,7 +34,8 @@ def send_disk(
     start = check_base(read, base)
     header = DigestHeader(read.point, read.size, read.block_size)
     with ExitStack() as stack:
-        source = Source(read.source, read.size, tracked=read.mode is TransferMode.INCREMENTAL)
+        tracked = read.mode is TransferMode.INCREMENTAL
+        source = Source(read.source, read.size, tracked=tracked, credentials=link.credentials)
         stack.callback(source.close)
         outgoing = Outgoing(ctx, request, link, start, pace)
         stack.callback(outgoing.close)

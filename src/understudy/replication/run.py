@@ -157,6 +157,7 @@ def prepare(
     :raises UnderstudyError: if something stands in the way; nothing was changed then but the sweep.
     """
     target.check_same_vm(task, vm, facts.replica)
+    source.check_transport(site, vm, task.job, source.replicated_disks(vm, task.job))
     tag = Tag(task.job.id, vm.uuid, task.session)
     left = source.on_delta(vm, tag)
     vm = source.sweep_source(ctx, site, vm, tag, facts.replica.identity.id if facts.replica else "")

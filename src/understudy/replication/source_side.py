@@ -13,10 +13,10 @@ from understudy.context import Context
 from understudy.errors import GuestError, Refused, TrackingLost
 from understudy.guests.processing import Quiesced, Quiescing, Watchdog
 from understudy.model.inventory import Disk, Vm, VmState
-from understudy.model.job import GuestPolicy, Job
+from understudy.model.job import GuestPolicy, Job, SnapshotMode
 from understudy.model.replica import Consistency, RestorePoint
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
-from understudy.model.transfer import DiskPlan, Reason, TransferMode
+from understudy.model.transfer import DiskPlan, Reason, TransferMode, TransportMode
 from understudy.mover import api
 from understudy.platforms import SourcePlatform
 from understudy.replication.held import TransferSpec
@@ -25,7 +25,9 @@ from understudy.replication.site import Site, Task
 
 
 def prepare_scratch(site: Site) -> None:
-    """Make the scratch directory writable for the source host's emulator."""
+    """Make the scratch directory writable for the source host's emulator; over the network there is none."""
+    if site.transport is TransportMode.NETWORK:
+        return
     uid, gid = site.source.facts().emulator_user
     site.source_mover.call(api.PrepareScratch(site.source_host.scratch_dir, uid, gid), api.ScratchFacts)
 
@@ -48,6 +50,28 @@ def replicated_disks(vm: Vm, job: Job) -> tuple[Disk, ...]:
     return disks
 
 
+def check_transport(site: Site, vm: Vm, job: Job, disks: Sequence[Disk]) -> None:
+    """Over the network only what the emulator itself serves can be read.
+
+    :raises Refused: if the VM cannot be replicated like that.
+    """
+    if site.transport is TransportMode.LOCAL:
+        return
+    block_devices = [disk.name for disk in disks if PurePosixPath(disk.path).is_relative_to("/dev")]
+    host, address = site.source_host.name, site.source_host.serve_address
+    obstacles = {
+        "the VM is powered off": vm.state is VmState.SHUT_OFF,
+        "snapshot mode external leaves files on the host": job.snapshot_mode is SnapshotMode.EXTERNAL,
+        "its UEFI variables are a file on the host": bool(vm.nvram),
+        f"disk {', '.join(block_devices)} is a block device, which has no place beside it for scratch files":
+            bool(block_devices),
+        f"host {host} has no address of its own; see 'understudy host set --nbd-address'": not address,
+    }  # fmt: skip
+    for obstacle, is_there in obstacles.items():
+        if is_there:
+            raise Refused(f"replicate VM {vm.name!r} over the network", obstacle, f"enrol a proxy on host {host}")
+
+
 def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag, replica_id: str) -> Vm:
     """Remove what dead sessions of this (VM, job) left on the source (S7); the VM as it is afterwards."""
     for done in site.source.sweep(ctx, vm, tag):
@@ -59,9 +83,14 @@ def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag, replica_id: str) ->
 def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
     """Remove our scratch files, sockets and free delta files; a delta that the VM still writes to stays.
 
+    Over the network there are only scratch files, which the platform removes with the snapshot. If the host died
+    meanwhile they stay beside the images, until a proxy on that host finds them.
+
     :return: the VM as it is now.
     """
     vm = site.source.describe_vm(name)
+    if site.transport is TransportMode.NETWORK:
+        return vm
     in_use = tuple(PurePosixPath(disk.path).name for disk in vm.disks if disk.path)
     beside = {PurePosixPath(disk.path).parent for disk in vm.disks if disk.path}
     # The delta of a block device is in the scratch directory; /dev itself holds no files of ours.
@@ -72,7 +101,12 @@ def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
 
 
 def with_tracking_facts(site: Site, disks: Iterable[Disk]) -> tuple[Disk, ...]:
-    """The disks, with ``tracked`` true only where the image really can hold a dirty bitmap (qcow2 version 3)."""
+    """The disks, with ``tracked`` true only where the image really can hold a dirty bitmap (qcow2 version 3).
+
+    Over the network nobody can look; the platform refuses the snapshot if an image cannot.
+    """
+    if site.transport is TransportMode.NETWORK:
+        return tuple(disks)
     known = []
     for disk in disks:
         if disk.tracked:
@@ -116,6 +150,7 @@ def snapshot_request(
         checkpoint=f"{tag}-{secrets.token_hex(2)}" if tracked else "",
         tracked=tracked,
         scratch_dir=site.source_host.scratch_dir,
+        serve_at=site.source_host.serve_address if site.transport is TransportMode.NETWORK else "",
     )
 
 

@@ -66,6 +66,20 @@ def test_hosts(cli: CommandLine) -> None:
     assert cli.json("host", "list") == []
 
 
+def test_a_host_gets_a_certificate_for_the_address_that_proxies_use(cli: CommandLine, tmp_path: Path) -> None:
+    cli.ok("host", "add", "kvm", "qemu+ssh://root@kvm.lan/system")
+    cli.ok("host", "add", "here", "qemu:///system")
+    files = ["ca-cert.pem", "server-cert.pem", "server-key.pem"]
+    pki = tmp_path / "pki"
+    assert cli.json("host", "certificate", "kvm", "--directory", str(pki)) == {
+        "name": "kvm", "address": "kvm.lan", "directory": str(pki), "files": files,
+    }  # fmt: skip
+    assert sorted(path.name for path in pki.iterdir()) == files
+    cli.ok("host", "set", "kvm", "--nbd-address", "10.0.0.7")
+    assert "for 10.0.0.7 written to" in cli.ok("host", "certificate", "kvm", "--directory", str(pki)).out
+    assert "has no address of its own" in cli.refused("host", "certificate", "here", "--directory", str(pki))
+
+
 def test_host_check(cli: CommandLine) -> None:
     assert cli.json("host", "check", "kvm") == {
         "name": "kvm", "hostname": "kvm1.example", "platform_version": "9.0.0", "hypervisor_version": "7.2.22",

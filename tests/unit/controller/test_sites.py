@@ -17,7 +17,7 @@ from understudy.controller.sites import PlatformPool, SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, HostUnreachable, MoverError
 from understudy.model.inventory import Disk, Vm, VmState
-from understudy.model.job import Job, Proxy
+from understudy.model.job import Job, Proxy, ProxyKind
 from understudy.model.transfer import TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
@@ -90,6 +90,9 @@ class Mover:
 
 class Movers(dict[str, Mover]):
     """Movers by name, made when they are asked for."""
+
+    def start(self, name: str) -> None:
+        self[name] = Mover(name)
 
     def get(self, name: str) -> MoverClient:  # type: ignore[override]
         return cast("MoverClient", self.setdefault(name, Mover(name)))
@@ -166,6 +169,17 @@ def test_a_site_has_the_proxies_of_its_lease(site: Database, tmp_path: Path) -> 
     assert (made.source_mover, made.target_mover) == (maker.movers.get("near"), maker.movers.get("local"))
     assert (made.same_mover, made.transport) == (False, TransportMode.LOCAL)
     assert (made.source, made.journal, made.datastore) == (place.source, place.journal, place.datastore)
+
+
+def test_children_that_a_job_will_use_are_started_before_its_tasks_and_no_others(
+    site: Database, tmp_path: Path
+) -> None:
+    catalog.add_proxy(site, Proxy("near", "prod", 1))
+    catalog.add_proxy(site, Proxy("far", "dr", 1, ProxyKind.SERVICE))
+    catalog.add_proxy(site, Proxy("spare", "", 1))
+    maker = builder(site, tmp_path)
+    maker.warm_up(get_job(site, "nightly"))
+    assert set(cast("Movers", maker.movers)) == {"near"}
 
 
 def test_one_proxy_on_both_ends_needs_no_wire(site: Database, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import cast
 from xml.etree import ElementTree as ET
 
+import libvirt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.errors import PlatformError
 from understudy.model.inventory import Disk, Vm, VmState
-from understudy.model.snapshot import SnapshotRequest, Tag
-from understudy.platforms.libvirt.backup import backup_xml, is_ours, socket_path
+from understudy.model.snapshot import ServedDisk, SnapshotRequest, Tag
+from understudy.platforms.libvirt.backup import PORTS, backup_snapshot, backup_xml, is_ours, socket_path
 from understudy.platforms.libvirt.checkpoints import checkpoint_xml
 from understudy.platforms.libvirt.external import delta_path, snapshot_xml
 
@@ -61,6 +65,85 @@ def test_a_backup_job_is_pulled_from_a_tagged_socket_with_tagged_scratch_files()
     assert scratches == [f"/var/tmp/scratch/{TAG}-vda.scratch", f"/var/tmp/scratch/{TAG}-vdb.scratch"]
     assert {element.get("type") for element in root.iter("driver")} == {"qcow2"}
     assert {disk.get("exportname") for disk in root.iterfind("disks/disk[@backup='yes']")} == {"vda", "vdb"}
+
+
+NETWORK = replace(REQUEST, serve_at="kvm1.lan")
+
+
+def test_a_backup_job_for_other_hosts_is_pulled_by_tls_and_keeps_its_scratch_files_beside_the_images() -> None:
+    root = ET.fromstring(backup_xml(VM, NETWORK, ("10.0.0.7", 10811)))
+    server = root.find("server")
+    assert server is not None
+    assert server.attrib == {"transport": "tcp", "tls": "yes", "name": "10.0.0.7", "port": "10811"}
+    scratches = [element.get("file") for element in root.iter("scratch")]
+    assert scratches == [f"/images/wéb & <co>/{TAG}-vda.scratch", f"/images/{TAG}-vdb.scratch"]
+    assert {disk.get("exportname") for disk in root.iterfind("disks/disk[@backup='yes']")} == {
+        f"{TAG}-vda", f"{TAG}-vdb"
+    }  # fmt: skip
+
+
+class Domain:
+    """A domain on a host where some ports are taken."""
+
+    def __init__(self, taken: Collection[int], error: str = "Failed to bind socket: Address already in use") -> None:
+        self.taken = taken
+        self.error = error
+        self.tried: list[int] = []
+
+    def backupBegin(self, xml: str, checkpoint: str | None) -> None:  # noqa: N802 - libvirt's name
+        server = ET.fromstring(xml).find("server")
+        assert server is not None
+        self.tried.append(int(server.get("port", "")))
+        if self.tried[-1] in self.taken:
+            raise libvirt.libvirtError(self.error)
+
+    def isActive(self) -> int:  # noqa: N802 - libvirt's name
+        return 0
+
+
+def served_by(domain: Domain, serve_at: str, request: SnapshotRequest = NETWORK) -> list[ServedDisk]:
+    with backup_snapshot(cast("libvirt.virDomain", domain), VM, replace(request, serve_at=serve_at)) as snapshot:
+        return [disk for disk in snapshot.disks if isinstance(disk, ServedDisk)]
+
+
+def test_a_port_that_is_taken_is_passed_over() -> None:
+    domain = Domain([PORTS[0], PORTS[1]])
+    vda, vdb = served_by(domain, "127.0.0.1")
+    assert domain.tried == list(PORTS[:3])
+    assert vda == ServedDisk("vda", "", f"{TAG}-vda", "", f"127.0.0.1:{PORTS[2]}")
+    assert vdb.dirty_context == "qemu:dirty-bitmap:backup-vdb"
+
+
+def test_an_address_of_the_sixth_version_is_in_brackets_before_its_port() -> None:
+    assert served_by(Domain([]), "::1")[0].address == f"[::1]:{PORTS[0]}"
+
+
+@pytest.mark.parametrize(
+    ("said", "todo", "tries"),
+    [
+        ("Failed to bind socket: Address already in use", "let fewer snapshots be open", len(PORTS)),
+        ("Failed to bind socket: Cannot assign requested address", "host set --nbd-address", 1),
+        ("Unable to access credentials /etc/pki/qemu/ca-cert.pem", "understudy host certificate", 1),
+        ("Cannot store dirty bitmaps in qcow2 v2 files", "qemu-img amend -o compat=1.1", 1),
+    ],
+)
+def test_what_keeps_an_emulator_from_serving_is_told_with_what_to_do(said: str, todo: str, tries: int) -> None:
+    domain = Domain(PORTS, said)
+    with pytest.raises(PlatformError, match=todo):
+        served_by(domain, "127.0.0.1", replace(NETWORK, incremental=()))
+    assert len(domain.tried) == tries
+
+
+def test_an_unknown_name_is_told() -> None:
+    with pytest.raises(PlatformError, match=r"address of no\.such\.name\.invalid is not known"):
+        served_by(Domain([]), "no.such.name.invalid")
+
+
+def test_a_backup_job_for_other_hosts_is_known_by_its_exports() -> None:
+    xml = backup_xml(VM, NETWORK, ("10.0.0.7", 10811))
+    assert is_ours(xml, TAG)
+    assert is_ours(xml, replace(TAG, session=7))
+    assert not is_ours(xml, replace(TAG, job_id="fedcba9876543210"))
 
 
 @given(SUBSETS, SUBSETS)

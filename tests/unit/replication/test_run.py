@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
 
 from understudy.context import Context
-from understudy.errors import Cancelled, DatastoreError, MoverError, PlatformError, TrackingLost, UnderstudyError
+from understudy.errors import (
+    Cancelled,
+    DatastoreError,
+    MoverError,
+    PlatformError,
+    Refused,
+    TrackingLost,
+    UnderstudyError,
+)
 from understudy.model.inventory import Disk, HostFacts, Vm, VmState
 from understudy.model.job import Datastore, GuestPolicy, Host, Job, Proxy, SnapshotMode
 from understudy.model.replica import (
@@ -48,6 +56,9 @@ NOTED = {
 }  # fmt: skip
 
 
+REMOTE = Host("a", "qemu+ssh://root@a.lan/system", "/scratch")
+
+
 @dataclass
 class World:
     """Both ends of a task: notes every act by a short word, and breaks where it is told to."""
@@ -65,6 +76,11 @@ class World:
     checkpoint: str = ""
     free_bytes: int = 10 * GIB
     transport: TransportMode = TransportMode.LOCAL
+    vm: Vm = VM
+    job: Job = JOB
+    host: Host = field(default_factory=lambda: Host("a", "qemu:///a", "/scratch"))
+    request: SnapshotRequest | None = None
+    asked: set[type] = field(default_factory=set)
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -75,12 +91,12 @@ class World:
 
     def run(self, full_scan: bool = False) -> TaskOutcome:
         place = Place(
-            source_host=Host("a", "qemu:///a", "/scratch"), target_host=Host("b", "qemu:///b", "/scratch"),
+            source_host=self.host, target_host=Host("b", "qemu:///b", "/scratch"),
             datastore=Datastore("ds", "b", "qcow2", "/srv"), source=cast("SourcePlatform", Source(self)),
             target=cast("TargetPlatform", Target(self)), journal=Rows(self), resources=Slots(self),
             guests=cast("Any", None),
         )  # fmt: skip
-        return replicate_vm(self.ctx, Task(JOB, "web", 2, full_scan), place)
+        return replicate_vm(self.ctx, Task(self.job, "web", 2, full_scan), place)
 
     def at(self, word: str) -> int:
         assert word in self.events, self.events
@@ -95,7 +111,7 @@ class Source:
         return HostFacts("a", "9.0.0", "7.2.0", 2, GIB, (0, 0))
 
     def describe_vm(self, name: str) -> Vm:
-        return VM
+        return self._world.vm
 
     def tracking(self, vm: Vm, baseline: Baseline) -> dict[str, Reason]:
         return {"vda": Reason.NONE}
@@ -104,6 +120,7 @@ class Source:
     def snapshot(self, ctx: Context, vm: Vm, mode: SnapshotMode, request: SnapshotRequest) -> Iterator[SourceSnapshot]:
         self._world.act("snapshot" if request.incremental else "whole snapshot")
         self._world.checkpoint = request.checkpoint
+        self._world.request = request
         try:
             yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),),
                                  Baseline(request.checkpoint, ("vda",)))  # fmt: skip
@@ -178,6 +195,7 @@ class End:
 
     def call(self, request: object, response_type: type) -> object:  # noqa: C901  (one case per request)
         world = self._world
+        world.asked.add(type(request))
         match request:
             case api.CheckDatastore(path=path):
                 return api.DatastoreAnswer(DatastoreFacts(path, True, True, 10 * GIB, world.free_bytes))
@@ -350,3 +368,52 @@ def test_refused_tracking_is_a_scan_with_its_reason_and_not_a_failure() -> None:
     assert world.read is not None
     assert world.read.mode is TransferMode.DIGEST_SCAN
     assert world.at("snapshot") < world.at("whole snapshot") < world.at("copy")
+
+
+FILES = (api.PrepareScratch, api.ProbeImage, api.RemoveTagged, api.ReadNvram, api.OpenExport)
+
+
+def network(vm: Vm = VM, job: Job = JOB, host: Host = REMOTE) -> World:
+    return World(transport=TransportMode.NETWORK, vm=vm, job=job, host=host)
+
+
+def test_over_the_network_nobody_touches_files_of_the_source_host() -> None:
+    world = network()
+    world.run()
+    assert api.CopyDisk in world.asked
+    assert not set(FILES) & world.asked
+    assert world.request is not None
+    assert world.request.serve_at == "a.lan"
+    assert world.read is not None
+    assert world.read.mode is TransferMode.INCREMENTAL
+
+
+def test_on_the_host_itself_nothing_is_served_to_others() -> None:
+    world = World(host=REMOTE)
+    world.run()
+    assert world.request is not None
+    assert world.request.serve_at == ""
+    assert {"scratch", "tidy"} <= set(world.events)
+
+
+def test_the_address_of_a_host_is_what_the_operator_says() -> None:
+    world = network(host=replace(REMOTE, nbd_address="10.0.0.7"))
+    world.run()
+    assert world.request is not None
+    assert world.request.serve_at == "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("world", "obstacle"),
+    [
+        (network(replace(VM, state=VmState.SHUT_OFF)), "powered off"),
+        (network(replace(VM, nvram="/nvram/web.fd")), "UEFI variables"),
+        (network(replace(VM, disks=(replace(DISK, path="/dev/vg0/web"),))), "disk vda is a block device"),
+        (network(job=replace(JOB, snapshot_mode=SnapshotMode.EXTERNAL)), "snapshot mode external"),
+        (network(host=Host("a", "qemu:///system", "/scratch")), "host a has no address of its own"),
+    ],
+)
+def test_what_the_network_cannot_do_is_refused_before_anything_is_done(world: World, obstacle: str) -> None:
+    with pytest.raises(Refused, match=f"over the network: .*{obstacle}.*; enrol a proxy on host a"):
+        world.run()
+    assert not {"sweep", "draft", "snapshot", "whole snapshot"} & set(world.events)
