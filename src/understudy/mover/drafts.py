@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,10 @@ from understudy.errors import NotFound, Refused, UsageError
 from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
 from understudy.mover.arriving import Arrival, ArrivingDisk
 from understudy.storage import NewDisk, PointDraft, ReplicaStore, open_store
+
+#: A controller asks for its drafts every few seconds. Who does not for so long is dead; another one, started again, has
+#: that long to go on with them.
+ORPHANED_S = 120.0
 
 
 def store_of(ref: ReplicaRef) -> ReplicaStore:
@@ -32,6 +37,7 @@ class Draft:
     :ivar busy: disks that a transfer writes now; one at a time.
     :ivar complete: disks whose transfer succeeded.
     :ivar works: transfers that were begun for it.
+    :ivar asked_at: when its controller was last heard of (monotonic).
     """
 
     id: str
@@ -49,6 +55,7 @@ class Draft:
     complete: set[str] = field(default_factory=set)
     works: list[str] = field(default_factory=list)
     ended: bool = False
+    asked_at: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def disk(self, name: str, size: int) -> NewDisk:
@@ -140,7 +147,20 @@ class Drafts:
         draft = self._drafts.get(key)
         if draft is None:
             raise NotFound(f"draft {key!r}", "this proxy does not hold it", "the proxy may have been restarted")
+        draft.asked_at = time.monotonic()
         return draft
+
+    def is_held(self, key: str) -> bool:
+        """Whether this mover holds the draft; its controller is alive then, for it asks."""
+        draft = self._drafts.get(key)
+        if draft is not None:
+            draft.asked_at = time.monotonic()
+        return draft is not None
+
+    def orphaned(self) -> list[Draft]:
+        """Drafts whose controller was not heard of for so long that it must be dead."""
+        now = time.monotonic()
+        return [draft for draft in list(self._drafts.values()) if now - draft.asked_at > ORPHANED_S]
 
     def release(self, key: str, *, keep: bool) -> None:
         """End the draft, see :meth:`Draft.end`, and give the lock back; unknown drafts are no error."""

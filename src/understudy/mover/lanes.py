@@ -83,7 +83,8 @@ class Outgoing:
         self._digests: DigestWriter | None = None
         self._checksum: int | None = None
         self._durable_blocks = 0
-        self.unacknowledged = 0
+        self._credit = threading.Condition()
+        self._unacknowledged = 0
 
     def check(self) -> None:
         """:raises Cancelled: if the operator asked for the end; :class:`Stopped` if another thread failed."""
@@ -216,8 +217,15 @@ class Outgoing:
 
     def in_flight(self, count: int) -> None:
         """So many bytes more, or less, are not acknowledged."""
-        with self._lock:
-            self.unacknowledged += count
+        with self._credit:
+            self._unacknowledged += count
+            if count < 0:
+                self._credit.notify_all()
+
+    def has_credit(self, timeout_s: float) -> bool:
+        """Whether more may be sent, after waiting up to ``timeout_s`` seconds for that."""
+        with self._credit:
+            return self._credit.wait_for(lambda: self._unacknowledged <= WINDOW, timeout_s)
 
     def finish_digests(self) -> None:
         """Complete the digests: nothing changes them any more."""
@@ -364,10 +372,9 @@ class Lane:
 
     def _await_credit(self) -> None:
         started = time.monotonic()
-        while self._outgoing.unacknowledged > WINDOW:
+        while not self._outgoing.has_credit(POLL_S):
             self._outgoing.check()
             self.idle()
-            self._outgoing.plan.wait(POLL_S)
         self._counters.network += time.monotonic() - started
 
     def _encode_and_send(self, frame_type: FrameType, offset: int, raw: bytes | memoryview) -> None:

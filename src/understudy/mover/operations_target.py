@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from pathlib import Path
@@ -15,6 +16,8 @@ from understudy.mover.drafts import store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
 from understudy.storage import DatastoreFacts, ReplicaStore, list_replicas
+
+LOG = logging.getLogger(__name__)
 
 
 def check_datastore(_mover: Mover, request: api.CheckDatastore) -> api.DatastoreAnswer:
@@ -83,7 +86,7 @@ def begin_point(mover: Mover, request: api.BeginPoint) -> api.DraftOpened:
 
 def query_draft(mover: Mover, request: api.DraftQuery) -> api.DraftHolding:
     """Whether a draft is held."""
-    return api.DraftHolding(request.draft in mover.drafts.ids())
+    return api.DraftHolding(mover.drafts.is_held(request.draft))
 
 
 def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint:
@@ -104,6 +107,13 @@ def release_draft(mover: Mover, request: api.ReleaseDraft) -> api.Nothing:
     if request.draft in mover.drafts.ids():
         _end_draft(mover, request.draft, keep=request.keep)
     return api.Nothing()
+
+
+def release_orphans(mover: Mover) -> None:
+    """End drafts of dead controllers, so that their locks keep nobody from the replicas; what has come is kept."""
+    for orphan in mover.drafts.orphaned():
+        LOG.warning("draft %s of replica %s: its controller is not heard of any more", orphan.id, orphan.ref.name)
+        _end_draft(mover, orphan.id, keep=True)
 
 
 def _end_draft(mover: Mover, key: str, *, keep: bool) -> None:

@@ -80,6 +80,7 @@ class Reception:
         self._meter = meter
         self._geometry = Geometry(receiving.size, receiving.block_size)
         self._changed = threading.Condition()
+        self._telling = threading.Lock()
         self._inlets: dict[int, _Inlet] = {}
         self._answers: Connection | None = None
         self._told: list[Durable] = []
@@ -122,6 +123,9 @@ class Reception:
             return self._checksum is not None
 
     def _check_patience(self) -> None:
+        answers = self._answers
+        if answers is not None and answers.broken():
+            self._forget_answers(answers)
         with self._changed:
             if self._inlets or self._answers is not None:
                 self._contact = time.monotonic()
@@ -159,7 +163,9 @@ class Reception:
         if connection is None or not payload:
             return
         try:
-            connection.send(Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload)), payload, payload)
+            with self._telling:
+                frame = Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload))
+                connection.send(frame, payload, payload)
         except LinkLost:
             self._forget_answers(connection)
 
@@ -298,8 +304,12 @@ class Reception:
                 inlet.written = inlet.connection.received
                 self._checksum = checksum if self._checksum is None else self._checksum
                 self._pending += frame.wire_length
-                if self._pending >= CHECKPOINT_BYTES or self._checksum is not None:
+                finished = self._checksum is not None
+                if self._pending >= CHECKPOINT_BYTES or finished:
                     self._changed.notify_all()
+            if finished:
+                # The transfer's own thread may have ended before this: it was told once more.
+                self._acknowledge()
 
     def _write(self, frame: Frame, raw: bytes | memoryview) -> int | None:
         """Write what a frame brings; the checksum of the digests if it was the end."""
@@ -325,9 +335,9 @@ class Reception:
     def _conclude(self, announced: int) -> int:
         """Everything came: the source side says this only when all of it was acknowledged. The digests' checksum."""
         with self._changed:
-            if self._checksum is not None:
-                raise TransferError(self._what, "its end was announced twice")
-        checksum = self._disk.finish()
+            finished = self._checksum
+        # Told again by a source side that was restarted after the first time.
+        checksum = self._disk.finish() if finished is None else finished
         if checksum != announced:
             raise TransferError(self._what, "the digests are not those of the source side")
         return checksum

@@ -8,15 +8,18 @@ import shutil
 import ssl
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from understudy.certificates import CONTROLLERS_CA
-from understudy.errors import MoverError
+from understudy.errors import MoverError, UnderstudyError
 from understudy.mover.ending import End, serve_until_told
 from understudy.mover.listeners import listen, open_data_listeners, parse_listen
+from understudy.mover.operations_target import release_orphans
 from understudy.mover.server import make_app
 from understudy.mover.settings import StateDir
 from understudy.mover.state import Mover
@@ -26,6 +29,8 @@ LOG = logging.getLogger(__name__)
 IDLE_TIMEOUT_S = 75
 #: Requests that last longer than this after SIGTERM are given up.
 GRACE_S = 10
+#: How often the service looks for drafts of dead controllers.
+LOOK_S = 10.0
 
 
 def serve(path: Path) -> None:
@@ -59,11 +64,22 @@ def serve(path: Path) -> None:
             )  # fmt: skip
             server = uvicorn.Server(config)
             open_data_listeners(mover, settings.data_listen)
+            threading.Thread(target=_look_after, args=(mover,), name="orphans", daemon=True).start()
             LOG.info("proxy %r listens on %s", settings.name, settings.control_listen)
             serve_until_told(server, listener, End(mover, lambda: None))
         finally:
             shutil.rmtree(run_dir)
     LOG.info("proxy %r ended", settings.name)
+
+
+def _look_after(mover: Mover) -> None:
+    """A child process ends with its controller; a service has to notice by itself that one died."""
+    while True:
+        time.sleep(LOOK_S)
+        try:
+            release_orphans(mover)
+        except UnderstudyError as exc:
+            LOG.warning("drafts of dead controllers: %s", exc)
 
 
 class _Connection(H11Protocol):

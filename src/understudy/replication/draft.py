@@ -6,9 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from understudy.context import Context
 from understudy.errors import Cancelled, DatastoreError, UnderstudyError
 from understudy.mover import api
 from understudy.replication.site import Site
+
+HEARTBEAT_S = 15.0
 
 
 class HeldDraft:
@@ -39,18 +42,38 @@ class HeldDraft:
                 self.generation += 1
 
 
+    @contextmanager
+    def heartbeat(self, ctx: Context) -> Iterator[None]:
+        """Inside the context the proxy hears that this controller is alive: it releases the drafts of dead ones."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_S):
+                try:
+                    self._site.target_mover.call(api.DraftQuery(self.id), api.DraftHolding)
+                except UnderstudyError as exc:
+                    ctx.log(__name__).info("draft %s: %s", self.id, exc)  # whoever needs the proxy will find out too
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+
 @contextmanager
-def open_draft(site: Site, request: api.BeginPoint) -> Iterator[HeldDraft]:
+def open_draft(ctx: Context, site: Site, request: api.BeginPoint) -> Iterator[HeldDraft]:
     """A new draft, whose lock keeps every other writer away."""
     opened = site.target_mover.call(request, api.DraftOpened)
     for done in opened.swept:
         site.journal.warn(f"sweep of the replica: {done}")
-    with held_draft(site, request, opened.draft) as draft:
+    with held_draft(ctx, site, request, opened.draft) as draft:
         yield draft
 
 
 @contextmanager
-def held_draft(site: Site, request: api.BeginPoint, key: str) -> Iterator[HeldDraft]:
+def held_draft(ctx: Context, site: Site, request: api.BeginPoint, key: str) -> Iterator[HeldDraft]:
     """The draft that is open as ``key``; ended with the context, kept to be continued if the task fails.
 
     Not after a cancel, for the operator wants it gone; nor when the datastore is full or fails: there it is in the way.
@@ -58,7 +81,8 @@ def held_draft(site: Site, request: api.BeginPoint, key: str) -> Iterator[HeldDr
     draft = HeldDraft(site, request, key)
     keep = False
     try:
-        yield draft
+        with draft.heartbeat(ctx):
+            yield draft
     except BaseException as exc:
         keep = not isinstance(exc, Cancelled | DatastoreError)
         raise

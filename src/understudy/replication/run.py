@@ -52,7 +52,7 @@ def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             watchdog = undo.enter_context(source.thaw_watchdog(task, site, found))
             ready = prepare(ctx, task, site, found, facts, space)
             begin = target.draft_request(task, site, facts, ready.layers, ready.identity, ready.spec.point)
-            draft = undo.enter_context(open_draft(site, begin))
+            draft = undo.enter_context(open_draft(ctx, site, begin))
             target.take_over(task, site, facts, ready.identity, draft.id)
             provide_base_digests(ctx, site, target.replica_ref(task, site), ready.spec, ready.plans)
         snapshot_held = held_until_published(ctx, site, undo, ready.vm, ready.request.tag, ready.spec, ready.baselines)
@@ -85,11 +85,13 @@ def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOut
         lease = undo.enter_context(place.resources.reserve(ctx, job, held.vm, disks))
         site = place.with_proxies(lease)
         facts = target.inspect(task, site)
-        draft = undo.enter_context(held_draft(site, held.begin, held.draft))
+        draft = undo.enter_context(held_draft(ctx, site, held.begin, held.draft))
         tag = held.request.tag
         baselines = Baselines(site, held.vm, tag, facts.replica.newest if facts.replica else None)
         snapshot_held = held_until_published(ctx, site, undo, held.vm, tag, held.spec, baselines)
         snapshot_held.enter_context(site.source.hold_again(ctx, held.vm, held.request, held.snapshot))
+        definition = site.source.describe_vm(held.vm.name).definition
+        held = replace(held, vm=replace(held.vm, definition=definition))
         return _complete(ctx, task, site, lease, held, draft, baselines, snapshot_held)
 
 
@@ -114,8 +116,11 @@ def _complete(
     """Steps 5 to 8: from a snapshot that is held to a published point."""
     journal = site.journal
 
+    # The definition may hold passwords, which the configuration database never gets.
+    public = replace(held, vm=replace(held.vm, definition=""))
+
     def note(works: Mapping[str, Works]) -> None:
-        journal.holding(replace(held, draft=draft.id, works=works))
+        journal.holding(replace(public, draft=draft.id, works=works))
 
     with journal.step(Step.READ):  # 5 read, 6 compress and send, 7 decompress and write: one pipeline
         copying = Copying(held, draft, note)
