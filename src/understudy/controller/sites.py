@@ -171,6 +171,11 @@ class TaskResources:
         """Inside the context a disk is sent; the source proxy knows its limits."""
         return self._rates.running(source.name, target.name)
 
+    def restarted(self, source: Proxy) -> None:
+        """Tell the proxy its limits again."""
+        self._rates.forget(source.name)
+        self._rates.push()
+
     @contextmanager
     def reserve(self, ctx: Context, job: Job, vm: Vm, disks: Sequence[Disk]) -> Iterator[Lease]:
         """Wait until all that the task needs is free, and hold it."""

@@ -154,6 +154,7 @@ class DiskTransfer:
             self._forget_source_if_ended()
             self.begin()
         elif near is None:
+            self._site.resources.restarted(self._site.source_proxy)
             self.works = replace(self.works, source="")
             self.begin()
         return near, far

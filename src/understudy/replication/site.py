@@ -76,6 +76,9 @@ class Resources(Protocol):
         :raises MoverError: if the source proxy could not be told a limit.
         """
 
+    def restarted(self, source: Proxy) -> None:
+        """A source proxy was started again, and has forgotten its rate limits."""
+
 
 class Guests(Protocol):
     """Starts watchdogs."""
