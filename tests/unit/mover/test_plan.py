@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from understudy.model.extent import PART, Extent
 from understudy.model.transfer import TransferMode
 from understudy.mover.base import NothingKnown
-from understudy.mover.plan import Plan, PlanSpec, ReadBlock, Skipped, ZeroRun
+from understudy.mover.meter import Counters
+from understudy.mover.plan import Conclusion, Plan, PlanSpec, ReadBlock, Skipped, ZeroRun
 from understudy.nbd import ALLOCATION, DIRTY_FLAG, ZERO_FLAG
 from understudy.units import KIB
 
@@ -61,18 +62,18 @@ def test_every_byte_is_planned_as_the_model_says(
     disk: tuple[int, set[int], set[int], int], mode: TransferMode, write_zeros: bool
 ) -> None:
     size, zero, dirty, seed = disk
-    plan = Plan(PlanSpec(size, BLOCK, mode, write_zeros, "dirty"), Server(size, zero, dirty, seed), NothingKnown())
+    spec = PlanSpec(size, BLOCK, mode, write_zeros, "dirty")
+    counters = Counters()
+    plan = Plan(spec, Server(size, zero, dirty, seed), NothingKnown(), counters)
     read: dict[int, ReadBlock] = {}
     zeroed: set[int] = set()
-    skipped = processed = blocks = 0
     while (item := plan.take()) is not None:
+        assert not isinstance(item, Conclusion)
         if isinstance(item, Skipped):
-            skipped += item.zero + item.unchanged
             continue
+        plan.done([item])
         done = item.block if isinstance(item, ReadBlock) else item.run
-        processed += done.length
         touched = range(done.start // BLOCK, -(-done.end // BLOCK))
-        blocks += len(touched)
         if isinstance(item, ReadBlock):
             assert item.index not in read
             read[item.index] = item
@@ -80,7 +81,9 @@ def test_every_byte_is_planned_as_the_model_says(
             assert done.start % BLOCK == 0
             assert not zeroed & set(touched)
             zeroed |= set(touched)
-    assert plan.imbalance(blocks, processed + skipped) == ""
+    assert plan.imbalance() == ""
+    assert plan.finished
+    assert counters.processed == size
     for index in range(-(-size // BLOCK)):
         start, end = index * BLOCK, min((index + 1) * BLOCK, size)
         units = set(range(start // UNIT, -(-end // UNIT)))
@@ -102,11 +105,23 @@ def _check_wanted(item: ReadBlock, dirty: set[int]) -> None:
         assert sectors <= covered if hit else not sectors & covered
 
 
+def small_plan(blocks: int, *, concluded: bool = False) -> tuple[Plan, Counters]:
+    """A plan of full mode over blocks that are read."""
+    size, counters = blocks * BLOCK, Counters()
+    spec = PlanSpec(size, BLOCK, TransferMode.FULL, True)
+    return Plan(spec, Server(size, set(), set(), 1), NothingKnown(), counters, concluded=concluded), counters
+
+
 def test_work_that_is_missing_is_noticed() -> None:
-    plan = Plan(PlanSpec(BLOCK, BLOCK, TransferMode.FULL, True), Server(BLOCK, set(), set(), 1), NothingKnown())
-    assert plan.imbalance(0, 0)
-    while plan.take() is not None:
-        pass
-    assert plan.imbalance(1, BLOCK) == ""
-    assert plan.imbalance(0, BLOCK)
-    assert plan.imbalance(1, BLOCK - 512)
+    plan, _ = small_plan(2)
+    assert "planned" in plan.imbalance()
+    taken = []
+    while (item := plan.take()) is not None:
+        if isinstance(item, ReadBlock):
+            taken.append(item)
+    assert not plan.finished
+    plan.done(taken[:1])
+    assert f"{BLOCK} of {2 * BLOCK} bytes were completed" in plan.imbalance()
+    plan.done(taken[1:])
+    assert plan.imbalance() == ""
+    assert plan.finished
