@@ -148,7 +148,7 @@ class DataPort:
         try:
             sock.settimeout(HELLO_TIMEOUT_S)
             sock, identity = secure(sock)
-        except OSError as exc:  # ssl.SSLError is one
+        except (OSError, UnderstudyError) as exc:  # ssl.SSLError is one of the former
             LOG.warning("connection from %s refused: %s", origin or "this machine", exc)
             sock.close()
             return

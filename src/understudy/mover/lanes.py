@@ -7,6 +7,7 @@ does no harm if some of them had arrived.
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import deque
@@ -79,6 +80,8 @@ class Outgoing:
         self._answers: Connection | None = None
         self._shared = False
         self._stopped = False
+        # Which source side this is: acknowledgements for one that ran before must never be taken for this one's.
+        self._sender = secrets.token_hex(16)
         self._plan: Plan | None = None
         self._digests: DigestWriter | None = None
         self._checksum: int | None = None
@@ -116,23 +119,32 @@ class Outgoing:
             if connection is not None:
                 connection.close()
 
+    def _check_unfinished(self) -> None:
+        self.check()
+        if self._plan is not None and self._plan.finished:
+            raise _AllArrived
+
     # --- connections --------------------------------------------------------------------------------------------------
 
     def connect(self, role: str, more: Hello) -> tuple[Connection, Hello]:
         """A connection for ``role``, and the welcome."""
         read = self._read
         hello: Hello = {
-            "version": VERSION, "role": role, "disk": read.disk, "size": read.size, "block_size": read.block_size,
-            "chained": read.chained, "mode": read.mode, "base_point": read.base_point, "point": read.point,
+            "version": VERSION, "sender": self._sender, "role": role, "disk": read.disk, "size": read.size,
+            "block_size": read.block_size, "chained": read.chained, "mode": read.mode, "base_point": read.base_point,
+            "point": read.point,
             "base_checksum": f"{self._start.header.checksum:016x}" if self._start is not None else "", **more,
         }
-        connection, welcome = self._link.connect(self.check, hello)
+        connection, welcome = self._link.connect(self._check_unfinished, hello)
         finished = welcome.get("finished")
-        if finished and self._checksum is not None:
+        if finished:
             connection.close()
-            if f"{self._checksum:016x}" != finished:
-                raise TransferError(f"send disk {read.disk!r}", "the target proxy has finished another transfer")
+            if self._checksum is None or f"{self._checksum:016x}" != finished:
+                raise TransferError(f"send disk {read.disk!r}", "the target proxy has finished another transfer",
+                                    "run the job again")
             self.plan.finish()
+            if self._answers is not None:
+                self._answers.wake()  # nothing more is said there
             raise _AllArrived
         return connection, welcome
 
@@ -141,7 +153,18 @@ class Outgoing:
 
         :param claims: gets the blocks that the target has; their digests are written to ``keep``.
         """
-        connection = self._connect_answers(claims=True)
+        while True:
+            connection = self._connect_answers(claims=True)
+            try:
+                self._hear_claims(connection, claims, keep)
+            except LinkLost:
+                connection.close()
+                self.check()
+            else:
+                connection.about(self._geometry)
+                return
+
+    def _hear_claims(self, connection: Connection, claims: Claims, keep: DigestWriter) -> None:
         connection.geometry = self._geometry
         buffer = memoryview(bytearray(CHUNK))
         while True:
@@ -162,8 +185,6 @@ class Outgoing:
                     raise error_of(payload)
                 case _:
                     raise TransferError("receive", f"a {frame.type.name.lower()} frame among the claims")
-        connection.about(self._geometry)
-        self._answers = connection
 
     def _connect_answers(self, *, claims: bool) -> Connection:
         connection, welcome = self.connect("answers", {"claims": claims})
@@ -173,6 +194,8 @@ class Outgoing:
             connection.close()
             raise TransferError(f"send disk {self._read.disk!r}", "the target proxy has lost what it had acknowledged: "
                                 f"{complete} of {self._durable_blocks} blocks are there", "run the job again")
+        self._answers = connection
+        self.check()  # who stopped us meanwhile did not know of this connection
         return connection
 
     def listen(self) -> None:
@@ -180,10 +203,9 @@ class Outgoing:
         buffer = memoryview(bytearray(LARGEST_TEXT))
         while not self.plan.finished:
             try:
-                if self._answers is None:
-                    self._answers = self._connect_answers(claims=False)
-                    self._answers.about(self._geometry)
-                frame, payload = self._answers.receive(buffer)
+                connection = self._answers or self._connect_answers(claims=False)
+                connection.about(self._geometry)
+                frame, payload = connection.receive(buffer)
             except _AllArrived:
                 return
             except LinkLost:
@@ -353,6 +375,7 @@ class Lane:
             connection.about(self._outgoing.geometry)
             connection.paced(self._pace, self._outgoing.check)
             self.connection = connection
+            self._outgoing.check()  # who stopped us meanwhile did not know of this connection
             self._counters.reconnects += 1 if self._epoch else 0
             self._counters.network += time.monotonic() - started
         return self.connection

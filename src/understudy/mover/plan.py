@@ -126,7 +126,8 @@ class Plan:
             return item
 
     def _conclusion(self) -> Conclusion | None:
-        if not self._to_conclude or self._open:
+        # When asking for block status failed, the rest of the disk was never planned.
+        if not self._to_conclude or self._open or self._covered != self._size:
             return None
         self._to_conclude = False
         return Conclusion()
@@ -227,8 +228,10 @@ def plan_window(
 def _zeros_to_write(
     spec: PlanSpec, runs: Sequence[Extent], base: BaseDigests, kept: Sequence[Extent]
 ) -> list[Extent]:
+    # Of kept blocks the other side must hear even if they are zero there already: its digests are of the layer below.
+    again = extent.intersect(runs, kept)
     if not spec.write_zeros:
-        return extent.intersect(runs, kept)
+        return again
     if spec.mode is TransferMode.DIGEST_SCAN:
-        return [part for run in runs for part in base.nonzero(run)]
+        return extent.unite(again, [part for run in runs for part in base.nonzero(run)])
     return list(runs)

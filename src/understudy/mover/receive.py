@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ VERSION = 2
 #: What came is made durable and acknowledged at least this often, and whenever so much is new.
 CHECKPOINT_S = 0.5
 CHECKPOINT_BYTES = 64 << 20
+#: How long the end of a draft waits for threads that still write.
+CLOSE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,12 @@ class Reception:
         self._meter = meter
         self._geometry = Geometry(receiving.size, receiving.block_size)
         self._changed = threading.Condition()
-        self._telling = threading.Lock()
+        #: Held while what came is made durable, so that the layer is never completed meanwhile.
+        self._settling = threading.Lock()
+        #: Held while something is said on the connection of answers.
+        self._speaking = threading.Lock()
+        self._serving: set[Connection] = set()
+        self._sender = ""
         self._inlets: dict[int, _Inlet] = {}
         self._answers: Connection | None = None
         self._told: list[Durable] = []
@@ -88,7 +96,8 @@ class Reception:
         self._contact = time.monotonic()
         self._failure: UnderstudyError | None = None
         self._checksum: int | None = None
-        self._ended = False
+        self._writing = 0
+        self._ending = False
         meter.total = receiving.size
 
     # --- the transfer's own thread ------------------------------------------------------------------------------------
@@ -125,6 +134,7 @@ class Reception:
     def _check_patience(self) -> None:
         answers = self._answers
         if answers is not None and answers.broken():
+            # Nothing may be to be said there for long, so nothing else would tell.
             self._forget_answers(answers)
         with self._changed:
             if self._inlets or self._answers is not None:
@@ -144,30 +154,35 @@ class Reception:
 
     def _acknowledge(self) -> None:
         """Make durable what is written now, and say so."""
-        with self._changed:
-            states = [inlet.durable() for inlet in self._inlets.values()]
-            self._pending = 0
-            finished = self._checksum is not None
-        if states == self._told:
-            return
-        if not finished:
-            self._disk.checkpoint()
-        with self._changed:
-            self._told = states
+        if not self._settling.acquire(timeout=CHECKPOINT_S):
+            return  # the layer is being completed
+        try:
+            with self._changed:
+                states, sender = [inlet.durable() for inlet in self._inlets.values()], self._sender
+                self._pending = 0
+                ending, finished = self._ending, self._checksum is not None
+            if states == self._told or (ending and not finished):
+                return
+            if not finished:
+                self._disk.checkpoint()
+            with self._changed:
+                self._told = states if sender == self._sender else []
+        finally:
+            self._settling.release()
         self._tell()
 
     def _tell(self) -> None:
         """Send the newest acknowledgement, if somebody listens."""
-        with self._changed:
-            connection, payload = self._answers, pack_durable(self._told)
-        if connection is None or not payload:
-            return
-        try:
-            with self._telling:
-                frame = Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload))
+        with self._speaking:
+            with self._changed:
+                connection, payload = self._answers, pack_durable(self._told)
+            if connection is None or not payload:
+                return
+            frame = Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload))
+            try:
                 connection.send(frame, payload, payload)
-        except LinkLost:
-            self._forget_answers(connection)
+            except LinkLost:
+                self._forget_answers(connection)
 
     def _forget_answers(self, connection: Connection) -> None:
         with self._changed:
@@ -176,22 +191,28 @@ class Reception:
         connection.close()
 
     def close(self) -> None:
-        """The draft has ended: nothing more is accepted or answered."""
+        """The draft has ended: nothing more is accepted, answered or written.
+
+        :raises TransferError: if a thread still writes after 60 s.
+        """
         self._end(TransferError(self._what, "its draft has ended"))
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._serving, CLOSE_TIMEOUT_S):
+                raise TransferError(self._what, f"its threads did not end within {CLOSE_TIMEOUT_S:.0f} s")
 
     def _end(self, failure: UnderstudyError) -> None:
         with self._changed:
             self._failure = self._failure or failure
-            self._ended = True
             answers, self._answers = self._answers, None
-            inlets = list(self._inlets.values())
+            served = [connection for connection in self._serving if connection is not answers]
             self._changed.notify_all()
         if answers is not None:
-            if self._checksum is None:
-                answers.refuse(failure)
-            answers.close()
-        for inlet in inlets:
-            inlet.connection.wake()
+            with self._speaking:
+                if self._checksum is None:
+                    answers.refuse(failure)
+                answers.close()
+        for connection in served:
+            connection.wake()
 
     # --- a connection's thread ----------------------------------------------------------------------------------------
 
@@ -206,20 +227,53 @@ class Reception:
         :raises Refused: if the other side means another disk, point or base.
         :raises UnderstudyError: why the transfer failed.
         """
+        with self._served(connection):
+            try:
+                _check_hello(hello, self.receiving)
+            except Refused as exc:
+                self._fail(exc)
+                raise
+            self._admit_sender(hello)
+            if hello.get("role") == "answers":
+                # We only speak there: if it takes ten seconds, the connection is as good as lost.
+                connection.geometry = self._geometry
+                self._serve_answers(connection, hello)
+                return True
+            connection.about(self._geometry)
+            self._serve_data(connection, hello)
+            return False
+
+    @contextmanager
+    def _served(self, connection: Connection) -> Iterator[None]:
+        """Inside, the connection is woken by the transfer's end, which waits for it."""
         with self._changed:
             if self._failure is not None:
                 raise self._failure
+            self._serving.add(connection)
         try:
-            _check_hello(hello, self.receiving)
-        except Refused as exc:
-            self._fail(exc)
-            raise
-        connection.about(self._geometry)
-        if hello.get("role") == "answers":
-            self._serve_answers(connection, hello)
-            return True
-        self._serve_data(connection, hello)
-        return False
+            yield
+        finally:
+            with self._changed:
+                self._serving.discard(connection)
+                self._changed.notify_all()
+
+    def _admit_sender(self, hello: dict[str, object]) -> None:
+        """One source side at a time: one that was started again takes over when it asks what is here.
+
+        Its connections have the numbers of its predecessor's; nothing said of those may be taken for its own.
+        """
+        sender = hello.get("sender")
+        if not isinstance(sender, str) or not sender:
+            raise Refused(self._what, "the source proxy does not say who it is")
+        with self._changed:
+            if self._sender and sender != self._sender and not hello.get("claims"):
+                raise Refused(self._what, "another source proxy sends for it now")
+            if sender == self._sender:
+                return
+            self._sender = sender
+            before, self._inlets, self._told = self._inlets, {}, []
+        for inlet in before.values():
+            inlet.connection.wake()
 
     def _serve_answers(self, connection: Connection, hello: dict[str, object]) -> None:
         """The connection on which we speak: what is here, then acknowledgements. It is not read from any more."""
@@ -255,6 +309,8 @@ class Reception:
             raise Refused(self._what, f"there is no connection {slot!r}.{epoch!r}")
         inlet = _Inlet(connection, slot, epoch)
         with self._changed:
+            if hello.get("sender") != self._sender:
+                raise Refused(self._what, "another source proxy sends for it now")
             before = self._inlets.get(slot)
             if before is not None and before.epoch > epoch:
                 raise Refused(self._what, f"connection {slot} was made {before.epoch} times already")
@@ -268,7 +324,11 @@ class Reception:
             # The source side makes it again, and sends again what was not acknowledged.
             pass
         except UnderstudyError as exc:
-            self._fail(exc)
+            if self._checksum is None:
+                self._fail(exc)
+            raise
+        except Exception as exc:
+            self._fail(TransferError(self._what, f"internal error: {exc!r}"))
             raise
         finally:
             with self._changed:
@@ -296,23 +356,46 @@ class Reception:
             raw = decoder.decode(frame, wire)
             verify(frame, raw)
             decoded = time.monotonic()
-            checksum = self._write(frame, raw)
+            if frame.type is FrameType.END:
+                self._conclude(inlet, unpack_sum(raw))
+            else:
+                with self._before_the_end():
+                    self._write(frame, raw)
             counters.target_proxy += decoded - started
             counters.target += time.monotonic() - decoded
             self._count(counters, frame)
             with self._changed:
                 inlet.written = inlet.connection.received
-                self._checksum = checksum if self._checksum is None else self._checksum
                 self._pending += frame.wire_length
-                finished = self._checksum is not None
-                if self._pending >= CHECKPOINT_BYTES or finished:
+                if self._pending >= CHECKPOINT_BYTES:
                     self._changed.notify_all()
-            if finished:
-                # The transfer's own thread may have ended before this: it was told once more.
-                self._acknowledge()
 
-    def _write(self, frame: Frame, raw: bytes | memoryview) -> int | None:
-        """Write what a frame brings; the checksum of the digests if it was the end."""
+    @contextmanager
+    def _before_the_end(self) -> Iterator[None]:
+        """Inside, something is written; the end waits for it.
+
+        :raises TransferError: if the end is over.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._ending or self._failure or self._checksum is not None)
+            if self._failure is not None:
+                raise self._failure
+            if self._ending:
+                raise TransferError(self._what, "something came after its end")
+            self._writing += 1
+        try:
+            yield
+        finally:
+            self._written()
+
+    def _written(self) -> None:
+        with self._changed:
+            self._writing -= 1
+            if self._ending:
+                self._changed.notify_all()
+
+    def _write(self, frame: Frame, raw: bytes | memoryview) -> None:
+        """Write what a frame brings."""
         match frame.type:
             case FrameType.DATA:
                 self._disk.write_at(frame.offset, raw)
@@ -320,11 +403,8 @@ class Reception:
                 self._disk.zero(frame.offset, frame.raw_length)
             case FrameType.DIGEST:
                 self._disk.put_digests(frame.offset // self._geometry.block_size, raw)
-            case FrameType.END:
-                return self._conclude(unpack_sum(raw))
             case _:
                 raise TransferError("receive", f"a {frame.type.name.lower()} frame in the middle of the data")
-        return None
 
     def _count(self, counters: Counters, frame: Frame) -> None:
         if frame.type is FrameType.DATA:
@@ -332,15 +412,31 @@ class Reception:
         elif frame.type is FrameType.ZERO:
             counters.zero += frame.raw_length
 
-    def _conclude(self, announced: int) -> int:
-        """Everything came: the source side says this only when all of it was acknowledged. The digests' checksum."""
+    def _conclude(self, inlet: _Inlet, announced: int) -> None:
+        """Everything came: the source side says this only when all of it was acknowledged.
+
+        It says it again if it lost the connection before it heard that we know. What came on connections that it lost
+        may still be being written.
+        """
+        with self._settling:
+            checksum = self._checksum if self._checksum is not None else self._complete()
+            if checksum != announced:
+                raise TransferError(self._what, "the digests are not those of the source side")
+            with self._changed:
+                # Both at once: who sees that it is finished acknowledges the end too.
+                self._checksum, inlet.written = checksum, inlet.connection.received
+                self._told = [other.durable() for other in self._inlets.values()]
+                self._changed.notify_all()
+        self._tell()
+
+    def _complete(self) -> int:
+        """Complete layer and digests when nobody writes any more; the digests' checksum."""
         with self._changed:
-            finished = self._checksum
-        # Told again by a source side that was restarted after the first time.
-        checksum = self._disk.finish() if finished is None else finished
-        if checksum != announced:
-            raise TransferError(self._what, "the digests are not those of the source side")
-        return checksum
+            self._ending = True
+            self._changed.wait_for(lambda: not self._writing or self._failure)
+            if self._failure is not None:
+                raise self._failure
+        return self._disk.finish()
 
 
 def _check_hello(hello: dict[str, object], receiving: Receiving) -> None:

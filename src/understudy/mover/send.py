@@ -11,6 +11,7 @@ from understudy.mover.api import SendDisk
 from understudy.mover.base import BaseDigests
 from understudy.mover.claims import Claims
 from understudy.mover.copier import Copying, check_base, copy_disk, known_content, plan_of
+from understudy.mover.crew import Crew
 from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
 from understudy.mover.lanes import Outgoing
 from understudy.mover.link import Link
@@ -39,7 +40,7 @@ def send_disk(
         stack.callback(source.close)
         outgoing = Outgoing(ctx, request, link, start, pace)
         stack.callback(outgoing.close)
-        content = _with_claims(stack, outgoing, known_content(read, start), header, digest_path)
+        content = _with_claims(ctx, stack, outgoing, known_content(read, start), header, digest_path)
         digests = stack.enter_context(DigestWriter(digest_path, header, start))
         copying = Copying(read, source, content, digests, meter, request.connections)
         plan = plan_of(copying, concluded=True)
@@ -48,12 +49,12 @@ def send_disk(
 
 
 def _with_claims(
-    stack: ExitStack, outgoing: Outgoing, below: BaseDigests, header: DigestHeader, digest_path: Path
+    ctx: Context, stack: ExitStack, outgoing: Outgoing, below: BaseDigests, header: DigestHeader, digest_path: Path
 ) -> BaseDigests:
     """What may be assumed of the replica's content, with what the target has of the new layer already."""
     path = digest_path.with_name(digest_path.name + ".claims")
     keep = stack.enter_context(DigestWriter(path, header))
     stack.callback(path.unlink, missing_ok=True)
     claims = Claims(below, header.size, header.block_size, lambda index: keep.read(index, 1))
-    outgoing.open_answers(claims, keep)
+    Crew(ctx, "claims", outgoing.stop).run([lambda: outgoing.open_answers(claims, keep)])
     return claims if len(claims.touched) else below

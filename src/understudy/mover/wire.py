@@ -166,7 +166,10 @@ class Connection:
     def broken(self) -> bool:
         """Whether the other side closed, on a connection where it has nothing to say but that."""
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
+        try:
+            poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
+        except ValueError:  # another thread has closed it
+            return True
         return bool(poll.poll(0))
 
     def wake(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from understudy.model.extent import Extent
 from understudy.mover.api import NbdSource, OpenExport
 from understudy.mover.exports import Exports
 from understudy.storage import Buffer
@@ -81,6 +82,7 @@ class RawLayer:
         self.written = 0
         self.zeroed = 0
         self.calls: list[tuple[str, int, int]] = []
+        self.complete: list[Extent] = []
         self.finished = False
         self._lock = threading.Lock()
 
@@ -99,6 +101,11 @@ class RawLayer:
         with self.path.open("r+b") as file:
             file.seek(offset)
             file.write(bytes(length))
+
+    def checkpoint(self, complete: Sequence[Extent]) -> None:
+        """Note what is called complete."""
+        assert not self.finished
+        self.complete += complete
 
     def finish(self) -> None:
         """Finish."""

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from understudy.context import Context
 from understudy.errors import Cancelled, DatastoreError, Refused, TrackingLost, TransferError
 from understudy.model.transfer import TransferMode
 from understudy.mover.api import NbdSource, ReadSpec
-from understudy.mover.copier import Copying, LayerSink, check_base, copy_disk, known_content
-from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
+from understudy.mover.arriving import Arrival, ArrivingDisk
+from understudy.mover.copier import Copying, DiskSink, check_base, copy_disk, known_content, plan_of
+from understudy.mover.digest import DigestReader
 from understudy.mover.exports import greets
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.reader import Source
 from understudy.mover.verify import rebuild_digests, verify_disk
-from understudy.storage import Buffer
+from understudy.storage import Buffer, KeptLayer
 from understudy.units import KIB, MIB
 
 SIZE = 10 * MIB + 512
@@ -56,10 +57,12 @@ def copy(
         start = check_base(read, reader)
         source = Source(where, size, tracked=mode is TransferMode.INCREMENTAL)
         try:
-            with DigestWriter(path, DigestHeader("base", size, block_size), start) as digests:
-                copying = Copying(read, source, known_content(read, start), digests, meter)
-                copy_disk(ctx or Context(), copying, lambda counters: LayerSink(layer, counters))
-                digests.finish()
+            with closing(ArrivingDisk(Arrival("vda", "base", size, block_size, layer, path, KeptLayer()))) as disk:
+                disk.begin(start)
+                copying = Copying(read, source, disk.content(known_content(read, start)), None, meter)
+                plan = plan_of(copying)
+                copy_disk(ctx or Context(), copying, plan, lambda counters: DiskSink(disk, plan, counters))
+                disk.finish()
         finally:
             source.close()
     finally:

@@ -11,13 +11,18 @@ from understudy.model.job import Compression
 from understudy.mover.codecs import Decoder, Encoder
 from understudy.mover.frames import (
     HEADER_BYTES,
+    MOST_CONNECTIONS,
     Codec,
+    Durable,
     Frame,
     FrameType,
     Geometry,
-    Totals,
+    pack_durable,
     pack_header,
+    pack_sum,
+    unpack_durable,
     unpack_header,
+    unpack_sum,
     verify,
 )
 from understudy.units import KIB, MIB
@@ -75,10 +80,19 @@ def test_what_does_not_shrink_is_sent_raw() -> None:
         Frame(FrameType.DIGEST, Codec.NONE, 512 * KIB, 16, 16),  # not at a block border
         Frame(FrameType.DIGEST, Codec.NONE, 0, 15, 15),
         Frame(FrameType.DIGEST, Codec.NONE, 10 * MIB, 32, 32),  # the disk has 11 blocks
-        Frame(FrameType.END, Codec.NONE, 0, 41, 41),
+        Frame(FrameType.END, Codec.NONE, 0, 9, 9),
         Frame(FrameType.HELLO, Codec.ZSTD, 0, 100, 50),
         Frame(FrameType.ERROR, Codec.NONE, 0, 65 * KIB, 65 * KIB),
         Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 1, 0, 0),
+        Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, 16 * MOST_CONNECTIONS + 16, 16 * MOST_CONNECTIONS + 16),
+        Frame(FrameType.CLAIM, Codec.NONE, 512 * KIB, 16, 16),
+        Frame(FrameType.CLAIM, Codec.NONE, 10 * MIB, 32, 32),
+        Frame(FrameType.CLAIM, Codec.NONE, 0, 0, 0),
+        Frame(FrameType.UNKNOWN, Codec.NONE, 64 * KIB, MIB, 0),  # not whole blocks
+        Frame(FrameType.UNKNOWN, Codec.NONE, 10 * MIB, MIB, 0),
+        Frame(FrameType.UNKNOWN, Codec.NONE, 0, MIB, 5),
+        Frame(FrameType.SETTLED, Codec.NONE, 0, 1, 0),
+        Frame(FrameType.SETTLED, Codec.NONE, 0, 0, 1),
     ],
 )
 def test_frames_beyond_the_limits_are_refused(frame: Frame) -> None:
@@ -119,8 +133,23 @@ def test_a_bomb_makes_no_bytes() -> None:
         Decoder().decode(frame, memoryview(bomb))
 
 
-def test_totals_come_back() -> None:
-    totals = Totals(1, 2, 3, 4, 5)
-    assert Totals.unpack(totals.pack()) == totals
-    with pytest.raises(TransferError):
-        Totals.unpack(b"short")
+def test_payloads_come_back() -> None:
+    states = [Durable(0, 1, 2), Durable(63, (1 << 32) - 1, 1 << 63)]
+    assert unpack_durable(pack_durable(states)) == states
+    assert unpack_sum(pack_sum(1 << 63)) == 1 << 63
+    for unpack in (unpack_durable, unpack_sum):
+        with pytest.raises(TransferError):
+            unpack(b"short")
+
+
+def test_a_header_is_checked_with_the_bytes() -> None:
+    frame = Frame(FrameType.ZERO, Codec.NONE, MIB, MIB)
+    header = bytearray(pack_header(frame, b""))
+    header[8:16] = (2 * MIB).to_bytes(8, "little")
+    with pytest.raises(TransferError, match="checksum"):
+        verify(unpack_header(bytes(header), DISK), b"")
+
+
+def test_every_number_is_part_of_the_checksum() -> None:
+    one, other = (pack_header(Frame(FrameType.SETTLED, number=number), b"") for number in (1, 2))
+    assert one[32:] != other[32:]

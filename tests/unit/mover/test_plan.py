@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.model.extent import PART, Extent
+from understudy.errors import TransferError
+from understudy.model.extent import PART, Extent, merge
 from understudy.model.transfer import TransferMode
 from understudy.mover.base import NothingKnown
-from understudy.mover.plan import Plan, PlanSpec, ReadBlock, Skipped, ZeroRun
+from understudy.mover.meter import Counters
+from understudy.mover.plan import Conclusion, Plan, PlanSpec, ReadBlock, Skipped, Work, ZeroRun
 from understudy.nbd import ALLOCATION, DIRTY_FLAG, ZERO_FLAG
 from understudy.units import KIB
 
@@ -61,18 +65,18 @@ def test_every_byte_is_planned_as_the_model_says(
     disk: tuple[int, set[int], set[int], int], mode: TransferMode, write_zeros: bool
 ) -> None:
     size, zero, dirty, seed = disk
-    plan = Plan(PlanSpec(size, BLOCK, mode, write_zeros, "dirty"), Server(size, zero, dirty, seed), NothingKnown())
+    spec = PlanSpec(size, BLOCK, mode, write_zeros, "dirty")
+    counters = Counters()
+    plan = Plan(spec, Server(size, zero, dirty, seed), NothingKnown(), counters)
     read: dict[int, ReadBlock] = {}
     zeroed: set[int] = set()
-    skipped = processed = blocks = 0
     while (item := plan.take()) is not None:
+        assert not isinstance(item, Conclusion)
         if isinstance(item, Skipped):
-            skipped += item.zero + item.unchanged
             continue
+        plan.done([item])
         done = item.block if isinstance(item, ReadBlock) else item.run
-        processed += done.length
         touched = range(done.start // BLOCK, -(-done.end // BLOCK))
-        blocks += len(touched)
         if isinstance(item, ReadBlock):
             assert item.index not in read
             read[item.index] = item
@@ -80,7 +84,9 @@ def test_every_byte_is_planned_as_the_model_says(
             assert done.start % BLOCK == 0
             assert not zeroed & set(touched)
             zeroed |= set(touched)
-    assert plan.imbalance(blocks, processed + skipped) == ""
+    assert plan.imbalance() == ""
+    assert plan.finished
+    assert counters.processed == size
     for index in range(-(-size // BLOCK)):
         start, end = index * BLOCK, min((index + 1) * BLOCK, size)
         units = set(range(start // UNIT, -(-end // UNIT)))
@@ -102,11 +108,170 @@ def _check_wanted(item: ReadBlock, dirty: set[int]) -> None:
         assert sectors <= covered if hit else not sectors & covered
 
 
+def small_plan(blocks: int, *, concluded: bool = False) -> tuple[Plan, Counters]:
+    """A plan of full mode over blocks that are read."""
+    size, counters = blocks * BLOCK, Counters()
+    spec = PlanSpec(size, BLOCK, TransferMode.FULL, True)
+    return Plan(spec, Server(size, set(), set(), 1), NothingKnown(), counters, concluded=concluded), counters
+
+
 def test_work_that_is_missing_is_noticed() -> None:
-    plan = Plan(PlanSpec(BLOCK, BLOCK, TransferMode.FULL, True), Server(BLOCK, set(), set(), 1), NothingKnown())
-    assert plan.imbalance(0, 0)
+    plan, _ = small_plan(2)
+    assert "planned" in plan.imbalance()
+    taken = []
+    while (item := plan.take()) is not None:
+        if isinstance(item, ReadBlock):
+            taken.append(item)
+    assert not plan.finished
+    plan.done(taken[:1])
+    assert f"{BLOCK} of {2 * BLOCK} bytes were completed" in plan.imbalance()
+    plan.done(taken[1:])
+    assert plan.imbalance() == ""
+    assert plan.finished
+
+
+def test_what_was_given_back_is_taken_again_and_counts_once() -> None:
+    plan, counters = small_plan(3, concluded=True)
+    taken = iter(plan.take, None)
+    first, second, third = (item for item in taken if isinstance(item, ReadBlock))
+    plan.done([first])
+    plan.give_back([second, third])
+    assert counters.processed == BLOCK
+    assert plan.take() == second
+    assert plan.take() == third
+    assert plan.take() is None
+    plan.done([third])
+    assert plan.take() is None
+    plan.done([second])
+    assert counters.processed == 3 * BLOCK
+    assert plan.take() == Conclusion()
+    assert not plan.finished
+    plan.give_back([Conclusion()])
+    assert plan.take() == Conclusion()
+    assert plan.take() is None
+    plan.done([Conclusion()])
+    assert plan.finished
+    assert plan.imbalance() == ""
+
+
+def test_a_plan_whose_end_is_known_elsewhere_is_finished() -> None:
+    plan, _ = small_plan(1, concluded=True)
+    item = plan.take()
+    assert isinstance(item, ReadBlock)
     while plan.take() is not None:
         pass
-    assert plan.imbalance(1, BLOCK) == ""
-    assert plan.imbalance(0, BLOCK)
-    assert plan.imbalance(1, BLOCK - 512)
+    plan.done([item])
+    assert plan.take() == Conclusion()
+    plan.give_back([Conclusion()])
+    plan.finish()
+    assert plan.finished
+    assert plan.take() is None
+
+
+class BrokenServer(Server):
+    """Answers for the first blocks, then no more."""
+
+    def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
+        if start:
+            raise TransferError("ask for block status", "the server is gone")
+        return super().statuses(start, at_least, at_least)
+
+
+def test_nothing_is_concluded_when_the_rest_could_not_be_planned() -> None:
+    """One thread hears the error; to another the plan must not look as if it had come to its end."""
+    spec = PlanSpec(3 * BLOCK, BLOCK, TransferMode.FULL, True)
+    plan = Plan(spec, BrokenServer(3 * BLOCK, set(), set(), 1), NothingKnown(), Counters(), concluded=True)
+    item = plan.take()
+    assert isinstance(item, ReadBlock)
+    plan.done([item])
+    assert plan.take() == Skipped(0, 0)
+    with pytest.raises(TransferError):
+        plan.take()
+    assert plan.take() is None
+    assert plan.take() is None
+    assert not plan.finished
+    assert "planned" in plan.imbalance()
+
+
+def test_threads_that_lose_their_work_finish_it_all_the_same() -> None:
+    plan, counters = small_plan(200, concluded=True)
+    dice, lock = random.Random(5), threading.Lock()
+    done: list[int] = []
+    concluded: list[int] = []
+
+    def finish(parts: list[Work]) -> None:
+        for part in parts:
+            (done if isinstance(part, ReadBlock) else concluded).append(getattr(part, "index", 0))
+            assert isinstance(part, ReadBlock) or len(done) == 200
+        plan.done(parts)
+
+    def work() -> None:
+        mine: list[Work] = []
+        while not plan.finished:
+            item = plan.take()
+            if item is not None and not isinstance(item, Skipped):
+                mine.append(item)
+            with lock:
+                act = dice.random()
+            if act < 0.6 or item is None:
+                (plan.give_back if act < 0.3 else finish)(mine)
+                mine = []
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert sorted(done) == list(range(200))
+    assert concluded == [0]
+    assert counters.processed == 200 * BLOCK
+    assert plan.imbalance() == ""
+
+
+class Kept(NothingKnown):
+    """Blocks that the layer has already."""
+
+    def __init__(self, size: int, kept: set[int]) -> None:
+        self._size, self._kept = size, kept
+
+    def nonzero(self, run: Extent) -> list[Extent]:
+        return []
+
+    def kept(self, run: Extent) -> list[Extent]:
+        found = [Extent(index * BLOCK, min(BLOCK, self._size - index * BLOCK)) for index in sorted(self._kept)]
+        return merge([part for part in found if part.start < run.end and run.start < part.end])
+
+
+@settings(max_examples=300, deadline=None)
+@given(disks(), st.sampled_from(list(TransferMode)), st.booleans(), st.sets(st.integers(0, 5)))
+def test_what_the_layer_has_already_is_looked_at_whole(
+    disk: tuple[int, set[int], set[int], int], mode: TransferMode, chained: bool, kept: set[int]
+) -> None:
+    """Clean or dirty, zero or not, and whatever is known of it: zeros over it are written."""
+    size, zero, dirty, seed = disk
+    kept = {index for index in kept if index * BLOCK < size}
+    counters = Counters()
+    spec = PlanSpec(size, BLOCK, mode, chained, "dirty")
+    plan = Plan(spec, Server(size, zero, dirty, seed), Kept(size, kept), counters)
+    read: dict[int, ReadBlock] = {}
+    zeroed: set[int] = set()
+    while (item := plan.take()) is not None:
+        if isinstance(item, ReadBlock):
+            read[item.index] = item
+        if isinstance(item, ZeroRun):
+            zeroed |= set(range(item.run.start // BLOCK, -(-item.run.end // BLOCK)))
+        if isinstance(item, ReadBlock | ZeroRun):
+            plan.done([item])
+    assert plan.imbalance() == ""
+    assert not zeroed & read.keys()
+    for index in kept:
+        start, end = index * BLOCK, min((index + 1) * BLOCK, size)
+        if set(range(start // UNIT, -(-end // UNIT))) <= zero:
+            assert index in zeroed
+        else:
+            assert read[index].kept
+            assert read[index].wanted == (read[index].block,)
+    assert {index for index, block in read.items() if block.kept} <= kept
+    if not chained:
+        assert zeroed <= kept
