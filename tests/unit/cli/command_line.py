@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from understudy.cli.run import run
-from understudy.controller import journal, replicas, reports
+from understudy.controller import journal, lock, replicas, reports
 from understudy.controller.database import Database, open_database
 from understudy.controller.records import FailoverAnswer, ReplicaRecord
+from understudy.controller.recovery import end_dead_sessions
 from understudy.errors import NotFound, UnderstudyError
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.replica import (
@@ -63,6 +64,7 @@ class FakeServices:
     error: Exception | None = None
     calls: list[Any] = field(default_factory=list)
     datastore: DatastoreFacts = field(default_factory=lambda: DatastoreFacts("/srv", True, True, 100 * GIB, 40 * GIB))
+    held: bool = False
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
 
     def _called(self, *call: Any) -> None:
@@ -102,6 +104,10 @@ class FakeServices:
         report = reports.session_report(self.database, session_id)
         on_progress(report)
         return report
+
+    def interrupted_session(self, job: str) -> int | None:
+        end_dead_sessions(self.database, lambda _: self.held)
+        return journal.interrupted_session(self.database, job) if lock.holder(self.home) is None else None
 
     def _end(self, task: int, vm: str) -> None:
         failed = self.outcome is SessionState.FAILED
