@@ -9,6 +9,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _SUFFIXES = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9})\s*([smhd])", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
@@ -21,6 +23,17 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"not a size: {text!r}")
     return int(match[1]) * _SUFFIXES[match[2].upper()]
+
+
+def parse_duration(text: str) -> int:
+    """Seconds in ``text``, e.g. ``90s``, ``30m``, ``1h``, ``2d``.
+
+    :raises ValueError: if it is no duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"not a duration: {text!r}")
+    return int(match[1]) * _SECONDS[match[2].lower()]
 
 
 def format_size(count: float) -> str:

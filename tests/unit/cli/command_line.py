@@ -26,7 +26,7 @@ from understudy.model.replica import (
     RestorePoint,
 )
 from understudy.model.session import DiskReport, SessionReport, SessionState, Step
-from understudy.model.transfer import Reason, TransferMode
+from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
 from understudy.storage import DatastoreFacts, HeadFacts
 from understudy.units import GIB, KIB, MIB
@@ -39,7 +39,8 @@ VM = Vm(
 )  # fmt: skip
 FACTS = HostFacts("kvm1.example", "9.0.0", "7.2.22", 16, 64 * GIB, (64055, 64055))
 DISK = DiskReport("vda", TransferMode.INCREMENTAL, Reason.NONE, 10 * GIB, 8 * MIB, 6 * MIB, 2 * MIB, 512 * KIB,
-                  10 * GIB, 1.5, "network")  # fmt: skip
+                  10 * GIB, 1.5, "network", TransportMode.NETWORK, {"source": 0.25, "network": 0.75},
+                  resumed_bytes=3 * GIB, reconnects=2)  # fmt: skip
 
 
 def point(number: int) -> RestorePoint:
@@ -90,10 +91,9 @@ class FakeServices:
 
     def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
         self._called("run_session", session_id)
-        claimed = journal.claim_session(self.database)
-        assert claimed is not None
-        for vm in claimed.job.vms:
-            task = journal.start_task(self.database, session_id, vm)
+        resumed = {task.vm: task.id for left in journal.held_sessions(self.database) for task in left.resumed}
+        for vm in self._vms(session_id):
+            task = resumed.get(vm) or journal.start_task(self.database, session_id, vm)
             journal.start_step(self.database, task, Step.READ)
             journal.update_disk(self.database, task, replace(DISK, processed_bytes=GIB))
             on_progress(reports.session_report(self.database, session_id))
@@ -104,6 +104,10 @@ class FakeServices:
         report = reports.session_report(self.database, session_id)
         on_progress(report)
         return report
+
+    def _vms(self, session_id: int) -> tuple[str, ...]:
+        journal.claim_session(self.database)
+        return tuple(task.vm for task in reports.session_report(self.database, session_id).tasks)
 
     def interrupted_session(self, job: str) -> int | None:
         end_dead_sessions(self.database, lambda _: self.held)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.units import GIB, KIB, MIB, block_count, format_seconds, format_size, parse_size
+from understudy.units import GIB, KIB, MIB, block_count, format_seconds, format_size, parse_duration, parse_size
 
 UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
 
@@ -58,3 +58,15 @@ def test_the_blocks_cover_the_disk_and_none_is_superfluous(size: int, block_size
     count = block_count(size, block_size)
     assert count * block_size >= size
     assert (count - 1) * block_size < size
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), (" 30 m ", 1800), ("1h", 3600), ("2D", 172800)])
+def test_a_duration_is_its_number_times_its_unit(text: str, seconds: int) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "-1h", "1.5h", "1w", "1h30m", "9999999999s"])
+def test_what_is_no_duration_is_refused_and_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match="not a duration") as caught:
+        parse_duration(text)
+    assert repr(text) in str(caught.value)
