@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import click
 
 from understudy.cli.app import App
 from understudy.cli.output import answer, console, printable
-from understudy.cli.progress import SessionProgress, plain_events
+from understudy.cli.progress import plain_events, progress_lines
 from understudy.cli.shapes import session_shape
 from understudy.cli.summary import show_session
 from understudy.controller.records import ReplicaRecord
@@ -57,22 +56,21 @@ def _session_view(app: App) -> Iterator[OnReport]:
 def _live_session() -> Iterator[OnReport]:
     from rich.live import Live
 
-    progress = SessionProgress()
     # It is drawn when a report comes, not by a thread of its own; it goes away at the end, the summary stays.
     with Live(console=console(), auto_refresh=False, transient=True) as live:
-        yield lambda report: live.update(_bars(progress, report), refresh=True)
+        yield lambda report: live.update(_bars(report), refresh=True)
 
 
-def _bars(progress: SessionProgress, report: SessionReport) -> Table:
+def _bars(report: SessionReport) -> Table:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, show_header=False)
-    for line in progress.lines(report, time.monotonic()):
+    for line in progress_lines(report):
         bar = ProgressBar(total=1.0, completed=line.fraction, width=_BAR_WIDTH)
         facts = (line.amount, line.rate, f"{line.remaining} left" if line.remaining else "")
-        grid.add_row(Text(printable(line.vm)), Text(line.disk), Text(line.doing), bar, *map(Text, facts))
+        grid.add_row(Text(printable(line.vm)), Text(line.disk), Text(printable(line.doing)), bar, *map(Text, facts))
     return grid
 
 

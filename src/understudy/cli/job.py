@@ -15,6 +15,7 @@ from understudy.controller.reports import session_report
 from understudy.errors import UnderstudyError, UsageError
 from understudy.model.job import (
     BLOCK_SIZES,
+    DEFAULT_CONNECTIONS,
     DEFAULT_POINTS,
     DEFAULT_SUFFIX,
     Compression,
@@ -22,8 +23,11 @@ from understudy.model.job import (
     Job,
     SnapshotMode,
 )
+from understudy.units import parse_duration
 
 DEFAULT_BLOCK_SIZE_NAME = "1M"
+DEFAULT_PATIENCE = "30m"
+MAX_PATIENCE_S = 30 * 86400
 
 
 @click.group(cls=Group)
@@ -50,6 +54,10 @@ def job() -> None:
               default=Compression.ZSTD.value, show_default=True, help="Codec between two proxies.")  # fmt: skip
 @click.option("--source-proxy", default="", help="Proxy that reads; without it, the local one.")
 @click.option("--target-proxy", default="", help="Proxy that writes; without it, the local one.")
+@click.option("--connections", type=click.IntRange(1, 64), default=DEFAULT_CONNECTIONS, show_default=True,
+              help="Transfer connections for each disk between two proxies.")  # fmt: skip
+@click.option("--patience", default=DEFAULT_PATIENCE, show_default=True, metavar="DURATION",
+              help="How long a transfer waits for a lost line or proxy, e.g. 90s, 30m, 2h.")  # fmt: skip
 @click.option("--exclude-disk", "excluded", multiple=True, metavar="VM:DISK",
               help="Disk that is not replicated; may be given again.")  # fmt: skip
 @pass_app
@@ -69,6 +77,8 @@ def create(
     compression: str,
     source_proxy: str,
     target_proxy: str,
+    connections: int,
+    patience: str,
     excluded: tuple[str, ...],
 ) -> None:
     """Create job NAME. JSON: as of `job show`."""
@@ -88,6 +98,8 @@ def create(
         source_proxy=source_proxy,
         target_proxy=target_proxy,
         excluded_disks=tuple(_excluded_disk(name, text) for text in excluded),
+        connections=connections,
+        patience_s=_patience_s(name, patience),
     )
     answer_line(app, job_shape(jobs.create_job(app.database, created)), f"Job {name} created.")
 
@@ -101,21 +113,23 @@ def run(app: App, name: str, no_wait: bool, full_scan: bool) -> None:
     """Run job NAME now, and show how it goes. JSON: as of `session show`."""
     # Opened before anything is queued: a session that nobody can run must not be left behind.
     services = app.services
-    session_id = services.interrupted_session(name)
-    if session_id is None:
-        session_id = journal.insert_session(app.database, name, full_scan)
-    elif not app.json:
-        click.echo(f"Session {session_id} was interrupted while its disks were under way; it goes on.")
+    interrupted = services.interrupted_session(name)
+    session_id = journal.insert_session(app.database, name, full_scan) if interrupted is None else interrupted
+    if interrupted is not None and not app.json:
+        click.echo(f"Session {interrupted} was interrupted while its disks were under way; it goes on.")
+        if full_scan:
+            click.echo("It began before --full-scan was wished for: run the job again after it.")
     if not no_wait:
         raise_if_bad(run_to_end(app, session_id))
         return
     try:
         services.start_background_controller()
     except UnderstudyError:
-        journal.request_cancel(app.database, session_id)
+        if interrupted is None:
+            journal.request_cancel(app.database, session_id)
         raise
     report = session_report(app.database, session_id)
-    answer_line(app, session_shape(report), f"Session {session_id} of job {name} queued.")
+    answer_line(app, session_shape(report), f"Session {session_id} of job {name} {report.state}.")
 
 
 @job.command("list")
@@ -135,7 +149,8 @@ def show(app: App, name: str) -> None:
     """Show the settings of job NAME.
 
     JSON: {name, id, enabled, source, vms, target, datastore, points, suffix, snapshot_mode, guest_processing,
-    block_size, compression, source_proxy, target_proxy, excluded_disks: [{vm, disk}]}.
+    block_size, compression, source_proxy, target_proxy, connections, patience_s,
+    excluded_disks: [{vm, disk}]}.
     """
     answer_facts(app, job_shape(jobs.get_job(app.database, name)))
 
@@ -161,7 +176,7 @@ def disable(app: App, name: str) -> None:
 @pass_app
 def delete(app: App, name: str) -> None:
     """Forget job NAME; its replicas stay. JSON: {name, removed}."""
-    end_dead_sessions(app.database)
+    end_dead_sessions(app.database, lambda left: left.job.name != name)
     jobs.delete_job(app.database, name)
     answer_line(app, {"name": name, "removed": True}, f"Job {name} deleted.")
 
@@ -172,3 +187,14 @@ def _excluded_disk(job_name: str, text: str) -> tuple[str, str]:
     if not colon or not vm or not disk:
         raise UsageError(f"create job {job_name!r}", f"{text!r} names no disk", "give --exclude-disk VM:DISK")
     return vm, disk
+
+
+def _patience_s(job_name: str, text: str) -> int:
+    todo = "use 1s to 30d, e.g. 90s, 30m or 2h"
+    try:
+        seconds = parse_duration(text)
+    except ValueError as exc:
+        raise UsageError(f"create job {job_name!r}", str(exc), todo) from exc
+    if not 1 <= seconds <= MAX_PATIENCE_S:
+        raise UsageError(f"create job {job_name!r}", f"a patience of {text} is not possible", todo)
+    return seconds

@@ -38,7 +38,11 @@ def show(app: App, session_id: int) -> None:
     JSON: {id, job, state, started_at, ended_at, tasks: [{vm, state, restore_point,
     consistency, frozen_ms, error, warnings, steps: [{name, state, seconds}],
     disks: [{name, mode, reason, size, read_bytes, sent_bytes, wire_bytes,
-    zero_bytes, seconds, bottleneck}]}]}.
+    zero_bytes, seconds, bottleneck, transport, busy: {PART: SHARE}, rate, eta_s,
+    processed_bytes, resumed_bytes, reconnects, waiting}]}]}.
+
+    `rate` is in bytes of the disk a second, of late. `busy` are the shares of source,
+    source_proxy, network, target_proxy, target in the time; they add up to 1.
     """
     report = reports.session_report(app.database, session_id)
     answer(app, session_shape(report), lambda: show_session(report))
@@ -49,7 +53,9 @@ def show(app: App, session_id: int) -> None:
 @pass_app
 def stop(app: App, session_id: int) -> None:
     """Stop session ID; it ends in order, soon. JSON: {id, state}: `running` while it is ending."""
-    end_dead_sessions(app.database)
-    state = journal.request_cancel(app.database, session_id)
-    said = "cancelled" if state is SessionState.CANCELLED else "is being stopped"
+    if session_id in end_dead_sessions(app.database, lambda left: left.id != session_id):
+        state, said = SessionState.FAILED, "had been left by a controller that died; it is ended"
+    else:
+        state = journal.request_cancel(app.database, session_id)
+        said = "cancelled" if state is SessionState.CANCELLED else "is being stopped"
     answer_line(app, {"id": session_id, "state": state.value}, f"Session {session_id} {said}.")

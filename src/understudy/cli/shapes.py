@@ -49,6 +49,8 @@ def job_shape(job: Job) -> Shape:
         "compression": job.compression.value,
         "source_proxy": job.source_proxy,
         "target_proxy": job.target_proxy,
+        "connections": job.connections,
+        "patience_s": job.patience_s,
         "excluded_disks": [{"vm": vm, "disk": disk} for vm, disk in job.excluded_disks],
     }
 
@@ -106,6 +108,14 @@ def _disk_shape(disk: DiskReport) -> Shape:
         "zero_bytes": disk.zero_bytes,
         "seconds": disk.seconds,
         "bottleneck": disk.bottleneck,
+        "transport": disk.transport.value,
+        "busy": dict(disk.busy),
+        "rate": disk.rate,
+        "eta_s": disk.eta_s,
+        "processed_bytes": disk.processed_bytes,
+        "resumed_bytes": disk.resumed_bytes,
+        "reconnects": disk.reconnects,
+        "waiting": disk.waiting,
     }
 
 

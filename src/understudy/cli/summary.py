@@ -1,10 +1,11 @@
-"""What became of a session, for people: a table of its disks and a line for each VM; and whether that is an error."""
+"""A session for people: its VMs, the disks that are under way, those that were; and whether its end is an error."""
 
 from __future__ import annotations
 
 import click
 
 from understudy.cli.output import printable, table
+from understudy.cli.progress import amount, current_step, rate, remaining
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.session import DiskReport, SessionReport, SessionState, TaskReport
 from understudy.units import format_seconds, format_size
@@ -19,9 +20,13 @@ def show_session(report: SessionReport) -> None:
     click.echo(printable(f"Session {report.id} of job {report.job}: {report.state.value}"))
     click.echo(f"Started {report.started_at}{ended}")
     table(VM_TITLES, [_vm_row(task) for task in report.tasks])
-    rows = [_disk_row(task.vm, disk) for task in report.tasks for disk in task.disks]
+    rows = [_disk_row(task.vm, disk) for task in report.tasks if task.state.ended for disk in task.disks]
     if rows:
         table(DISK_TITLES, rows)
+    for task in report.tasks:
+        if not task.state.ended:
+            for line in _running_lines(task):
+                click.echo(printable(line))
     for task in report.tasks:
         for line in _remarks(task):
             click.echo(printable(line))
@@ -72,6 +77,37 @@ def _disk_row(vm: str, disk: DiskReport) -> tuple[str, ...]:
     )
 
 
+def _running_lines(task: TaskReport) -> list[str]:
+    lines = [f"{task.vm}: {current_step(task)}"]
+    for disk in task.disks:
+        left = remaining(disk)
+        wire = f"{format_size(disk.wire_bytes)} on the wire" if disk.wire_bytes else ""
+        facts = [amount(disk), rate(disk), left and f"{left} left", wire, disk.transport.value, busy_shares(disk)]
+        lines.append(f"{task.vm}: disk {disk.name}: {', '.join(filter(None, facts))}")
+        if disk.waiting:
+            lines.append(f"{task.vm}: disk {disk.name} waits: {disk.waiting}")
+    return lines
+
+
+def busy_shares(disk: DiskReport) -> str:
+    """Who was busy, the busiest first, e.g. ``source 61 %, network 20 %``; parts below 1 % are left out."""
+    parts = sorted(disk.busy.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name.replace('_', ' ')} {share:.0%}".replace("%", " %") for name, share in parts
+                     if share >= 0.01)  # fmt: skip
+
+
 def _remarks(task: TaskReport) -> list[str]:
-    remarks = [f"warning: {task.vm}: {warning}" for warning in task.warnings]
+    remarks = [remark for disk in task.disks for remark in _disk_remarks(task.vm, disk)] if task.state.ended else []
+    remarks += [f"warning: {task.vm}: {warning}" for warning in task.warnings]
     return [*remarks, f"failed: {task.vm}: {task.error}"] if task.error else remarks
+
+
+def _disk_remarks(vm: str, disk: DiskReport) -> list[str]:
+    remarks = []
+    if disk.resumed_bytes:
+        saved = format_size(disk.resumed_bytes)
+        remarks.append(f"{vm}: disk {disk.name}: {saved} were there already from an earlier session")
+    if disk.reconnects:
+        times = "once" if disk.reconnects == 1 else f"{disk.reconnects} times"
+        remarks.append(f"{vm}: disk {disk.name}: lost connections were made again {times}")
+    return remarks

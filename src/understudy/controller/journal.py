@@ -6,6 +6,7 @@ ended by it; what a controller left behind when it died is ended by the next one
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 from sqlalchemy import select
@@ -16,10 +17,12 @@ from understudy.controller.database import Database
 from understudy.controller.jobs import job_row, job_value, unfinished_session
 from understudy.controller.records import ClaimedSession, ResumedTask
 from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
-from understudy.errors import DatabaseError, NotFound, Refused
+from understudy.errors import DatabaseError, NotFound, Refused, UsageError
 from understudy.model.session import DiskReport, SessionState, Step, StepState, session_state
 from understudy.mover.protocol import decode, encode
 from understudy.replication.held import HeldTask
+
+LOG = logging.getLogger(__name__)
 
 # The legal moves of a session and of a task; an end is final.
 TRANSITIONS = {
@@ -232,19 +235,30 @@ def end_session(database: Database, session_id: int) -> SessionState:
 
 
 def held_sessions(database: Database) -> tuple[ClaimedSession, ...]:
-    """Sessions that a dead controller left running with tasks that hold something to go on with."""
+    """Sessions that a dead controller left running with tasks that hold something to go on with.
+
+    What another version of this program wrote may mean nothing to this one: it is as if nothing was held.
+    """
     with database.reading() as session:
         rows = session.scalars(select(SessionRow).filter_by(state=SessionState.RUNNING.value)).all()
         found = []
         for row in rows:
             job = session.get(JobRow, row.job_id)
-            resumed = tuple(
-                ResumedTask(task.id, task.vm, decode(HeldTask, task.held.encode()))
-                for task in row.tasks if task.held and task.state == SessionState.RUNNING.value
-            )
+            running = [task for task in row.tasks if task.state == SessionState.RUNNING.value]
+            resumed = tuple(task for task in map(_resumed_task, running) if task is not None)
             if job is not None and resumed:
                 found.append(ClaimedSession(row.id, job_value(job), row.full_scan, resumed))
         return tuple(found)
+
+
+def _resumed_task(row: TaskRow) -> ResumedTask | None:
+    if not row.held:
+        return None
+    try:
+        return ResumedTask(row.id, row.vm, decode(HeldTask, row.held.encode()))
+    except UsageError as exc:
+        LOG.warning("session=%s vm=%s cannot be gone on with: %s", row.session_id, row.vm, exc)
+        return None
 
 
 def interrupted_session(database: Database, job: str) -> int | None:
@@ -311,6 +325,8 @@ def _end_session(row: SessionRow, state: SessionState) -> None:
 def _end_task(task: TaskRow, state: SessionState, error: str | None = None) -> None:
     _move(task, state, f"task {task.id}")
     task.error, task.waiting, task.held = error, "", None
+    for disk in task.disks:
+        disk.rate, disk.waiting = 0.0, ""
     for step in task.steps:
         if step.state == StepState.RUNNING.value:
             step.state = _STEP_END.get(state, StepState.SUCCESS).value

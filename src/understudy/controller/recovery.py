@@ -24,18 +24,20 @@ def resumable_sessions(database: Database, is_held: Callable[[HeldTask], bool]) 
     return tuple(found)
 
 
-def end_dead_sessions(database: Database, is_held: Callable[[HeldTask], bool] = lambda _: False) -> None:
+def end_dead_sessions(database: Database, stays: Callable[[ClaimedSession], bool]) -> tuple[int, ...]:
     """End what a dead controller left running; nothing happens while a controller is alive.
 
     Every controller does this when it starts. A command that would be refused because of such a session must do it
     too: nobody else would end the session, and the operator would wait for it in vain.
 
-    :param is_held: see :func:`resumable_sessions`; those stay. By default all are ended.
+    :param stays: asked of each session that holds something to go on with: whether it is left to the next controller.
+    :return: what was ended.
     """
     if not journal.has_session(database, running=True):
-        return
+        return ()
     held = lock.try_acquire(database.home)
-    if held is not None:
-        with held:
-            kept = [session.id for session in resumable_sessions(database, is_held)]
-            journal.fail_dead_sessions(database, kept)
+    if held is None:
+        return ()
+    with held:
+        kept = [session.id for session in journal.held_sessions(database) if stays(session)]
+        return journal.fail_dead_sessions(database, kept)

@@ -104,7 +104,7 @@ class ControllerServices:
 
     def interrupted_session(self, job: str) -> int | None:
         """The session of a job to go on with, if there is one; the end of those that nobody can go on with."""
-        end_dead_sessions(self._database, self._sites.is_held)
+        end_dead_sessions(self._database, lambda left: any(self._sites.is_held(task.held) for task in left.resumed))
         return journal.interrupted_session(self._database, job) if lock.holder(self._home) is None else None
 
     def start_background_controller(self) -> None:

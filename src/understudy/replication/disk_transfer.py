@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from understudy.context import Context
-from understudy.errors import LinkLost, MoverError, NotFound, UnderstudyError, from_fields
+from understudy.errors import LinkLost, MoverError, NotFound, Refused, UnderstudyError, from_fields
 from understudy.model.job import Compression, ProxyKind
 from understudy.model.session import DiskReport
 from understudy.model.transfer import DiskPlan
@@ -27,13 +27,13 @@ _RATE_WINDOW_S = 10.0
 class DiskTransfer:
     """One disk under way: the work at the source proxy and, with a wire, the work at the target proxy.
 
-    :param source: opens the disk at the source proxy; again after that was restarted.
-    :param limits: keys of the rate limits that hold.
+    :param source: opens the disk at the source proxy; told whether that was restarted since it was opened last.
+    :param sending: asked before the disk is sent: keys of the rate limits that hold.
     """
 
     def __init__(
-        self, site: Site, spec: TransferSpec, draft: HeldDraft, plan: DiskPlan, source: Callable[[], api.NbdSource],
-        limits: tuple[str, ...] = (), works: Works | None = None,
+        self, site: Site, spec: TransferSpec, draft: HeldDraft, plan: DiskPlan,
+        source: Callable[[bool], api.NbdSource], sending: Callable[[], tuple[str, ...]], works: Works | None = None,
     ) -> None:
         self.plan = plan
         self.works = works or Works()
@@ -43,7 +43,9 @@ class DiskTransfer:
         self._spec = spec
         self._draft = draft
         self._source = source
-        self._limits = limits
+        self._source_restarted = False
+        self._sending = sending
+        self._limits: tuple[str, ...] | None = None
         self._generation = draft.generation
         self._redirect = False
         self._silent_since: float | None = None
@@ -52,11 +54,25 @@ class DiskTransfer:
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Start what is not under way; may be called again when it failed in the middle.
+    def start(self) -> None:
+        """Begin; where a proxy that is a service does not answer now, :meth:`follow` goes on with it.
 
-        :raises MoverError: if a proxy does not answer.
+        :raises UnderstudyError: why the transfer failed.
         """
+        try:
+            self._begin()
+        except MoverError as exc:
+            self._bear(exc)
+
+    def revive(self, sending: Callable[[], tuple[str, ...]]) -> None:
+        """Go on although it was done: the draft was opened again and does not know that the disk is complete."""
+        self._sending, self._limits = sending, None
+        self.ended = False
+
+    def _begin(self) -> None:
+        """Start what is not under way; may be called again when it failed in the middle."""
+        if self._limits is None:
+            self._limits = self._sending()
         if self.outdated:
             # The target proxy was restarted: what it has it kept, but nobody there waits for the rest.
             self.works = replace(self.works, target="")
@@ -67,10 +83,7 @@ class DiskTransfer:
             self.works = replace(self.works, source=self._begin_source())
             self._redirect = False
         elif self._redirect:
-            request = api.RedirectSend(self.works.source, self._address())
-            self._site.source_mover.call(request, api.Nothing)
-            self._redirect = False
-        self.ended = False
+            self._redirect_source()
 
     def _begin_target(self) -> None:
         job = self._spec.job
@@ -82,18 +95,29 @@ class DiskTransfer:
         self.works = replace(self.works, target=started.work, ticket=started.ticket, socket=started.socket)
         self._redirect = bool(self.works.source)
 
+    def _redirect_source(self) -> None:
+        request = api.RedirectSend(self.works.source, self._address())
+        try:
+            self._site.source_mover.call(request, api.Nothing)
+        except NotFound:  # it ended since it was last looked at
+            self.works = replace(self.works, source="")
+            self.works = replace(self.works, source=self._begin_source())
+        self._redirect = False
+
     def _begin_source(self) -> str:
         plan, spec, job = self.plan, self._spec, self._spec.job
         read = api.ReadSpec(
-            source=self._source(), disk=plan.name, size=plan.size, mode=plan.mode, block_size=job.block_size,
-            chained=plan.chained, replica_id=spec.replica_id, base_point=spec.base_point if plan.chained else "",
-            point=spec.point,
+            source=self._source(self._source_restarted), disk=plan.name, size=plan.size, mode=plan.mode,
+            block_size=job.block_size, chained=plan.chained, replica_id=spec.replica_id,
+            base_point=spec.base_point if plan.chained else "", point=spec.point,
         )
         request: object = api.CopyDisk(read, self._draft.id)
         if not self._site.same_mover:
             request = api.SendDisk(read, self._address(), self._compression, job.connections, job.patience_s,
-                                   self._limits)
-        return self._site.source_mover.call(request, api.WorkStarted).work
+                                   self._limits or ())
+        started = self._site.source_mover.call(request, api.WorkStarted)
+        self._source_restarted = False
+        return started.work
 
     @property
     def _by_tls(self) -> bool:
@@ -109,8 +133,9 @@ class DiskTransfer:
         if not self._by_tls:
             return api.TargetAddress(self.works.socket, "", self.works.ticket)
         if not proxy.data_address:
-            raise MoverError(f"send disk {self.plan.name!r} to proxy {proxy.name!r}", "it has no data address",
-                             f"give it one: understudy proxy set {proxy.name!r} --data-address HOST:PORT")
+            # No MoverError: waiting does not help.
+            raise Refused(f"send disk {self.plan.name!r} to proxy {proxy.name!r}", "it has no data address",
+                          f"give it one: understudy proxy set {proxy.name!r} --data-address HOST:PORT")
         return api.TargetAddress(proxy.data_address, proxy.identity, self.works.ticket)
 
     @property
@@ -140,8 +165,8 @@ class DiskTransfer:
 
     def _look(self, wait_s: float) -> tuple[api.WorkStatus | None, api.WorkStatus | None]:
         if self.outdated or not self._begun:
-            self._forget_source_if_ended()
-            self.begin()
+            self._forget_ended_source(self._ask(self._site.source_mover, self.works.source, 0.0))
+            self._begin()
         near = self._ask(self._site.source_mover, self.works.source, wait_s)
         ended = near is not None and near.state is not api.WorkState.RUNNING
         far: api.WorkStatus | None = None
@@ -151,17 +176,16 @@ class DiskTransfer:
         target_end = near if self._site.same_mover else far
         if target_end is None:
             self._draft.reopen(self._generation)
-            self._forget_source_if_ended()
-            self.begin()
-        elif near is None:
-            self._site.resources.restarted(self._site.source_proxy)
-            self.works = replace(self.works, source="")
-            self.begin()
+        if target_end is None or near is None:
+            self._forget_ended_source(near)
+            self._begin()
         return near, far
 
-    def _forget_source_if_ended(self) -> None:
+    def _forget_ended_source(self, near: api.WorkStatus | None) -> None:
         """A source side that ended cannot be redirected: another one must send what the target has not."""
-        near = self._ask(self._site.source_mover, self.works.source, 0.0)
+        if near is None and self.works.source:
+            self._source_restarted = True
+            self._site.resources.restarted(self._site.source_proxy)
         if near is None or near.state is not api.WorkState.RUNNING:
             self.works = replace(self.works, source="")
 
@@ -177,9 +201,11 @@ class DiskTransfer:
     def _bear(self, problem: MoverError) -> None:
         """A proxy does not answer: a service comes back, a child process does not."""
         ends = ((self._site.source_proxy, self._site.source_mover), (self._site.target_proxy, self._site.target_mover))
-        for proxy, mover in ends:
-            if proxy.kind is ProxyKind.CHILD:
-                mover.call(api.About(), api.MoverInfo)
+        children = [mover for proxy, mover in ends if proxy.kind is ProxyKind.CHILD]
+        if len(children) == len(ends):
+            raise problem
+        for child in children:
+            child.call(api.About(), api.MoverInfo)
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         if now - self._silent_since > self._spec.job.patience_s:
@@ -222,20 +248,24 @@ class DiskTransfer:
     def _last_words(self, near: api.WorkStatus, far: api.WorkStatus) -> tuple[api.WorkStatus, api.WorkStatus]:
         """Both ends; one that only says that it lost the other is not believed before the other was heard."""
         if _lost_the_other(near) and far.state is api.WorkState.RUNNING:
-            far = self._site.target_mover.call(api.WorkQuery(self.works.target, _LAST_WORDS_S), api.WorkStatus)
+            far = self._ask(self._site.target_mover, self.works.target, _LAST_WORDS_S) or far
         elif _lost_the_other(far) and near.state is api.WorkState.RUNNING:
-            near = self._site.source_mover.call(api.WorkQuery(self.works.source, _LAST_WORDS_S), api.WorkStatus)
+            near = self._ask(self._site.source_mover, self.works.source, _LAST_WORDS_S) or near
         return near, far
 
     def stop(self, ctx: Context) -> None:
-        """Stop both ends; a proxy that is gone has stopped already."""
-        ends = [(self._site.source_mover, self.works.source), (self._site.target_mover, self.works.target)]
-        for mover, work in ends:
-            if work:
-                try:
-                    mover.call(api.CancelWork(work), api.Nothing)
-                except UnderstudyError as exc:
-                    ctx.log(__name__).warning("stop of disk %s: %s", self.plan.name, exc)
+        """Stop both ends."""
+        stop_works(ctx, self._site, self.plan.name, self.works)
+
+
+def stop_works(ctx: Context, site: Site, disk: str, works: Works) -> None:
+    """Stop both ends of a transfer; a proxy that is gone has stopped already."""
+    for mover, work in ((site.source_mover, works.source), (site.target_mover, works.target)):
+        if work:
+            try:
+                mover.call(api.CancelWork(work), api.Nothing)
+            except UnderstudyError as exc:
+                ctx.log(__name__).warning("stop of disk %s: %s", disk, exc)
 
 
 def _lost_the_other(end: api.WorkStatus) -> bool:

@@ -28,13 +28,13 @@ class TransferSpec:
 
 @dataclass(frozen=True)
 class Works:
-    """The ends of a transfer that are under way at the proxies, and the export that is read; empty if there is none."""
+    """The ends of a transfer that are under way at the proxies, empty if there is none; and the export that is read."""
 
     source: str = ""
     target: str = ""
     ticket: str = ""
     socket: str = ""
-    export: str = ""
+    export: api.OpenedExport | None = None
 
 
 @dataclass(frozen=True)

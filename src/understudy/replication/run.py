@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -84,10 +84,10 @@ def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOut
         disks = tuple(held.vm.disk(plan.name) for plan in held.plans)
         lease = undo.enter_context(place.resources.reserve(ctx, job, held.vm, disks))
         site = place.with_proxies(lease)
-        facts = target.inspect(task, site)
         draft = undo.enter_context(held_draft(ctx, site, held.begin, held.draft))
+        replica = target.inspect(task, site).replica
         tag = held.request.tag
-        baselines = Baselines(site, held.vm, tag, facts.replica.newest if facts.replica else None)
+        baselines = resumed_baselines(site, held, replica.points if replica else ())
         snapshot_held = held_until_published(ctx, site, undo, held.vm, tag, held.spec, baselines)
         snapshot_held.enter_context(site.source.hold_again(ctx, held.vm, held.request, held.snapshot))
         definition = site.source.describe_vm(held.vm.name).definition
@@ -113,7 +113,25 @@ def _complete(
     ctx: Context, task: Task, site: Site, lease: Lease, held: HeldTask, draft: HeldDraft, baselines: Baselines,
     snapshot_held: ExitStack,
 ) -> TaskOutcome:
-    """Steps 5 to 8: from a snapshot that is held to a published point."""
+    """Steps 5 to 8: from a snapshot that is held to a published point, unless the controller died after publishing."""
+    journal, point = site.journal, baselines.newest
+    if point is None or point.id != held.spec.point:
+        point = _copy_and_publish(ctx, task, site, lease, held, draft, baselines)
+    with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
+        journal.holding(None)
+        cleanup(ctx, site, snapshot_held.close)
+        cleanup(ctx, site, baselines.settle)
+        cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft.id, point))
+        # The point is published, so a late wish to cancel must not leave the rest half done.
+        steady = Context(fields=ctx.fields)
+        cleanup(ctx, site, lambda: target.retire(steady, task, site, draft.id))
+    return TaskOutcome(point.id, point.consistency.value, held.frozen_ms)
+
+
+def _copy_and_publish(
+    ctx: Context, task: Task, site: Site, lease: Lease, held: HeldTask, draft: HeldDraft, baselines: Baselines
+) -> RestorePoint:
+    """Steps 5 to 7."""
     journal = site.journal
 
     # The definition may hold passwords, which the configuration database never gets.
@@ -130,15 +148,7 @@ def _complete(
         ctx.check()
         point = publish(site, task, held, draft.id)
         baselines.published(point)
-    with journal.step(Step.COMMIT):  # 8 commit the source snapshot; then retention
-        journal.holding(None)
-        cleanup(ctx, site, snapshot_held.close)
-        cleanup(ctx, site, baselines.settle)
-        cleanup(ctx, site, lambda: target.renew_replica_vm(task, site, draft.id, point))
-        # The point is published, so a late wish to cancel must not leave the rest half done.
-        steady = Context(fields=ctx.fields)
-        cleanup(ctx, site, lambda: target.retire(steady, task, site, draft.id))
-    return TaskOutcome(point.id, point.consistency.value, held.frozen_ms)
+    return point
 
 
 @dataclass(frozen=True)
@@ -222,6 +232,16 @@ class Baselines:
         keep = _checkpoint(self.newest)
         for warning in self._site.source.keep_baseline(self._vm, self._tag, keep, self._former):
             self._site.journal.warn(warning)
+
+
+def resumed_baselines(site: Site, held: HeldTask, points: Sequence[RestorePoint]) -> Baselines:
+    """The baselines of a task that another controller began, which may have published its point before it died."""
+    older = [point for point in points if point.id != held.spec.point]
+    baselines = Baselines(site, held.vm, held.request.tag, older[-1] if older else None)
+    for point in points:
+        if point.id == held.spec.point:
+            baselines.published(point)
+    return baselines
 
 
 def _checkpoint(point: RestorePoint | None) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from understudy.context import Context
-from understudy.errors import TransferError
+from understudy.errors import TransferError, UnderstudyError
 from understudy.faults import fault_point
 from understudy.model.inventory import VmState
 from understudy.model.session import DiskReport
 from understudy.model.snapshot import ImageDisk, ServedDisk
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
-from understudy.replication.disk_transfer import DiskTransfer
+from understudy.replication.disk_transfer import DiskTransfer, stop_works
 from understudy.replication.draft import HeldDraft
 from understudy.replication.held import HeldTask, Works
 from understudy.replication.site import Lease, Site
@@ -89,23 +90,30 @@ class _Transfers:
         """Start what may start now; what waits says why."""
         while self._waiting:
             obstacle = self._lease.take()
-            if obstacle:
+            if obstacle and self._waiting[0].name not in self._copying.held.works:
                 self._say_waiting(obstacle)
                 return
             held = self._stack.enter_context(ExitStack())
-            held.callback(self._lease.give_back)
+            if not obstacle:
+                held.callback(self._lease.give_back)
             self._start(self._waiting.pop(0), held)
 
     def _start(self, plan: DiskPlan, held: ExitStack) -> None:
-        site, copying = self._site, self._copying
-        limits: tuple[str, ...] = ()
-        if not site.same_mover and not site.by_socket:
-            limits = held.enter_context(site.resources.sending(site.source_proxy, site.target_proxy))
-        transfer = DiskTransfer(site, copying.held.spec, copying.draft, plan, lambda: self._exports.open(plan.name),
-                                limits, copying.held.works.get(plan.name))
+        copying = self._copying
+        works = copying.held.works.get(plan.name)
+        transfer = DiskTransfer(self._site, copying.held.spec, copying.draft, plan,
+                                lambda restarted: self._exports.open(plan.name, restarted),
+                                lambda: self._limits(held), works)
         self._active.append((transfer, held))
-        transfer.begin()
+        transfer.start()
         self._note_works()
+
+    def _limits(self, held: ExitStack) -> tuple[str, ...]:
+        """The rate limits of a disk that is sent until ``held`` ends."""
+        site = self._site
+        if site.same_mover or site.by_socket:
+            return ()
+        return held.enter_context(site.resources.sending(site.source_proxy, site.target_proxy))
 
     def _say_waiting(self, obstacle: str) -> None:
         for plan in self._waiting:
@@ -133,21 +141,24 @@ class _Transfers:
         """A draft that was opened again does not know that a disk was complete: its last part must come again."""
         for transfer in [transfer for transfer in self._done if transfer.outdated]:
             self._done.remove(transfer)
-            transfer.ended = False
-            self._active.append((transfer, self._stack.enter_context(ExitStack())))
+            held = self._stack.enter_context(ExitStack())
+            transfer.revive(functools.partial(self._limits, held))
+            self._active.append((transfer, held))
 
     def _note_works(self) -> None:
         transfers = [*(transfer for transfer, _ in self._active), *self._done]
-        exports = self._exports.ids
+        known = dict(self._copying.held.works)
+        known |= {transfer.plan.name: transfer.works for transfer in transfers}
         self._copying.note({
-            transfer.plan.name: replace(transfer.works, export=exports.get(transfer.plan.name, ""))
-            for transfer in transfers
+            name: replace(works, export=self._exports.opened.get(name)) for name, works in known.items()
         })
 
     def stop(self, ctx: Context) -> None:
-        """Stop what is under way."""
+        """Stop what is under way, also what another controller began and nobody here looked at."""
         for transfer, _ in self._active:
             transfer.stop(ctx)
+        for plan in self._waiting:
+            stop_works(ctx, self._site, plan.name, self._copying.held.works.get(plan.name, Works()))
 
     def outcome(self) -> tuple[Transferred, ...]:
         """What each disk's transfer did."""
@@ -157,32 +168,44 @@ class _Transfers:
 class _Exports:
     """Where the source proxy reads the disks; images that lie still are served while the context lasts.
 
-    :ivar ids: exports that are open, by disk name.
+    :ivar opened: exports that are open, by disk name.
     """
 
     def __init__(self, site: Site, held: HeldTask, stack: ExitStack) -> None:
         self._site = site
         self._held = held
         self._disks = {disk.name: disk for disk in held.snapshot.disks}
-        self.ids = {name: works.export for name, works in held.works.items() if works.export}
-        stack.callback(self._close)
+        self.opened = {name: works.export for name, works in held.works.items() if works.export}
+        stack.callback(self._close_all)
 
-    def open(self, name: str) -> api.NbdSource:
-        """Where to read the disk ``name``; asked again when the source proxy was restarted, and its server with it.
+    def open(self, name: str, restarted: bool) -> api.NbdSource:
+        """Where to read the disk ``name``; may be asked again.
 
+        A powered-off VM cannot start while its disk is served, so what was served once must be served all the time.
+
+        :param restarted: the source proxy was restarted since, and its servers ended with it.
         :raises TransferError: if it is not certain that the disk is still as it was.
         """
         disk: ServedDisk | ImageDisk = self._disks[name]
         if isinstance(disk, ServedDisk):
             return api.NbdSource(disk.socket, disk.export, disk.dirty_context, disk.address)
-        if self.ids.pop(name, "") and self._held.vm.state is VmState.SHUT_OFF:
-            why = "the source proxy was restarted, and the VM, which is off, may have run in between"
-            raise TransferError(f"read disk {name!r}", why, "run the job again")
+        known = self.opened.get(name)
+        if known and self._held.vm.state is VmState.SHUT_OFF:
+            if restarted:
+                why = "the source proxy was restarted, and the VM, which is off, may have run in between"
+                raise TransferError(f"read disk {name!r}", why, "run the job again")
+            return known.source
+        if known:
+            self._site.source_mover.call(api.CloseExport(known.id), api.Nothing)
+            del self.opened[name]
         request = api.OpenExport(disk.image, disk.image_format, disk.bitmap, str(self._held.request.tag))
-        opened = self._site.source_mover.call(request, api.OpenedExport)
-        self.ids[name] = opened.id
-        return opened.source
+        self.opened[name] = self._site.source_mover.call(request, api.OpenedExport)
+        return self.opened[name].source
 
-    def _close(self) -> None:
-        for export in self.ids.values():
-            self._site.source_mover.call(api.CloseExport(export), api.Nothing)
+    def _close_all(self) -> None:
+        """Close them; what cannot be closed must neither hide why the task ends nor keep others open."""
+        for export in self.opened.values():
+            try:
+                self._site.source_mover.call(api.CloseExport(export.id), api.Nothing)
+            except UnderstudyError as exc:
+                self._site.journal.warn(f"close what was read: {exc}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.cli.run import run
-from understudy.controller import catalog, journal, replicas, reports
+from understudy.controller import catalog, journal, lock, replicas, reports
 from understudy.controller.database import Database, open_database
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
@@ -22,6 +22,7 @@ from understudy.controller.records import (
     RemovedProxy,
     ReplicaRecord,
 )
+from understudy.controller.recovery import end_dead_sessions
 from understudy.errors import NotFound, UnderstudyError
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.replica import (
@@ -33,7 +34,7 @@ from understudy.model.replica import (
     RestorePoint,
 )
 from understudy.model.session import DiskReport, SessionReport, SessionState, Step
-from understudy.model.transfer import Reason, TransferMode
+from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
 from understudy.storage import DatastoreFacts, HeadFacts
 from understudy.units import GIB, KIB, MIB
@@ -46,7 +47,8 @@ VM = Vm(
 )  # fmt: skip
 FACTS = HostFacts("kvm1.example", "9.0.0", "7.2.22", 16, 64 * GIB, (64055, 64055))
 DISK = DiskReport("vda", TransferMode.INCREMENTAL, Reason.NONE, 10 * GIB, 8 * MIB, 6 * MIB, 2 * MIB, 512 * KIB,
-                  10 * GIB, 1.5, "network")  # fmt: skip
+                  10 * GIB, 1.5, "network", TransportMode.NETWORK, {"source": 0.25, "network": 0.75},
+                  resumed_bytes=3 * GIB, reconnects=2)  # fmt: skip
 
 
 def point(number: int) -> RestorePoint:
@@ -72,6 +74,7 @@ class FakeServices:
     calls: list[Any] = field(default_factory=list)
     datastore: DatastoreFacts = field(default_factory=lambda: DatastoreFacts("/srv", True, True, 100 * GIB, 40 * GIB))
     told: bool | None = None
+    held: bool = False
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
 
     def _called(self, *call: Any) -> None:
@@ -111,10 +114,9 @@ class FakeServices:
 
     def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
         self._called("run_session", session_id)
-        claimed = journal.claim_session(self.database)
-        assert claimed is not None
-        for vm in claimed.job.vms:
-            task = journal.start_task(self.database, session_id, vm)
+        resumed = {task.vm: task.id for left in journal.held_sessions(self.database) for task in left.resumed}
+        for vm in self._vms(session_id):
+            task = resumed.get(vm) or journal.start_task(self.database, session_id, vm)
             journal.start_step(self.database, task, Step.READ)
             journal.update_disk(self.database, task, replace(DISK, processed_bytes=GIB))
             on_progress(reports.session_report(self.database, session_id))
@@ -125,6 +127,14 @@ class FakeServices:
         report = reports.session_report(self.database, session_id)
         on_progress(report)
         return report
+
+    def _vms(self, session_id: int) -> tuple[str, ...]:
+        journal.claim_session(self.database)
+        return tuple(task.vm for task in reports.session_report(self.database, session_id).tasks)
+
+    def interrupted_session(self, job: str) -> int | None:
+        end_dead_sessions(self.database, lambda _: self.held)
+        return journal.interrupted_session(self.database, job) if lock.holder(self.home) is None else None
 
     def _end(self, task: int, vm: str) -> None:
         failed = self.outcome is SessionState.FAILED

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.command_line import DISK, REPLICA, VM, CommandLine
+from tests.unit.replication.ends import HELD
 from understudy.cli.shapes import session_shape
 from understudy.controller import journal, lock, reports
 from understudy.controller.records import ProxyWish
@@ -34,7 +35,8 @@ def full(cli: CommandLine) -> CommandLine:
 JOB = {
     "name": "nightly", "enabled": True, "source": "prod", "vms": ["web", "db"], "target": "dr", "datastore": "vault",
     "points": 7, "suffix": "_replica", "snapshot_mode": "auto", "guest_processing": "try", "block_size": MIB,
-    "compression": "zstd", "source_proxy": "", "target_proxy": "", "excluded_disks": [],
+    "compression": "zstd", "source_proxy": "", "target_proxy": "", "connections": 4, "patience_s": 1800,
+    "excluded_disks": [],
 }  # fmt: skip
 REPLICA_DOCUMENT = {
     "name": "web_replica", "id": "rid-1", "datastore": "vault", "host": "dr", "job": None, "source_vm": "web",
@@ -187,14 +189,14 @@ def test_job_create_with_every_option(full: CommandLine) -> None:
         "job", "create", "special", "--source", "prod", "--vm", "a:b", "--target", "dr", "--datastore", "vault",
         "--points", "1000", "--suffix", ".dr", "--snapshot-mode", "external", "--guest-processing", "require",
         "--block-size", "256K", "--compression", "zstd-high", "--source-proxy", "local", "--target-proxy", "local",
-        "--exclude-disk", "a:b:vdb",
+        "--exclude-disk", "a:b:vdb", "--connections", "64", "--patience", "2h",
     )  # fmt: skip
     created.pop("id")
     assert created == {
         "name": "special", "enabled": True, "source": "prod", "vms": ["a:b"], "target": "dr", "datastore": "vault",
         "points": 1000, "suffix": ".dr", "snapshot_mode": "external", "guest_processing": "require",
         "block_size": 256 * 1024, "compression": "zstd-high", "source_proxy": "local", "target_proxy": "local",
-        "excluded_disks": [{"vm": "a:b", "disk": "vdb"}],
+        "connections": 64, "patience_s": 7200, "excluded_disks": [{"vm": "a:b", "disk": "vdb"}],
     }  # fmt: skip
 
 
@@ -202,7 +204,9 @@ def test_job_create_with_every_option(full: CommandLine) -> None:
     ("option", "value"),
     [("--points", "0"), ("--points", "1001"), ("--snapshot-mode", "x"), ("--guest-processing", "x"),
      ("--block-size", "3K"), ("--compression", "x"), ("--exclude-disk", "x"), ("--exclude-disk", "web:"),
-     ("--suffix", ""), ("--source-proxy", "mars"), ("--target-proxy", "mars"), ("--vm", "web")],
+     ("--suffix", ""), ("--source-proxy", "mars"), ("--target-proxy", "mars"), ("--vm", "web"),
+     ("--connections", "0"), ("--connections", "65"), ("--patience", "0s"), ("--patience", "31d"),
+     ("--patience", "soon")],
 )  # fmt: skip
 def test_job_create_refuses_wrong_values(full: CommandLine, option: str, value: str) -> None:
     full.refused("job", "create", "x", "--source", "prod", "--vm", "web", "--target", "dr", "--datastore", "vault",
@@ -243,6 +247,83 @@ def test_a_session_of_a_dead_controller_stands_in_nobodys_way(full: CommandLine)
     database.close()
     assert full.json("job", "run", "nightly", "--no-wait")["id"] == session + 1
     assert full.json("session", "show", str(session))["state"] == "failed"
+
+
+def left_held(cli: CommandLine, job: str = "nightly") -> int:
+    """A session that a dead controller left while the disks of its first VM were under way."""
+    session: int = cli.json("job", "run", job, "--no-wait")["id"]
+    database = cli.opened()
+    claimed = journal.claim_session(database)
+    assert claimed is not None
+    journal.store_held(database, journal.start_task(database, session, claimed.job.vms[0]), HELD)
+    database.close()
+    return session
+
+
+@pytest.mark.parametrize("options", [(), ("--no-wait",)])
+def test_an_interrupted_session_goes_on_and_the_next_run_is_a_new_one(
+    full: CommandLine, options: tuple[str, ...]
+) -> None:
+    session = left_held(full)
+    full.settings |= {"held": True}
+    text = full("job", "run", "nightly", *options).out
+    assert text.startswith(f"Session {session} was interrupted while its disks were under way; it goes on.\n")
+    assert full.calls[0] == (("start_background_controller",) if options else ("run_session", session))
+    if options:
+        assert text.endswith(f"Session {session} of job nightly running.\n")
+        full.json("session", "stop", str(session))
+    assert full.json("job", "run", "nightly", "--no-wait")["id"] == session + 1
+
+
+def test_an_interrupted_session_is_one_document_in_json(full: CommandLine) -> None:
+    session = left_held(full)
+    full.settings |= {"held": True}
+    assert full.json("job", "run", "nightly")["id"] == session
+
+
+def test_a_full_scan_that_is_wished_for_too_late_is_not_promised(full: CommandLine) -> None:
+    left_held(full)
+    full.settings |= {"held": True}
+    assert "It began before --full-scan was wished for" in full.ok("job", "run", "nightly", "--full-scan").out
+
+
+def test_an_interrupted_session_outlives_a_controller_that_does_not_start(full: CommandLine) -> None:
+    session = left_held(full)
+    full.settings |= {"held": True, "error": MoverError("start controller", "no memory")}
+    full.refused("job", "run", "nightly", "--no-wait", status=1)
+    database = full.opened()
+    assert not journal.is_cancel_requested(database, session)
+    database.close()
+
+
+def test_a_session_that_nobody_can_go_on_with_is_failed_and_a_new_one_starts(full: CommandLine) -> None:
+    session = left_held(full)
+    assert full.json("job", "run", "nightly", "--no-wait")["id"] == session + 1
+    assert full.json("session", "show", str(session))["state"] == "failed"
+
+
+def with_second_job(cli: CommandLine) -> int:
+    """Another job, and its session that waits to be gone on with."""
+    cli.ok("job", "create", "other", "--source", "prod", "--vm", "web", "--target", "dr", "--datastore", "vault")
+    cli.settings["held"] = True
+    return left_held(cli, "other")
+
+
+def test_a_held_session_of_a_dead_controller_is_stopped_and_others_are_left_alone(full: CommandLine) -> None:
+    session, other = left_held(full), with_second_job(full)
+    assert full.json("session", "stop", str(session)) == {"id": session, "state": "failed"}
+    assert full.json("session", "show", str(session))["state"] == "failed"
+    assert full.json("session", "show", str(other))["state"] == "running"
+    assert full.ok("session", "stop", str(other)).out == (
+        f"Session {other} had been left by a controller that died; it is ended.\n"
+    )
+
+
+def test_a_job_with_a_held_session_of_a_dead_controller_can_be_deleted(full: CommandLine) -> None:
+    session, other = left_held(full), with_second_job(full)
+    assert full.json("job", "delete", "nightly") == {"name": "nightly", "removed": True}
+    assert full.json("session", "show", str(session))["state"] == "failed"
+    assert full.json("session", "show", str(other))["state"] == "running"
 
 
 def test_job_run_no_wait_starts_a_controller_and_returns(full: CommandLine) -> None:

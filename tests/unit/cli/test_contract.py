@@ -60,6 +60,7 @@ def test_job_create_has_the_options_of_the_contract() -> None:
     assert options == {
         "name", "--source", "--vm", "--target", "--datastore", "--points", "--suffix", "--snapshot-mode",
         "--guest-processing", "--block-size", "--compression", "--source-proxy", "--target-proxy", "--exclude-disk",
+        "--connections", "--patience",
     }  # fmt: skip
 
 

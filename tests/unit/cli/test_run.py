@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.unit.cli.command_line import DISK, CommandLine
-from understudy.cli.progress import RateMeter, SessionProgress, plain_events
-from understudy.cli.summary import reduction
+from understudy.cli.progress import plain_events, progress_lines
+from understudy.cli.summary import reduction, show_session
 from understudy.model.session import (
     SessionReport,
     SessionState,
@@ -20,6 +20,7 @@ from understudy.model.session import (
     StepState,
     TaskReport,
 )
+from understudy.model.transfer import TransportMode
 from understudy.units import GIB, KIB, MIB
 
 
@@ -40,7 +41,8 @@ def test_the_report_has_exactly_the_keys_of_the_contract(cli: CommandLine) -> No
         "disks": [{
             "name": "vda", "mode": "incremental", "reason": "", "size": 10 * GIB, "read_bytes": 8 * MIB,
             "sent_bytes": 6 * MIB, "wire_bytes": 2 * MIB, "zero_bytes": 512 * KIB, "seconds": 1.5,
-            "bottleneck": "network",
+            "bottleneck": "network", "transport": "network", "busy": {"source": 0.25, "network": 0.75}, "rate": 0.0,
+            "eta_s": None, "processed_bytes": 10 * GIB, "resumed_bytes": 3 * GIB, "reconnects": 2, "waiting": "",
         }],
     }  # fmt: skip
     document = cli.json("job", "run", "nightly")
@@ -100,38 +102,66 @@ def test_people_see_bars_on_a_terminal(cli: CommandLine, monkeypatch: pytest.Mon
     assert "Session 1 of job nightly: success" in text
 
 
-def test_full_rate_is_shown_after_the_first_sample_and_fades() -> None:
-    meter = RateMeter()
-    assert meter.sample(0.0, 0) == 0
-    assert meter.sample(1.0, 100) == 100
-    assert meter.sample(1.5, 100) == 100, "the journal was not written since: nothing is known"
-    assert meter.sample(2.0, 300) == pytest.approx(110)
-    assert meter.sample(3.0, 50) == 0, "a disk that begins again"
-
-
 def report_of(**task: Any) -> SessionReport:
     return SessionReport(1, "j", SessionState.RUNNING, "t", None, (TaskReport(vm="web", **task),))
 
 
-def test_progress_lines_tell_rate_and_remaining_time() -> None:
-    progress = SessionProgress()
-    steps = (StepReport(Step.READ, StepState.RUNNING, 1.0), StepReport(Step.SEND, StepState.RUNNING, 1.0))
-    begin = report_of(state=SessionState.RUNNING, steps=steps, disks=(replace(DISK, processed_bytes=0),))
-    progress.lines(begin, 0.0)
-    later = report_of(state=SessionState.RUNNING, steps=steps, disks=(replace(DISK, processed_bytes=GIB),))
-    (line,) = progress.lines(later, 10.0)
+READING = (StepReport(Step.READ, StepState.RUNNING, 1.0), StepReport(Step.SEND, StepState.RUNNING, 1.0))
+MOVING = replace(DISK, processed_bytes=GIB, rate=102.4 * MIB)
+
+
+def test_progress_lines_tell_the_rate_and_the_remaining_time_of_the_report() -> None:
+    (line,) = progress_lines(report_of(state=SessionState.RUNNING, steps=READING, disks=(MOVING,)))
     assert (line.vm, line.disk, line.doing, line.fraction) == ("web", "vda", "read, send", 0.1)
     assert (line.amount, line.rate, line.remaining) == ("1.0 GiB / 10.0 GiB", "102 MiB/s", "1 min 30 s")
-    done = report_of(state=SessionState.SUCCESS, steps=steps, disks=(DISK,))
-    (line,) = progress.lines(done, 11.0)
+    (line,) = progress_lines(report_of(state=SessionState.SUCCESS, steps=READING, disks=(DISK,)))
     assert (line.doing, line.fraction, line.rate, line.remaining) == ("success", 1.0, "", "")
 
 
+def test_a_progress_line_says_why_its_disk_waits() -> None:
+    waiting = replace(MOVING, rate=0.0, waiting="no free task slot on proxy 'far'")
+    (line,) = progress_lines(report_of(state=SessionState.RUNNING, steps=READING, disks=(waiting,)))
+    assert (line.doing, line.rate, line.remaining) == ("waiting: no free task slot on proxy 'far'", "", "")
+
+
 def test_progress_of_a_vm_without_known_disks_and_of_an_empty_disk() -> None:
-    (line,) = SessionProgress().lines(report_of(state=SessionState.QUEUED), 0.0)
+    (line,) = progress_lines(report_of(state=SessionState.QUEUED))
     assert (line.disk, line.doing, line.fraction) == ("", "queued", 0.0)
-    (line,) = SessionProgress().lines(report_of(state=SessionState.RUNNING, disks=(replace(DISK, size=0),)), 0.0)
+    (line,) = progress_lines(report_of(state=SessionState.RUNNING, disks=(replace(DISK, size=0),)))
     assert line.fraction == 1.0
+
+
+def shown(capsys: pytest.CaptureFixture[str], **task: Any) -> list[str]:
+    show_session(report_of(**task))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_running_session_is_shown_disk_by_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = {"source": 0.61, "source_proxy": 0.004, "network": 0.2, "target_proxy": 0.186}
+    near = replace(MOVING, name="vdb", wire_bytes=0, transport=TransportMode.LOCAL, rate=0.0, busy=busy,
+                   waiting="proxy far: connection refused, since 12 s")  # fmt: skip
+    lines = shown(capsys, state=SessionState.RUNNING, steps=READING, disks=(MOVING, near))
+    assert lines[-4:] == [
+        "web: read, send",
+        "web: disk vda: 1.0 GiB / 10.0 GiB, 102 MiB/s, 1 min 30 s left, 2.0 MiB on the wire, network, network 75 %, "
+        "source 25 %",
+        "web: disk vdb: 1.0 GiB / 10.0 GiB, local, source 61 %, network 20 %, target proxy 19 %",
+        "web: disk vdb waits: proxy far: connection refused, since 12 s",
+    ]
+    assert not any("incremental" in line for line in lines), "the table is for what has ended"
+
+
+def test_an_ended_session_tells_what_an_earlier_one_had_brought_and_lost_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    again = replace(DISK, name="vdb", resumed_bytes=0, reconnects=1)
+    lines = shown(capsys, state=SessionState.SUCCESS, disks=(DISK, again, replace(again, name="vdc", reconnects=0)))
+    assert lines[-3:] == [
+        "web: disk vda: 3.0 GiB were there already from an earlier session",
+        "web: disk vda: lost connections were made again 2 times",
+        "web: disk vdb: lost connections were made again once",
+    ]
+    assert any("incremental" in line for line in lines)
 
 
 def test_events_are_told_once() -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -25,6 +26,7 @@ from understudy.controller.sites import SiteBuilder
 from understudy.errors import GuestError, HostUnreachable, UnderstudyError
 from understudy.model.job import Datastore, Host, Job
 from understudy.model.session import SessionReport, SessionState
+from understudy.replication.held import HeldTask
 from understudy.replication.site import Place, Task, TaskOutcome
 
 pytestmark = pytest.mark.timeout(60)
@@ -53,7 +55,8 @@ def replicate(ctx, task, site):
 engine.replicate_vm = replicate
 engine.LocalEngine._remember = lambda *_: None
 sites = SimpleNamespace(
-    platforms=SimpleNamespace(get=lambda uri: Platform()), warm_up=lambda job: None, build=lambda job, rows: None
+    platforms=SimpleNamespace(get=lambda uri: Platform()), warm_up=lambda job: None, build=lambda job, rows: None,
+    rates=SimpleNamespace(push=lambda: None), is_held=lambda held: False,
 )
 database = open_database(home)
 said = []
@@ -84,8 +87,17 @@ class Platforms:
 
 
 class FakeSites:
+    """``has`` says whether proxies have what a task holds."""
+
     def __init__(self) -> None:
         self.platforms = Platforms()
+        self.rates = SimpleNamespace(push=lambda: None)
+        self.has = True
+        self.asked: list[HeldTask] = []
+
+    def is_held(self, held: HeldTask) -> bool:
+        self.asked.append(held)
+        return self.has
 
     def warm_up(self, job: Job) -> None:
         pass

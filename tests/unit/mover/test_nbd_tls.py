@@ -82,7 +82,7 @@ def test_a_disk_is_read_with_its_dirty_map_over_several_connections(place: Place
     dirty = "qemu:dirty-bitmap:changes"
     with place.served() as address:
         source = Source(place.source(address, dirty), SIZE, tracked=True, credentials=place.credentials)
-        readers = source.readers()
+        readers = source.readers(3)
         assert len(readers) > 1
         _, known = source.planner.statuses(0, SIZE, SIZE)
         changed = [(item.start, item.length) for item in known[dirty] if item.flags & nbd.DIRTY_FLAG]

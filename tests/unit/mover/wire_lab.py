@@ -33,6 +33,7 @@ from understudy.mover.link import Link
 from understudy.mover.meter import Meter
 from understudy.mover.receive import Receiving, Reception
 from understudy.mover.send import send_disk
+from understudy.mover.throttle import Throttles
 from understudy.storage import KeptLayer, LayerWriter
 from understudy.units import KIB, MIB
 
@@ -40,6 +41,7 @@ SIZE = 5 * MIB + 512
 BLOCK = 256 * KIB
 BLOCKS = 21
 HEADER = struct.Struct("<4sBBHQQIIQ")
+UNLIMITED = Throttles().lane((), tls=False)
 
 
 def eventually(condition: Callable[[], bool], what: str = "", timeout_s: float = 20.0) -> None:
@@ -183,7 +185,7 @@ class Sender:
         def send() -> None:
             base = DigestReader(self.base) if self.base else None
             try:
-                send_disk(self.side.ctx, request, base, self.digests, self.side.meter, link)
+                send_disk(self.side.ctx, request, base, self.digests, self.side.meter, link, UNLIMITED)
             finally:
                 if base is not None:
                     base.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -37,7 +37,8 @@ from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.work import error_fields
 from understudy.platforms import ReplicaVmSpec, SourcePlatform, TargetPlatform
-from understudy.replication.run import replicate_vm
+from understudy.replication.held import HeldTask
+from understudy.replication.run import replicate_vm, resume_vm
 from understudy.replication.site import Lease, Place, Task, TaskOutcome
 from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
 from understudy.units import GIB, MIB
@@ -52,7 +53,7 @@ OLD = RestorePoint("p0", "2026-01-01T00:00:00.000+00:00", Consistency.CRASH, 1, 
 # Requests that are only noted, with the word for each.
 NOTED = {
     api.KeepDigests: "keep digests", api.DropDigests: "drop digests", api.RemoveTagged: "tidy",
-    api.ReleaseDraft: "release draft", api.PrepareScratch: "scratch", api.CancelWork: "stop",
+    api.EndLeftovers: "end leftovers", api.PrepareScratch: "scratch", api.CancelWork: "stop",
 }  # fmt: skip
 
 
@@ -81,6 +82,9 @@ class World:
     host: Host = field(default_factory=lambda: Host("a", "qemu:///a", "/scratch"))
     request: SnapshotRequest | None = None
     asked: set[type] = field(default_factory=set)
+    held: list[HeldTask | None] = field(default_factory=list)
+    kept_draft: list[bool] = field(default_factory=list)
+    reserved: Job | None = None
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -90,13 +94,19 @@ class World:
             raise self.breaks[word]
 
     def run(self, full_scan: bool = False) -> TaskOutcome:
-        place = Place(
+        return replicate_vm(self.ctx, Task(self.job, "web", 2, full_scan), self.place)
+
+    def resume(self, held: HeldTask) -> TaskOutcome:
+        return resume_vm(self.ctx, Task(self.job, "web", 2), self.place, held)
+
+    @property
+    def place(self) -> Place:
+        return Place(
             source_host=self.host, target_host=Host("b", "qemu:///b", "/scratch"),
             datastore=Datastore("ds", "b", "qcow2", "/srv"), source=cast("SourcePlatform", Source(self)),
             target=cast("TargetPlatform", Target(self)), journal=Rows(self), resources=Slots(self),
             guests=cast("Any", None),
         )  # fmt: skip
-        return replicate_vm(self.ctx, Task(self.job, "web", 2, full_scan), place)
 
     def at(self, word: str) -> int:
         assert word in self.events, self.events
@@ -124,6 +134,17 @@ class Source:
         try:
             yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),),
                                  Baseline(request.checkpoint, ("vda",)))  # fmt: skip
+        finally:
+            self._world.act("snapshot ended")
+
+    @contextmanager
+    def hold_again(
+        self, ctx: Context, vm: Vm, request: SnapshotRequest, snapshot: SourceSnapshot
+    ) -> Iterator[SourceSnapshot]:
+        self._world.act("hold again")
+        self._world.checkpoint = request.checkpoint
+        try:
+            yield snapshot
         finally:
             self._world.act("snapshot ended")
 
@@ -171,6 +192,10 @@ class Rows:
     def waiting(self, reason: str) -> None:
         pass
 
+    def holding(self, held: HeldTask | None) -> None:
+        self._world.held.append(held)
+        self._world.events.append("hold" if held else "hold nothing")
+
     def freezing(self, vm_uuid: str, frozen: bool) -> None:
         pass
 
@@ -182,9 +207,16 @@ class Slots:
     @contextmanager
     def reserve(self, ctx: Context, job: Job, vm: Vm, disks: Sequence[Disk]) -> Iterator[Lease]:
         self._world.act("reserve")
+        self._world.reserved = job
         proxy, end = Proxy("local", "", 2), cast("MoverClient", End(self._world))
         yield Lease(proxy, proxy, end, end, self._world.transport, lambda: "", lambda: None)
         self._world.events.append("released")
+
+    def sending(self, source: Proxy, target: Proxy) -> AbstractContextManager[tuple[str, ...]]:
+        raise NotImplementedError("there is one proxy")
+
+    def restarted(self, source: Proxy) -> None:
+        raise NotImplementedError("the proxy lives")
 
 
 class End:
@@ -207,6 +239,10 @@ class End:
             case api.BeginPoint():
                 world.act("draft")
                 return api.DraftOpened("draft-1", ())
+            case api.ReleaseDraft(keep=keep):
+                world.kept_draft.append(keep)
+                world.act("release draft")
+                return api.Nothing()
             case api.DigestRef():
                 return api.DigestHolding(True)
             case api.CopyDisk(read=read):

@@ -4,126 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
-from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.replication.ends import (
+    SPEC,
+    TAG,
+    Copy,
+    copy,
+    done,
+    failed,
+    one_end,
+    plan,
+    running,
+    two_ends,
+)
 from understudy.context import Context
-from understudy.errors import Cancelled, DatastoreError, MoverError, TransferError, UnderstudyError
-from understudy.model.job import Job
-from understudy.model.session import DiskReport
-from understudy.model.snapshot import ImageDisk, ServedDisk, SourceSnapshot
-from understudy.model.transfer import DiskPlan, Reason, TransferMode
+from understudy.errors import Cancelled, DatastoreError, MoverError, TransferError
+from understudy.model.snapshot import ImageDisk
+from understudy.model.transfer import Reason, TransferMode
 from understudy.mover import api
-from understudy.mover.work import error_fields
-from understudy.replication.site import Site
-from understudy.replication.transfer import Transferred, TransferSpec, copy_disks, send_seconds
+from understudy.replication.transfer import send_seconds
 
 pytestmark = pytest.mark.timeout(60)
 
 LOST = TransferError("receive disk", "connection lost")
-SPEC = TransferSpec(Job("1", "nightly", "a", "b", "ds", ("web",)), "replica-1", "p0", "p1")
-
-
-def running(**progress: Any) -> api.WorkStatus:
-    return api.WorkStatus(api.WorkState.RUNNING, 0.1, api.Progress(**progress))
-
-
-def done(**progress: Any) -> api.WorkStatus:
-    return api.WorkStatus(api.WorkState.DONE, 2.0004, api.Progress(**progress))
-
-
-def failed(error: UnderstudyError) -> api.WorkStatus:
-    return api.WorkStatus(api.WorkState.FAILED, 1.0, api.Progress(), error_fields(error))
-
-
-@dataclass
-class Mover:
-    """Answers by script: the statuses of a disk's work one after the other, the last one again and again."""
-
-    name: str
-    scripts: dict[str, list[api.WorkStatus]] = field(default_factory=dict)
-    problems: dict[type, UnderstudyError] = field(default_factory=dict)
-    requests: list[object] = field(default_factory=list)
-    active: set[str] = field(default_factory=set)
-    most_active: int = 0
-
-    def call(self, request: object, response_type: type) -> object:
-        self.requests.append(request)
-        if type(request) in self.problems:
-            raise self.problems[type(request)]
-        match request:
-            case api.CopyDisk(read=read) | api.SendDisk(read=read):
-                return api.WorkStarted(self.begin(read.disk))
-            case api.ReceiveDisk(disk=disk):
-                return api.ReceiveStarted(self.begin(disk), f"/run/{disk}.rx", f"ticket-{disk}")
-            case api.WorkQuery(work=work):
-                return self.status(work)
-            case api.CancelWork(work=work):
-                self.active.discard(work)
-                return api.Nothing()
-            case api.OpenExport(tag=tag):
-                return api.OpenedExport(f"export-{tag}", api.NbdSource(f"/run/{tag}.nbd", "x", ""))
-            case _:
-                return api.Nothing()
-
-    def begin(self, disk: str) -> str:
-        work = f"{self.name}-{disk}"
-        self.active.add(work)
-        self.most_active = max(self.most_active, len(self.active))
-        return work
-
-    def status(self, work: str) -> api.WorkStatus:
-        script = self.scripts.setdefault(work.rpartition("-")[2], [done()])
-        status = script.pop(0) if len(script) > 1 else script[0]
-        if status.state is not api.WorkState.RUNNING:
-            self.active.discard(work)
-        return status
-
-    def of(self, kind: type) -> list[Any]:
-        return [request for request in self.requests if isinstance(request, kind)]
-
-
-@dataclass
-class Journal:
-    reports: list[tuple[DiskReport, bool]] = field(default_factory=list)
-
-    def disk(self, report: DiskReport, final: bool) -> None:
-        self.reports.append((report, final))
-
-
-@dataclass
-class Ends:
-    """The two ends of a task, as far as transfers need them."""
-
-    source_mover: Mover
-    target_mover: Mover
-    same_mover: bool
-    journal: Journal = field(default_factory=Journal)
-
-
-def one_end(**scripts: list[api.WorkStatus]) -> Ends:
-    mover = Mover("local", dict(scripts))
-    return Ends(mover, mover, same_mover=True)
-
-
-def two_ends(near: dict[str, list[api.WorkStatus]], far: dict[str, list[api.WorkStatus]]) -> Ends:
-    return Ends(Mover("near", near), Mover("far", far), same_mover=False)
-
-
-def plan(name: str, chained: bool = True) -> DiskPlan:
-    mode = TransferMode.DIGEST_SCAN if chained else TransferMode.FULL
-    return DiskPlan(name, 1000, mode, Reason.FORCED if chained else Reason.FIRST_RUN, chained)
-
-
-def copy(ends: Ends, *names: str, parallel: int = 8, ctx: Context | None = None) -> tuple[Transferred, ...]:
-    served = tuple(ServedDisk(name, "/run/backup.sock", name, f"dirty-{name}") for name in names)
-    snapshot = SourceSnapshot("2026-01-01T00:00:00.000+00:00", served, None)
-    site = cast("Site", ends)
-    return copy_disks(ctx or Context(), site, SPEC, "draft-1", snapshot, [plan(name) for name in names], parallel)
 
 
 def test_every_disk_is_copied_and_told_with_what_was_done() -> None:
@@ -151,7 +58,9 @@ def test_both_ends_of_a_wire_are_told_the_same_disk_and_ticket() -> None:
     copy(ends, "vda")
     (receive,), (send,) = ends.target_mover.of(api.ReceiveDisk), ends.source_mover.of(api.SendDisk)
     assert (receive.draft, receive.disk, receive.size) == ("draft-1", "vda", 1000)
-    assert (send.socket, send.ticket, send.compression) == ("/run/vda.rx", "ticket-vda", SPEC.job.compression)
+    assert (receive.block_size, receive.source_identity, receive.patience_s) == (SPEC.job.block_size, "", 1800)
+    assert send.target == api.TargetAddress("/run/vda.rx", "", "ticket-far-vda")
+    assert (send.connections, send.patience_s, send.limits) == (4, 1800, ())
     assert (send.read.base_point, send.read.point, send.read.chained) == ("p0", "p1", True)
     assert send.read.source == api.NbdSource("/run/backup.sock", "vda", "dirty-vda")
 
@@ -161,16 +70,16 @@ def test_a_disk_ends_when_both_of_its_ends_have() -> None:
     ends = two_ends({"vda": [done(busy={"network": 2.0})]}, {"vda": far})
     (report,) = copy(ends, "vda")
     assert len(ends.target_mover.of(api.WorkQuery)) == 3
-    assert report.busy == {"network": 2.5}
-    assert send_seconds([report, report]) == 5.0
+    assert report.busy == {"network": 2.0}
+    assert report.report.busy["network"] == 1.0
+    assert send_seconds([report, report]) == 4.0
     # The source end was done: it is the target end that is waited for, not asked without a pause.
     assert all(query.wait_s > 0 for query in ends.target_mover.of(api.WorkQuery))
 
 
 def test_a_stand_alone_layer_is_compared_with_no_base() -> None:
     ends = one_end()
-    snapshot = SourceSnapshot("t", (ServedDisk("vda", "/s", "vda", ""),), None)
-    copy_disks(Context(), cast("Site", ends), SPEC, "d", snapshot, [plan("vda", chained=False)], 1)
+    Copy(ends, (plan("vda", chained=False),)).run()
     (copied,) = ends.source_mover.of(api.CopyDisk)
     assert (copied.read.base_point, copied.read.chained) == ("", False)
 
@@ -257,14 +166,14 @@ def test_a_mover_that_is_gone_does_not_hide_why_the_transfer_ended() -> None:
 def test_exports_of_images_are_closed_whatever_happens(script: list[api.WorkStatus]) -> None:
     ends = one_end(vda=script)
     images = (ImageDisk("vda", "/images/a", "qcow2", "cp"), ImageDisk("vdb", "/images/b", "raw", ""))
-    snapshot, plans = SourceSnapshot("t", images, None), [plan("vda"), plan("vdb")]
     with contextlib.suppress(DatastoreError):
-        copy_disks(Context(), cast("Site", ends), SPEC, "d", snapshot, plans, 2)
+        Copy(ends, (plan("vda"), plan("vdb")), images).run()
     opened = ends.source_mover.of(api.OpenExport)
     assert [(item.image, item.image_format, item.bitmap) for item in opened] == [
         ("/images/a", "qcow2", "cp"), ("/images/b", "raw", ""),
     ]  # fmt: skip
-    assert {item.id for item in ends.source_mover.of(api.CloseExport)} == {f"export-p1-{n}" for n in ("vda", "vdb")}
+    assert {item.tag for item in opened} == {TAG}
+    assert [item.id for item in ends.source_mover.of(api.CloseExport)] == ["/images/a#1", "/images/b#2"]
 
 
 def test_an_export_that_cannot_be_opened_closes_the_ones_before_it() -> None:
@@ -279,8 +188,8 @@ def test_an_export_that_cannot_be_opened_closes_the_ones_before_it() -> None:
     ends.source_mover.call = refuse_second  # type: ignore[method-assign]
     images = (ImageDisk("vda", "/images/a", "qcow2", ""), ImageDisk("vdb", "/images/b", "raw", ""))
     with pytest.raises(TransferError):
-        copy_disks(Context(), cast("Site", ends), SPEC, "d", SourceSnapshot("t", images, None), [plan("vda")], 1)
-    assert [item.id for item in ends.source_mover.of(api.CloseExport)] == ["export-p1-vda"]
+        Copy(ends, (plan("vda"), plan("vdb")), images).run()
+    assert [item.id for item in ends.source_mover.of(api.CloseExport)] == ["/images/a#1"]
 
 
 def test_waiting_for_progress_is_left_to_the_mover() -> None:

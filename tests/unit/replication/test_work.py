@@ -15,8 +15,8 @@ from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.work import error_fields
 from understudy.replication.base_digests import provide_base_digests
+from understudy.replication.held import TransferSpec
 from understudy.replication.site import Site
-from understudy.replication.transfer import TransferSpec
 from understudy.replication.work import finish
 
 REF = api.ReplicaRef("qcow2", "/srv", "web_replica")
