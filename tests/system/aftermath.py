@@ -140,7 +140,7 @@ class Bench:
         name = replica or self.replica
         found = [*self.our_processes(), *self._stray_files(name)]
         with self.vm.domain() as domain:
-            found += _on_domain(domain, self.vm)
+            found += left_on_domain(domain, self.vm)
         assert not found, found
 
     def assert_thawed(self) -> None:
@@ -155,11 +155,11 @@ class Bench:
         found += [*installation.store.rglob("*.partial"), *(installation.home / "proxies").rglob("*.partial")]
         found += (installation.place / "tmp").glob("understudy-*")
         if (self.place(replica) / "replica.json").exists():
-            found += _unreferenced(self.place(replica), self.record(replica))
+            found += unreferenced_files(self.place(replica), self.record(replica))
         return [str(path) for path in found]
 
 
-def _unreferenced(place: Path, record: dict[str, Any]) -> list[Path]:
+def unreferenced_files(place: Path, record: dict[str, Any]) -> list[Path]:
     disks = [disk for point in record["points"] for disk in point["disks"]]
     needed = {
         "layers": {disk["layer"] for disk in disks} | {disk["backing"] for disk in disks},
@@ -169,7 +169,7 @@ def _unreferenced(place: Path, record: dict[str, Any]) -> list[Path]:
     return [path for part, names in needed.items() for path in (place / part).iterdir() if path.name not in names]
 
 
-def _on_domain(domain: libvirt.virDomain, vm: LabVm) -> list[str]:
+def left_on_domain(domain: libvirt.virDomain, vm: LabVm) -> list[str]:
     """What of ours is on a domain, beyond one baseline for each job; and a guest that is frozen."""
     if not domain.isActive():
         return []

@@ -20,6 +20,8 @@ from understudy.mover.protocol import decode, encode, path_of
 CONNECT_TIMEOUT_S = 10.0
 #: Operations that are not long answer within this; the slowest are sweeps and digest checks of large replicas.
 ANSWER_TIMEOUT_S = 600.0
+#: How far work is, is answered at once: who does not has been cut off, or hangs, and the operator should know soon.
+QUERY_TIMEOUT_S = 10.0
 #: A service that is started again is back within this.
 RESTART_S = 1.0
 
@@ -56,7 +58,7 @@ class MoverClient:
         """
         path = path_of(type(request))
         with self._errors(path):
-            answer = self._post(path, encode(request), repeatable=isinstance(request, QUERIES))
+            answer = self._post(path, encode(request), _timeout(request), repeatable=isinstance(request, QUERIES))
             self._check(path, answer)
         try:
             return decode(response_type, answer.content)
@@ -87,10 +89,10 @@ class MoverClient:
         with self._errors(path):
             self._check(path, self._http.put(path, content=content, extensions=self._endpoint.extensions))
 
-    def _post(self, path: str, content: bytes, repeatable: bool) -> httpx.Response:
+    def _post(self, path: str, content: bytes, timeout: httpx.Timeout, repeatable: bool) -> httpx.Response:
         """Send once; once more if it surely did not arrive, or if it may be sent twice."""
         try:
-            return self._http.post(path, content=content, extensions=self._endpoint.extensions)
+            return self._http.post(path, content=content, extensions=self._endpoint.extensions, timeout=timeout)
         except httpx.ConnectError as exc:
             if not any(isinstance(cause, ConnectionRefusedError) for cause in causes(exc)):
                 raise
@@ -99,7 +101,7 @@ class MoverClient:
             # A connection that the mover closed when it ended, or that was cut on the way.
             if not repeatable:
                 raise
-        return self._http.post(path, content=content, extensions=self._endpoint.extensions)
+        return self._http.post(path, content=content, extensions=self._endpoint.extensions, timeout=timeout)
 
     def _check(self, path: str, answer: httpx.Response) -> None:
         if answer.is_error:
@@ -118,3 +120,9 @@ class MoverClient:
             yield
         except httpx.HTTPError as exc:
             raise self._endpoint.error(what, exc) from exc
+
+
+def _timeout(request: object) -> httpx.Timeout:
+    """How long to wait for the answer to a request."""
+    answer_s = request.wait_s + QUERY_TIMEOUT_S if isinstance(request, api.WorkQuery) else ANSWER_TIMEOUT_S
+    return httpx.Timeout(answer_s, connect=CONNECT_TIMEOUT_S)

@@ -123,7 +123,7 @@ class TlsEndpoint:
             # A server of asyncio that refuses a certificate closes the connection, and no more (Python 3.11).
             return MoverError(what, "it closed the connection without an answer", "if it does so again, it does not"
                               " accept this controller's certificate: enrol its host again; else see its log")
-        if isinstance(exc, httpx.ConnectTimeout):
+        if isinstance(exc, httpx.TimeoutException):
             return MoverError(what, "it does not answer", _CHECK)
         return MoverError(what, str(exc) or type(exc).__name__, _CHECK)
 

@@ -48,7 +48,7 @@ class DiskTransfer:
         self._limits: tuple[str, ...] | None = None
         self._generation = draft.generation
         self._redirect = False
-        self._silent_since: float | None = None
+        self._heard_at = time.monotonic()
         self._samples: deque[tuple[float, int]] = deque()
         self.busy: dict[str, float] = {}
 
@@ -159,7 +159,7 @@ class DiskTransfer:
         except MoverError as exc:
             self._bear(exc)
             return
-        self._silent_since = None
+        self._heard_at = time.monotonic()
         if near is not None and (far is not None or self._site.same_mover):
             self._note(near, far)
 
@@ -206,11 +206,10 @@ class DiskTransfer:
             raise problem
         for child in children:
             child.call(api.About(), api.MoverInfo)
-        now = time.monotonic()
-        self._silent_since = self._silent_since or now
-        if now - self._silent_since > self._spec.job.patience_s:
-            raise problem
-        waiting = f"{problem.what}: {problem.why}, since {now - self._silent_since:.0f} s"
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s > self._spec.job.patience_s:
+            raise MoverError(self._what, f"{problem.what}: {problem.why}, for {silent_s:.0f} s", problem.todo)
+        waiting = f"{problem.what}: {problem.why}, since {silent_s:.0f} s"
         self.report = replace(self.report, waiting=waiting, rate=0.0)
         self._site.journal.disk(self.report, final=False)
         time.sleep(0.2)
@@ -219,8 +218,8 @@ class DiskTransfer:
         """Take in what both ends say."""
         if far is not None:
             near, far = self._last_words(near, far)
-            _raise_failure(near, far)
-        _raise_failure(near)
+            self._raise_failure(near, far)
+        self._raise_failure(near)
         self.busy = dict(near.progress.busy or {})
         found = shares(self.busy, (far.progress.busy or {}) if far is not None else {})
         self.ended = near.state is not api.WorkState.RUNNING and (
@@ -253,6 +252,20 @@ class DiskTransfer:
             near = self._ask(self._site.source_mover, self.works.source, _LAST_WORDS_S) or near
         return near, far
 
+    def _raise_failure(self, *statuses: api.WorkStatus) -> None:
+        """Raise what made the transfer fail: of two failed ends the one that did not merely lose the other."""
+        errors = [status.error for status in statuses if status.error is not None]
+        if errors:
+            cause = next((error for error in errors if error.code not in ("transfer", LinkLost.code)), errors[0])
+            # A proxy knows the other one by its address only.
+            what = self._what if cause.code == LinkLost.code else cause.what
+            raise from_fields(cause.code, what, cause.why, cause.todo)
+
+    @property
+    def _what(self) -> str:
+        source, target = self._site.source_proxy.name, self._site.target_proxy.name
+        return f"copy disk {self.plan.name!r} from proxy {source!r} to proxy {target!r}"
+
     def stop(self, ctx: Context) -> None:
         """Stop both ends."""
         stop_works(ctx, self._site, self.plan.name, self.works)
@@ -270,11 +283,3 @@ def stop_works(ctx: Context, site: Site, disk: str, works: Works) -> None:
 
 def _lost_the_other(end: api.WorkStatus) -> bool:
     return end.error is not None and end.error.code in ("transfer", LinkLost.code)
-
-
-def _raise_failure(*statuses: api.WorkStatus) -> None:
-    """Raise what made a transfer fail: of two failed ends the one that did not merely lose the other."""
-    errors = [status.error for status in statuses if status.error is not None]
-    if errors:
-        cause = next((error for error in errors if error.code not in ("transfer", LinkLost.code)), errors[0])
-        raise from_fields(cause.code, cause.what, cause.why, cause.todo)

@@ -432,8 +432,8 @@ def test_failover(full: CommandLine) -> None:
 def test_demo(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     full_report = session_shape(SessionReport(1, "nightly", SessionState.SUCCESS, "t", "t", (DEMO_TASK,)))
 
-    def play(say: Callable[[str], None], quiet: bool) -> DemoOutcome:
-        say("making two hosts")
+    def play(say: Callable[[str], None], quiet: bool, two_hosts: bool) -> DemoOutcome:
+        say("making two hosts, linked" if two_hosts else "making two hosts")
         return DemoOutcome((full_report,), True)
 
     monkeypatch.setattr("understudy.lab.demo.run_demo", play)

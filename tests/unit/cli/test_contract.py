@@ -20,8 +20,8 @@ from understudy.cli.services import Services
 from understudy.errors import Cancelled, DatastoreError, HostUnreachable, error_classes
 
 GROUPS = {
-    "host": {"add", "list", "check", "vms", "remove"},
-    "datastore": {"add", "list", "check", "remove"},
+    "host": {"add", "set", "list", "check", "vms", "certificate", "remove"},
+    "datastore": {"add", "set", "list", "check", "remove"},
     "proxy": {"list", "add", "invite", "enrol", "serve", "set", "check", "remove"},
     "throttle": {"add", "list", "set", "remove"},
     "job": {"create", "run", "list", "show", "enable", "disable", "delete"},
