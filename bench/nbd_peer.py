@@ -66,13 +66,13 @@ def copy(source: Server, target: Path, size: int) -> Taken:
     """
     target.unlink(missing_ok=True)
     run("qemu-img", "create", "-q", "-f", "qcow2", target, str(size))
-    with served(target) as server, CpuMeter((source.pid, server.pid)) as cpu:
+    with served(target) as server, CpuMeter({"servers": (source.pid, server.pid)}) as cpu:
         seconds = timed(lambda: run("nbdcopy", "--flush", source.uri, server.uri))
     return Taken(seconds, cpu.seconds)
 
 
 def read(source: Server) -> Taken:
     """Let nbdcopy read everything."""
-    with CpuMeter((source.pid,)) as cpu:
+    with CpuMeter({"server": (source.pid,)}) as cpu:
         seconds = timed(lambda: run("nbdcopy", source.uri, "null:"))
     return Taken(seconds, cpu.seconds)
