@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import nbd_peer
+from bench.contender import CHECKED
 from bench.cpu import Taken
 from bench.images import Filler, add_bitmap, make_image, mostly_random, text
 from bench.lines import UNIX, loopback
@@ -44,7 +45,6 @@ TLS = Contest("copy-tls", "two movers, TLS, compression none / nbdcopy on Unix s
 ZSTD = Contest("copy-wire-zstd", "two movers, zstd, data that shrinks / nbdcopy", Compression.ZSTD)
 LZ4 = Contest("copy-wire-lz4", "two movers, lz4, data that shrinks / nbdcopy", Compression.LZ4)
 SCAN, HUGE, PLANNING = "scan", "huge-first", "huge-empty"
-CHECKED = "every byte of the first copy, with qemu-img compare"
 PLAIN = Contest("copy-wire-plain", "two movers, none, data that shrinks / nbdcopy", Compression.NONE)
 
 Group = Callable[[Settings, Path], Iterator[Row]]
