@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import copy_rows, job_rows
+from bench import copy_rows, job_rows, line_rows, wire_rows
 from bench.machine import machine, versions
 from bench.place import memory_place
 from bench.result import Row, table
@@ -19,8 +19,9 @@ from bench.tools import BenchError
 from understudy.errors import UnderstudyError
 from understudy.units import parse_size
 
-GROUPS = (*copy_rows.GROUPS, *job_rows.GROUPS)
-NAMES = (*copy_rows.NAMES, *job_rows.NAMES)
+_MODULES = (copy_rows, wire_rows, line_rows, job_rows)
+GROUPS = tuple(group for module in _MODULES for group in module.GROUPS)
+NAMES = tuple(name for module in _MODULES for name in module.NAMES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +75,8 @@ def _shortened(why: str) -> str:
 
 
 def _needed(settings: Settings) -> int:
-    """Bytes in memory: a source, and as much again twice; for VMs two sources, a backup, its restore, a replica."""
-    wanted = [settings.size * 3, settings.huge_data * 3]
+    """Bytes in memory: two sources, and as much again twice; for VMs two sources, a backup, its restore, a replica."""
+    wanted = [settings.size * 4, settings.huge_data * 3]
     if settings.wants(*job_rows.NAMES):
         wanted.append(settings.vm_data * 6)
     return max(wanted)

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import nbd_peer
+from bench.contender import CHECKED
 from bench.cpu import Taken
 from bench.images import Filler, add_bitmap, make_image, mostly_random, text
-from bench.movers import Copied, MoverCopy
+from bench.lines import UNIX, loopback
+from bench.movers import Copied, MoverCopy, costs
 from bench.nbd_peer import Server, served
 from bench.result import Goal, Row, Unit, ratios
 from bench.settings import Settings
 from bench.tools import check_same, interleaved
 from understudy.model.job import Compression
 from understudy.model.transfer import TransferMode
-from understudy.units import GIB, MIB, format_size
+from understudy.units import GIB, format_size
 
 #: A mover may use this much memory, whatever the size of the disk.
 MEMORY_GOAL = Goal(256)
@@ -32,15 +34,17 @@ class Contest:
     title: str
     compression: Compression | None
     goal: Goal | None = None
+    tls: bool = False
 
 
 LOCAL = Contest("copy-local", "full copy by one mover / nbdcopy", None, Goal(0.9, at_least=True))
 WIRE = Contest("copy-wire", "full copy by two movers, compression none / nbdcopy", Compression.NONE,
                Goal(0.65, at_least=True))  # fmt: skip
+TLS = Contest("copy-tls", "two movers, TLS, compression none / nbdcopy on Unix sockets", Compression.NONE,
+              Goal(0.6, at_least=True), tls=True)  # fmt: skip
 ZSTD = Contest("copy-wire-zstd", "two movers, zstd, data that shrinks / nbdcopy", Compression.ZSTD)
 LZ4 = Contest("copy-wire-lz4", "two movers, lz4, data that shrinks / nbdcopy", Compression.LZ4)
 SCAN, HUGE, PLANNING = "scan", "huge-first", "huge-empty"
-CHECKED = "every byte of the first copy, with qemu-img compare"
 PLAIN = Contest("copy-wire-plain", "two movers, none, data that shrinks / nbdcopy", Compression.NONE)
 
 Group = Callable[[Settings, Path], Iterator[Row]]
@@ -56,7 +60,7 @@ class Source:
 
 def random_rows(settings: Settings, place: Path) -> Iterator[Row]:
     """Copies of data that cannot be compressed, and reading it again without finding a change."""
-    contests = [contest for contest in (LOCAL, WIRE) if settings.wants(*_with_memory(contest.name))]
+    contests = [contest for contest in (LOCAL, WIRE, TLS) if settings.wants(*_with_memory(contest.name))]
     scan = settings.wants(*_with_memory(SCAN))
     if not contests and not scan:
         return
@@ -81,14 +85,15 @@ def huge_rows(settings: Settings, place: Path) -> Iterator[Row]:
     if not settings.wants(*_with_memory(HUGE, PLANNING)):
         return
     with _source(place, settings.huge_disk, settings.huge_data, mostly_random, bitmap=BITMAP) as source:
-        copy = MoverCopy(place / "copy", source.server, settings.huge_disk, dirty_context=f"qemu:dirty-bitmap:{BITMAP}")
+        dirty_context = f"qemu:dirty-bitmap:{BITMAP}"
+        copy = MoverCopy(place / "copy", [source.server], settings.huge_disk, dirty_context=dirty_context)
         fulls: list[Copied] = []
         empties: list[Copied] = []
         for number in range(settings.runs):
             copy.forget()
             fulls.append(copy.run())
             if number == 0:
-                check_same(source.image, copy.image())
+                check_same(source.image, *copy.images())
             empties.append(copy.run(TransferMode.INCREMENTAL))
         copy.forget()
     shown = f"{format_size(settings.huge_disk)} disk, {format_size(settings.huge_data)} of data"
@@ -105,7 +110,9 @@ def memory_row(name: str, peaks: list[float], private: list[float]) -> Row:
 
 
 def _memory(name: str, copies: list[Copied]) -> Row:
-    return memory_row(name, [copied.peak for copied in copies], [copied.private for copied in copies])
+    peaks, private = ([max(found.values()) for found in all_found] for all_found in (
+        [copied.peaks for copied in copies], [copied.private for copied in copies]))  # fmt: skip
+    return memory_row(name, peaks, private)
 
 
 def _with_memory(*names: str) -> tuple[str, ...]:
@@ -138,7 +145,8 @@ def _contend(settings: Settings, place: Path, source: Source, contests: list[Con
         return taken
 
     def runner(contest: Contest) -> Callable[[], Taken]:
-        copy = MoverCopy(place / "copy", source.server, settings.size, contest.compression)
+        copy = MoverCopy(place / "copy", [source.server], settings.size, contest.compression,
+                         loopback() if contest.tls else UNIX)  # fmt: skip
         return lambda: _measure(copy, source.image, measured[contest.name])
 
     peer, *_ = interleaved(settings.runs, [nbdcopy, *(runner(contest) for contest in contests)])
@@ -153,7 +161,7 @@ def _measure(copy: MoverCopy, image: Path, measured: list[Copied]) -> Taken:
     try:
         copied = copy.run()
         if not measured:
-            check_same(image, copy.image())
+            check_same(image, *copy.images())
     finally:
         copy.forget()
     measured.append(copied)
@@ -162,7 +170,7 @@ def _measure(copy: MoverCopy, image: Path, measured: list[Copied]) -> Taken:
 
 def _scan(settings: Settings, place: Path, source: Source) -> Iterator[Row]:
     """A digest scan that finds no change, against nbdcopy reading into nothing."""
-    copy = MoverCopy(place / "copy", source.server, settings.size)
+    copy = MoverCopy(place / "copy", [source.server], settings.size)
     scans: list[Copied] = []
 
     def scan() -> Taken:
@@ -172,7 +180,7 @@ def _scan(settings: Settings, place: Path, source: Source) -> Iterator[Row]:
     try:
         copy.run()
         peer, _ = interleaved(settings.runs, [lambda: nbd_peer.read(source.server), scan])
-        check_same(source.image, copy.image())
+        check_same(source.image, *copy.images())
     finally:
         copy.forget()
     contest = Contest(SCAN, "digest scan that finds no change / nbdcopy to null:", None)
@@ -190,22 +198,15 @@ def _against_nbdcopy(contest: Contest, size: int, peer: list[Taken], copies: lis
         "ours_cpu_s": [copied.taken.cpu for copied in copies],
         "nbdcopy_gib_per_s": [size / GIB / seconds for seconds in theirs],
         "ours_gib_per_s": [size / GIB / seconds for seconds in ours],
-        "wire_mib": [copied.progress.wire / MIB for copied in copies],
-        **_busy(copies),
+        **costs(copies),
     }
     return Row(contest.name, contest.title, Unit.RATIO, ratios(theirs, ours), contest.goal, details, checked)
 
 
-def _busy(copies: list[Copied]) -> dict[str, list[float]]:
-    """Busy seconds of each part, summed over threads, as the reading mover counts them."""
-    parts = copies[0].progress.busy or {}
-    return {f"busy_{part}_s": [(copied.progress.busy or {}).get(part, 0.0) for copied in copies] for part in parts}
-
-
 def _seconds(name: str, title: str, copies: list[Copied], checked: str) -> Row:
     seconds = tuple(copied.taken.seconds for copied in copies)
-    return Row(name, title, Unit.SECONDS, seconds, None, {"cpu_s": [copied.taken.cpu for copied in copies]}, checked)
+    return Row(name, title, Unit.SECONDS, seconds, None, costs(copies), checked)
 
 
-NAMES = _with_memory(*(item.name for item in (LOCAL, WIRE, PLAIN, ZSTD, LZ4)), SCAN, HUGE, PLANNING)
+NAMES = _with_memory(*(item.name for item in (LOCAL, WIRE, TLS, PLAIN, ZSTD, LZ4)), SCAN, HUGE, PLANNING)
 GROUPS: tuple[Group, ...] = (random_rows, text_rows, huge_rows)

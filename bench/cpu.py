@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,26 +22,33 @@ class Taken:
 
 
 class CpuMeter:
-    """Measures inside its context; ``seconds`` is there when it was left.
+    """Measures inside its context; ``seconds`` and ``parts`` are there when it was left.
 
-    :param pids: processes that live through the context. Children that start and end inside it count too.
+    :param pids: processes that live through the context, by the part that they play. Children that start and end inside
+        it count too, for no part.
     """
 
-    def __init__(self, pids: Collection[int]) -> None:
+    def __init__(self, pids: Mapping[str, Collection[int]]) -> None:
         self.seconds = 0.0
-        self._pids = tuple(pids)
+        self.parts: dict[str, float] = {}
+        self._pids = pids
 
     def __enter__(self) -> Self:
-        self._before = self._used()
+        self._before, self._children_before = self._used(), _children_seconds()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
-            self.seconds = self._used() - self._before
+            self.parts = {part: used - self._before[part] for part, used in self._used().items()}
+            self.seconds = sum(self.parts.values()) + _children_seconds() - self._children_before
 
-    def _used(self) -> float:
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return children.ru_utime + children.ru_stime + sum(_process_seconds(pid) for pid in self._pids)
+    def _used(self) -> dict[str, float]:
+        return {part: sum(map(_process_seconds, pids)) for part, pids in self._pids.items()}
+
+
+def _children_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 def _process_seconds(pid: int) -> float:

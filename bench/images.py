@@ -13,6 +13,7 @@ from understudy.units import KIB, MIB
 Filler = Callable[[random.Random, int], bytes]
 #: Data lies in runs of this length, spread evenly over a disk that is larger than its data.
 RUN = 4 * MIB
+HALVING_PIECE = 64 * KIB
 
 
 def mostly_random(dice: random.Random, length: int) -> bytes:
@@ -26,6 +27,13 @@ def text(dice: random.Random, length: int) -> bytes:
     page = _text()
     start = dice.randrange(len(page) - length)
     return page[start : start + length]
+
+
+def halving(dice: random.Random, length: int) -> bytes:
+    """Text and noise, mixed so that zstd-1 makes half of it."""
+    noise = HALVING_PIECE * 23 // 100
+    pieces = (dice.randbytes(noise) + text(dice, HALVING_PIECE - noise) for _ in range(length // HALVING_PIECE))
+    return b"".join(pieces)
 
 
 @functools.cache

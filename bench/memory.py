@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,15 +15,15 @@ _MOVER = b"understudy.mover"
 class MemoryProbe:
     """Looks at processes inside its context and keeps the largest values seen, in MiB.
 
-    :param find: the processes to look at, asked for each time.
+    :param find: the processes to look at, or what finds them, asked each time.
     :ivar peak: largest resident set of one process, as the kernel recorded it (VmHWM).
     :ivar private: largest part of it that is no file and no shared memory; sampled.
     """
 
-    def __init__(self, find: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, find: Callable[[], Iterable[int]] | Collection[int]) -> None:
         self.peak = 0.0
         self.private = 0.0
-        self._find = find
+        self._find = find if callable(find) else lambda: find
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory-probe", daemon=True)
 

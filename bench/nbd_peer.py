@@ -6,11 +6,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cpu import CpuMeter, Taken
+from bench.lines import Inside, Line
 from bench.tools import BenchError, run, timed
 
 CONNECTIONS = 16
@@ -30,32 +31,68 @@ class Server:
         return f"nbd+unix:///?socket={self.socket}"
 
 
+@dataclass(frozen=True)
+class RemoteServer:
+    """A running qemu-nbd on another host."""
+
+    address: str
+    port: int
+    pid: int
+
+    @property
+    def uri(self) -> str:
+        """How nbdcopy reaches it."""
+        return f"nbd://{self.address}:{self.port}"
+
+
 @contextmanager
-def served(image: Path, *options: str) -> Iterator[Server]:
+def served(image: Path, *options: str, inside: Inside = nullcontext) -> Iterator[Server]:
     """The image served by qemu-nbd inside the context."""
     where = image.with_suffix(".nbd")
-    command = ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", "-k", str(where), *options, str(image)]
-    log = where.with_suffix(".log")
-    with log.open("w") as said:
+    with _running(image, inside, "-k", str(where), *options) as server:
+        _wait_listening(server, where)
+        yield Server(where, server.process.pid)
+    where.unlink(missing_ok=True)
+
+
+@contextmanager
+def served_remotely(image: Path, address: str, port: int, inside: Inside) -> Iterator[RemoteServer]:
+    """The image served by qemu-nbd by TCP, without encryption, on the host that ``inside`` means."""
+    with _running(image, inside, "-b", address, "-p", str(port)) as server:
+        with inside():
+            _wait_listening(server, (address, port))
+        yield RemoteServer(address, port, server.process.pid)
+
+
+@dataclass(frozen=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@contextmanager
+def _running(image: Path, inside: Inside, *options: str) -> Iterator[_Running]:
+    log = image.with_suffix(".log")
+    command = ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", *options, str(image)]
+    with log.open("w") as said, inside():
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     try:
-        _wait_listening(server, where, log)
-        yield Server(where, server.pid)
+        yield _Running(server, log)
     finally:
         server.terminate()
         server.wait()
-        where.unlink(missing_ok=True)
         log.unlink()
 
 
-def _wait_listening(server: subprocess.Popen[bytes], where: Path, log: Path) -> None:
+def _wait_listening(server: _Running, where: Path | tuple[str, int]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
+    family = socket.AF_UNIX if isinstance(where, Path) else socket.AF_INET
     while True:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(str(where)) == 0:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(where) if isinstance(where, Path) else where) == 0:
                 return
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise BenchError(f"qemu-nbd does not serve {where}: {log.read_text().strip()}")
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise BenchError(f"qemu-nbd does not serve at {where}: {server.log.read_text().strip()}")
         time.sleep(0.01)
 
 
@@ -64,15 +101,34 @@ def copy(source: Server, target: Path, size: int) -> Taken:
 
     The time is nbdcopy's alone; the server of the new image runs before the clock does.
     """
-    target.unlink(missing_ok=True)
-    run("qemu-img", "create", "-q", "-f", "qcow2", target, str(size))
-    with served(target) as server, CpuMeter((source.pid, server.pid)) as cpu:
+    _create(target, size)
+    with served(target) as server, CpuMeter({"servers": (source.pid, server.pid)}) as cpu:
         seconds = timed(lambda: run("nbdcopy", "--flush", source.uri, server.uri))
     return Taken(seconds, cpu.seconds)
 
 
+def copy_over(line: Line, source: Server, target: Path, size: int, address: str, port: int) -> Taken:
+    """As :func:`copy`, from the line's near host, where the source is, into an image on its far host.
+
+    nbdcopy runs on the near host; it encrypts and compresses nothing.
+    """
+    _create(target, size)
+    with (
+        served_remotely(target, address, port, line.far) as server,
+        line.near(),
+        CpuMeter({"servers": (source.pid, server.pid)}) as cpu,
+    ):
+        seconds = timed(lambda: run("nbdcopy", "--flush", source.uri, server.uri))
+    return Taken(seconds, cpu.seconds)
+
+
+def _create(image: Path, size: int) -> None:
+    image.unlink(missing_ok=True)
+    run("qemu-img", "create", "-q", "-f", "qcow2", image, str(size))
+
+
 def read(source: Server) -> Taken:
     """Let nbdcopy read everything."""
-    with CpuMeter((source.pid,)) as cpu:
+    with CpuMeter({"server": (source.pid,)}) as cpu:
         seconds = timed(lambda: run("nbdcopy", source.uri, "null:"))
     return Taken(seconds, cpu.seconds)
