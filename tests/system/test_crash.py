@@ -33,6 +33,9 @@ TIDYING = [
     "head.dropped", "head.renamed", "retire.recorded", "retire.committed", "retire.rebased", "retire.dropped",
     "mover.digests.keep",
 ]
+# On the way of a layer that comes from another proxy, and of one that is continued after that.
+KEEPING = ["checkpoint.begun", "checkpoint.synced", "checkpoint.recorded"]
+TAKING_OVER = ["takeover.journal", "takeover.layer", "takeover.dropped", "takeover.durable", "takeover.digests"]
 # Not on the way of a run.
 ELSEWHERE = {"failover.recorded", "undo.stopped", "undo.bound"}
 
@@ -42,6 +45,9 @@ def scene(lab: Lab) -> Iterator[Bench]:
     with bench(lab, "crash", points=POINTS_KEPT) as made:
         options = ("--points", "2", "--suffix", "_x", "--snapshot-mode", "external")
         made.installation.job("external", made.vm.name, options=options)
+        made.installation.ok("proxy", "add", "second")
+        options = ("--points", "2", "--suffix", "_w", "--source-proxy", "second", "--target-proxy", "local")
+        made.installation.job("wired", made.vm.name, options=options)
         for _ in range(POINTS_KEPT):
             made.installation.replicate("nightly")
         made.check_points()
@@ -51,7 +57,7 @@ def scene(lab: Lab) -> Iterator[Bench]:
 def test_every_fault_point_of_a_run_is_in_the_matrix() -> None:
     sources = Path(next(iter(understudy.__path__))).rglob("*.py")
     literal = {name for path in sources for name in re.findall(r'fault_point\("([^"]+)"\)', path.read_text())}
-    covered = {*CONTROLLER, *BEFORE_RECORD, *UNHEARD, *TIDYING, *ELSEWHERE}
+    covered = {*CONTROLLER, *BEFORE_RECORD, *UNHEARD, *TIDYING, *KEEPING, *TAKING_OVER, *ELSEWHERE}
     assert literal - covered == set()
     told = set(re.findall(r"journal\.step\(Step\.(\w+)\)", Path(run.__file__).read_text()))
     assert told == {step.name for step in STEPS}
@@ -101,6 +107,26 @@ def test_a_mover_that_dies_after_publish_does_not_fail_the_run(scene: Bench, poi
     scene.check_points()
     scene.write()
     scene.assert_healed("nightly")
+
+
+@pytest.mark.parametrize("point", KEEPING)
+def test_a_layer_whose_mover_dies_while_it_comes_is_continued_by_the_next_run(scene: Bench, point: str) -> None:
+    _break_wired(scene, point)
+    scene.write()
+    scene.assert_healed("wired", f"{scene.vm.name}_w")
+
+
+@pytest.mark.parametrize("point", TAKING_OVER)
+def test_a_mover_that_dies_while_a_layer_is_taken_over_leaves_one_that_heals(scene: Bench, point: str) -> None:
+    _break_wired(scene, "checkpoint.recorded")
+    _break_wired(scene, point)
+    scene.write()
+    scene.assert_healed("wired", f"{scene.vm.name}_w")
+
+
+def test_no_change_was_lost_on_the_wire_either(scene: Bench) -> None:
+    scene.assert_shows_the_source("wired", f"{scene.vm.name}_w")
+    scene.verify_all(f"{scene.vm.name}_w")
 
 
 def test_no_change_was_lost_and_every_point_verifies_after_all_these_crashes(scene: Bench) -> None:
@@ -224,6 +250,21 @@ def _kill_controller(scene: Bench, job: str, point: str, replica: str) -> None:
     scene.assert_thawed()
     scene.check_points(replica)
     scene.write()
+
+
+def _break_wired(scene: Bench, point: str) -> None:
+    """Kill the target mover of the job with two proxies; the run fails, and no point is harmed."""
+    replica = f"{scene.vm.name}_w"
+    if not scene.place(replica).exists():
+        scene.installation.replicate("wired")
+    before = scene.point_ids(replica)
+    scene.write()
+    answer = scene.run_broken("wired", f"{point}=kill")
+    assert answer.status == 1, (point, answer)
+    assert "proxy" in answer.json["tasks"][0]["error"]
+    assert scene.point_ids(replica) == before
+    scene.wait_processes_gone()
+    scene.check_points(replica)
 
 
 def _assert_reported_dead(scene: Bench, session_id: int) -> None:
