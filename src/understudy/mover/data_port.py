@@ -206,7 +206,7 @@ class _Unknown:
 
 def _key(ticket: str) -> str:
     # Looking up a digest takes no longer for a ticket that is nearly right.
-    return hashlib.sha256(ticket.encode()).hexdigest()
+    return hashlib.sha256(ticket.encode(errors="surrogatepass")).hexdigest()
 
 
 def _family(host: str) -> socket.AddressFamily:

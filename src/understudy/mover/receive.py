@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from understudy.context import Context
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
@@ -16,6 +17,7 @@ from understudy.mover.codecs import Decoder
 from understudy.mover.digest import DigestReader
 from understudy.mover.frames import (
     MOST_CONNECTIONS,
+    MOST_EPOCHS,
     Codec,
     Durable,
     Frame,
@@ -233,6 +235,8 @@ class Reception:
             except Refused as exc:
                 self._fail(exc)
                 raise
+            if hello.get("role") not in ("answers", "data"):
+                raise Refused(self._what, f"there is no connection for {hello.get('role')!r}")
             self._admit_sender(hello)
             if hello.get("role") == "answers":
                 # We only speak there: if it takes ten seconds, the connection is as good as lost.
@@ -305,7 +309,7 @@ class Reception:
 
     def _serve_data(self, connection: Connection, hello: dict[str, object]) -> None:
         slot, epoch = hello.get("slot"), hello.get("epoch")
-        if not isinstance(slot, int) or not isinstance(epoch, int) or not 0 <= slot < MOST_CONNECTIONS or epoch < 0:
+        if not _below(slot, MOST_CONNECTIONS) or not _below(epoch, MOST_EPOCHS):
             raise Refused(self._what, f"there is no connection {slot!r}.{epoch!r}")
         inlet = _Inlet(connection, slot, epoch)
         with self._changed:
@@ -437,6 +441,10 @@ class Reception:
             if self._failure is not None:
                 raise self._failure
         return self._disk.finish()
+
+
+def _below(value: object, limit: int) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value < limit
 
 
 def _check_hello(hello: dict[str, object], receiving: Receiving) -> None:

@@ -145,7 +145,6 @@ def test_what_was_given_back_is_taken_again_and_counts_once() -> None:
     plan.done([second])
     assert counters.processed == 3 * BLOCK
     assert plan.take() == Conclusion()
-    assert not plan.finished
     plan.give_back([Conclusion()])
     assert plan.take() == Conclusion()
     assert plan.take() is None
