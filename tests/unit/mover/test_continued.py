@@ -135,6 +135,22 @@ def test_a_killed_target_goes_on_with_all_that_it_acknowledged(
     lab.check()
 
 
+def test_a_data_connection_may_find_the_new_target_first(lab: Replica, relay: Relay, target: Target) -> None:
+    def hold_answers() -> None:
+        def watch(relay: Relay, passage: Passage, frame: Frame, _payload: bytes) -> int | None:
+            if frame.type is FrameType.HELLO and passage.role == "answers":
+                eventually(lambda: relay.of("data")[-1].count(FrameType.DIGEST) > 3, "data")
+            return None
+
+        relay.watch_there = watch
+
+    with served(lab.directory, lab.image) as where:
+        attempt, sender, _ = killed_target(lab, relay, target, where, 6, hold_answers)
+        assert sender.side.end() is None
+    attempt.publish()
+    lab.check()
+
+
 @pytest.mark.parametrize("what", ["journal", "layer", "digests"])
 def test_a_target_that_lost_what_it_had_acknowledged_is_found_out(
     lab: Replica, relay: Relay, target: Target, what: str
@@ -265,7 +281,7 @@ def test_the_next_session_goes_on_though_the_source_changed(
         point.publish()
         lab.check()
         write(lab.image, 5, (0, 3 * MIB))
-        io(lab.image, "write -z -u 1M 256K")
+        io(lab.image, "write -z -u 1M 256K", "write -z -u 2816K 256K")
     tracked = lab.bitmap if mode is TransferMode.INCREMENTAL else ""
     failed = lab.begin(mode, chained=chained)
     with served(lab.directory, lab.image, bitmap=tracked) as where:
