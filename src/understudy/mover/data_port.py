@@ -196,4 +196,4 @@ class _Unknown:
 
 def _key(ticket: str) -> str:
     # Looking up a digest takes no longer for a ticket that is nearly right.
-    return hashlib.sha256(ticket.encode()).hexdigest()
+    return hashlib.sha256(ticket.encode(errors="surrogatepass")).hexdigest()

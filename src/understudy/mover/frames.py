@@ -49,6 +49,7 @@ HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _SUM = struct.Struct("<Q")
 _DURABLE = struct.Struct("<IIQ")
 MOST_CONNECTIONS = 64
+MOST_EPOCHS = 1 << 32
 
 
 class FrameType(enum.IntEnum):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from understudy.context import Context
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
@@ -16,6 +17,7 @@ from understudy.mover.codecs import Decoder
 from understudy.mover.digest import DigestReader
 from understudy.mover.frames import (
     MOST_CONNECTIONS,
+    MOST_EPOCHS,
     Codec,
     Durable,
     Frame,
@@ -87,8 +89,10 @@ class Reception:
         self._settling = threading.Lock()
         #: Held while something is said on the connection of answers.
         self._speaking = threading.Lock()
+        self._beginning = threading.Lock()
         self._serving: set[Connection] = set()
         self._sender = ""
+        self._shared: bool | None = None
         self._inlets: dict[int, _Inlet] = {}
         self._answers: Connection | None = None
         self._told: list[Durable] = []
@@ -230,14 +234,17 @@ class Reception:
         with self._served(connection):
             try:
                 _check_hello(hello, self.receiving)
-            except Refused as exc:
+                shared = self._begin(hello)
+            except UnderstudyError as exc:
                 self._fail(exc)
                 raise
+            if hello.get("role") not in ("answers", "data"):
+                raise Refused(self._what, f"there is no connection for {hello.get('role')!r}")
             self._admit_sender(hello)
             if hello.get("role") == "answers":
                 # We only speak there: if it takes ten seconds, the connection is as good as lost.
                 connection.geometry = self._geometry
-                self._serve_answers(connection, hello)
+                self._serve_answers(connection, hello, shared)
                 return True
             connection.about(self._geometry)
             self._serve_data(connection, hello)
@@ -275,11 +282,16 @@ class Reception:
         for inlet in before.values():
             inlet.connection.wake()
 
-    def _serve_answers(self, connection: Connection, hello: dict[str, object]) -> None:
+    def _begin(self, hello: dict[str, object]) -> bool:
+        """Have the digest file, whichever connection comes first; whether it began from base digests."""
+        with self._beginning:
+            if self._shared is None:
+                with ExitStack() as stack:
+                    self._shared = self._disk.begin(_shared_base(stack, hello, self.receiving))
+            return self._shared
+
+    def _serve_answers(self, connection: Connection, hello: dict[str, object], shared: bool) -> None:
         """The connection on which we speak: what is here, then acknowledgements. It is not read from any more."""
-        with ExitStack() as stack:
-            base = _shared_base(stack, hello, self.receiving)
-            shared = self._disk.begin(base)
         self._welcome(connection, {"digests": "base" if shared else "zeros", "complete": self._disk.complete_blocks})
         if hello.get("claims"):
             self._say_claims(connection)
@@ -305,7 +317,7 @@ class Reception:
 
     def _serve_data(self, connection: Connection, hello: dict[str, object]) -> None:
         slot, epoch = hello.get("slot"), hello.get("epoch")
-        if not isinstance(slot, int) or not isinstance(epoch, int) or not 0 <= slot < MOST_CONNECTIONS or epoch < 0:
+        if not _below(slot, MOST_CONNECTIONS) or not _below(epoch, MOST_EPOCHS):
             raise Refused(self._what, f"there is no connection {slot!r}.{epoch!r}")
         inlet = _Inlet(connection, slot, epoch)
         with self._changed:
@@ -437,6 +449,10 @@ class Reception:
             if self._failure is not None:
                 raise self._failure
         return self._disk.finish()
+
+
+def _below(value: object, limit: int) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value < limit
 
 
 def _check_hello(hello: dict[str, object], receiving: Receiving) -> None:

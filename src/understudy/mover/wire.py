@@ -221,7 +221,7 @@ def error_of(payload: Bytes) -> UnderstudyError:
 def _fields_of(payload: Bytes) -> dict[str, object]:
     try:
         fields = json.loads(bytes(payload))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise TransferError("receive", "a text frame that is no JSON") from exc
     if not isinstance(fields, dict):
         raise TransferError("receive", "a text frame that is no JSON object")

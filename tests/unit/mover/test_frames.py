@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.mover.wire_lab import HEADER
 from understudy.errors import TransferError
 from understudy.model.job import Compression
 from understudy.mover.codecs import Decoder, Encoder
 from understudy.mover.frames import (
     HEADER_BYTES,
+    LARGEST_DATA,
+    LARGEST_TEXT,
     MOST_CONNECTIONS,
+    NO_DISK,
     Codec,
     Durable,
     Frame,
@@ -27,6 +35,7 @@ from understudy.mover.frames import (
 )
 from understudy.units import KIB, MIB
 
+PARTS = (64 * KIB).__mul__
 DISK = Geometry(10 * MIB + 512, MIB)
 
 
@@ -153,3 +162,54 @@ def test_a_header_is_checked_with_the_bytes() -> None:
 def test_every_number_is_part_of_the_checksum() -> None:
     one, other = (pack_header(Frame(FrameType.SETTLED, number=number), b"") for number in (1, 2))
     assert one[32:] != other[32:]
+
+
+HEADERS = st.builds(
+    lambda kind, codec, offset, raw, wire, number, total: HEADER.pack(b"UST2", kind, codec, 0, offset, raw, wire,
+                                                                      number, total),
+    st.integers(0, 12), st.integers(0, 3), st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 200).map(PARTS)),
+    st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 200).map(PARTS), st.integers(0, 70_000)),
+    st.one_of(st.integers(0, (1 << 32) - 1), st.integers(0, 70_000)), st.integers(0, (1 << 32) - 1),
+    st.integers(0, (1 << 64) - 1),
+)
+
+
+@settings(max_examples=1000)
+@given(HEADERS, st.sampled_from([DISK, NO_DISK, Geometry(1 << 46, 4 * MIB)]), st.binary(max_size=300))
+def test_any_header_is_refused_or_within_the_limits(header: bytes, geometry: Geometry, wire: bytes) -> None:
+    """Nobody makes us take more memory than a block, or touch what is not on the disk."""
+    try:
+        frame = unpack_header(header, geometry)
+    except TransferError:
+        return
+    assert frame.wire_length <= max(LARGEST_TEXT, min(geometry.block_size, LARGEST_DATA))
+    if frame.type not in (FrameType.ZERO, FrameType.UNKNOWN):
+        assert frame.raw_length <= max(LARGEST_TEXT, min(geometry.block_size, LARGEST_DATA))
+    if frame.type in (FrameType.DATA, FrameType.ZERO, FrameType.UNKNOWN):
+        assert 0 < frame.offset + frame.raw_length <= geometry.size
+    payload = memoryview(wire)[: frame.wire_length]
+    try:
+        raw = Decoder().decode(frame, payload)
+        assert len(raw) <= frame.raw_length
+        verify(frame, raw)
+    except TransferError:
+        return
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=2000), st.sampled_from([Codec.LZ4, Codec.ZSTD]), st.integers(0, 2 * MIB))
+def test_any_payload_is_refused_or_of_the_length_that_was_announced(wire: bytes, codec: Codec, length: int) -> None:
+    try:
+        raw = Decoder().decode(Frame(FrameType.DATA, codec, 0, length, len(wire)), memoryview(wire))
+    except TransferError:
+        return
+    assert len(raw) == length
+
+
+def test_a_short_run_of_the_fuzz_target_finds_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris is not installed: python -m pip install atheris")
+    command = [sys.executable, "-m", "tests.fuzz.frame_decoder", "-seed=1", "-runs=20000", "-max_len=400",
+               f"-artifact_prefix={tmp_path}/"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 20000 runs" in done.stderr
