@@ -119,10 +119,11 @@ def world(home: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def test_a_held_task_goes_on_a_lost_one_fails_a_queued_one_runs_and_an_ended_one_stays(
-    database: Database, world: World
+    database: Database, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = left(database, full_scan=True)
     world.run()
+    assert caplog.messages == [f"session={session} was left by a controller that died, and is gone on with"]
     ((task, held),) = world.resumed
     assert (task.vm, task.session, task.full_scan, task.job.name) == ("held", session, True, "nightly")
     assert held == replace(HELD, vm=replace(HELD.vm, name="held of nightly"))
