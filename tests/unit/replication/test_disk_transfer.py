@@ -163,6 +163,15 @@ def test_a_disk_that_was_done_comes_again_when_the_draft_was_opened_again() -> N
     assert ends.resources.sending_now == 0
 
 
+def test_a_disk_that_comes_again_long_after_its_end_has_the_whole_patience(clock: Clock) -> None:
+    ends = restarting("target", "vda", "vdb")
+    ends.source_mover.scripts["vda"], ends.target_mover.scripts["vda"] = [done()], [done()]
+    ends.target_mover.scripts["vdb"].insert(1, lambda: clock.sleep(2 * 3600))
+    ends.target_mover.problems[api.ReceiveDisk] = [None, None, None, SILENT]
+    copy(ends, "vda", "vdb")
+    assert [item.disk for item in ends.target_mover.of(api.ReceiveDisk)] == ["vda", "vdb", "vdb", "vda", "vda"]
+
+
 def test_last_words_of_a_proxy_that_restarted_are_not_waited_for() -> None:
     ends = two_services({"vda": [failed(LinkLost("send disk", "cut"))]}, {})
     ends.target_mover.scripts["vda"] = [running(), ends.target_mover.restart, running()]
