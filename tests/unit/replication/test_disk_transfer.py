@@ -175,7 +175,7 @@ def test_a_disk_that_comes_again_long_after_its_end_has_the_whole_patience(clock
 def test_last_words_of_a_proxy_that_restarted_are_not_waited_for() -> None:
     ends = two_services({"vda": [failed(LinkLost("send disk", "cut"))]}, {})
     ends.target_mover.scripts["vda"] = [running(), ends.target_mover.restart, running()]
-    with pytest.raises(LinkLost, match="send disk: cut"):
+    with pytest.raises(LinkLost, match="cut"):
         copy(ends, "vda")
 
 
