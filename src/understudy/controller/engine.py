@@ -82,9 +82,9 @@ class LocalEngine:
 
     def _run_task(self, token: CancelToken, session: ClaimedSession, vm: str) -> None:
         """One task from its first to its last row; whatever goes wrong ends in that last row."""
-        if token.cancelled:
-            return  # the end of the session cancels it
         resumed = next((item for item in session.resumed if item.vm == vm), None)
+        if resumed is None and token.cancelled:
+            return  # the end of the session cancels it
         if resumed is None and session.resumed and not journal.is_queued(self._database, session.id, vm):
             return  # it ended, or was lost, with the controller before
         task_id = journal.start_task(self._database, session.id, vm) if resumed is None else resumed.id

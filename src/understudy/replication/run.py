@@ -89,7 +89,12 @@ def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOut
         tag = held.request.tag
         baselines = resumed_baselines(site, held, replica.points if replica else ())
         snapshot_held = held_until_published(ctx, site, undo, held.vm, tag, held.spec, baselines)
-        snapshot_held.enter_context(site.source.hold_again(ctx, held.vm, held.request, held.snapshot))
+        holding = site.source.hold_again(ctx, held.vm, held.request, held.snapshot)
+        if baselines.newest is not None and baselines.newest.id == held.spec.point:
+            cleanup(ctx, site, lambda: snapshot_held.enter_context(holding))  # the point is published without it
+        else:
+            snapshot_held.enter_context(holding)
+        # The record has no definition; it is not of the snapshot's instant then, but of now.
         definition = site.source.describe_vm(held.vm.name).definition
         held = replace(held, vm=replace(held.vm, definition=definition))
         return _complete(ctx, task, site, lease, held, draft, baselines, snapshot_held)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from tests.unit.replication.ends import HELD
 from understudy.controller import frozen, jobs, journal, reports
 from understudy.controller.database import Database
-from understudy.controller.records import FrozenGuest
+from understudy.controller.records import FrozenGuest, ResumedTask
 from understudy.controller.schema import SessionRow
 from understudy.errors import NotFound, Refused
 from understudy.model.job import Job
@@ -232,6 +234,21 @@ def test_sessions_of_a_dead_controller_fail_and_all_else_stays(site: Database) -
         assert told.error == f"replicate {told.vm!r}: controller ended unexpectedly; run the job again"
     assert task_of(report, "web 1").steps[0].state is StepState.FAILED
     assert reports.session_report(site, queued).state is SessionState.QUEUED
+
+
+def test_what_a_running_task_holds_is_found_until_it_lets_go_or_ends(site: Database) -> None:
+    session, task = running(site)
+    held = replace(HELD, vm=replace(HELD.vm, name="wéb '1\" \x00 ☃"))
+    assert journal.held_sessions(site) == ()
+    journal.store_held(site, task, held)
+    (found,) = journal.held_sessions(site)
+    assert (found.id, found.job.name, found.full_scan) == (session, "nightly", False)
+    assert found.resumed == (ResumedTask(task, "web 1", held),)
+    journal.store_held(site, task, None)
+    assert journal.held_sessions(site) == ()
+    journal.store_held(site, task, held)
+    journal.end_task(site, task, SessionState.FAILED)
+    assert journal.held_sessions(site) == ()
 
 
 def test_a_task_that_was_done_stays_done_when_the_controller_dies(site: Database) -> None:

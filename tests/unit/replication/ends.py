@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,6 +29,10 @@ IDENTITY = ReplicaIdentity("replica-1", "web_replica", "1", "nightly", "web", "u
 BEGIN = api.BeginPoint(api.ReplicaRef("qcow2", "/srv", "web_replica"), IDENTITY, 4, "p1", ())
 
 
+Scripted = api.WorkStatus | Callable[[], object]
+Scripts = Mapping[str, Sequence[Scripted]]
+
+
 def vm(state: VmState = VmState.RUNNING) -> Vm:
     return Vm("web", "uuid-1", state, "x86_64", "q35", "bios", 1, 1, (), (), False, False, "<domain/>")
 
@@ -49,18 +53,19 @@ def failed(error: UnderstudyError) -> api.WorkStatus:
 class Mover:
     """Answers by script: the statuses of a disk's works one after the other, the last one again and again.
 
-    :ivar problems: raised for requests of a kind, until the end or, if it is a list, until that is empty.
+    :ivar scripts: by disk; an act in a script happens just before the next status is asked for.
+    :ivar problems: raised for requests of a kind: always, or one for each request of a list (None: no problem).
     :ivar forgotten: works that the proxy does not know any more, as after a restart.
     """
 
     name: str
-    scripts: dict[str, list[api.WorkStatus]] = field(default_factory=dict)
-    problems: dict[type, UnderstudyError | list[UnderstudyError]] = field(default_factory=dict)
+    scripts: dict[str, list[Scripted]] = field(default_factory=dict)
+    problems: dict[type, UnderstudyError | list[UnderstudyError | None]] = field(default_factory=dict)
     requests: list[object] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
     most_active: int = 0
-    began: dict[str, int] = field(default_factory=dict)
+    works: list[str] = field(default_factory=list)
 
     def call(self, request: object, response_type: type) -> object:
         self.requests.append(request)
@@ -95,22 +100,27 @@ class Mover:
 
     def begin(self, disk: str) -> str:
         """A work of a disk: the first is called ``<mover>-<disk>``, others have a number."""
-        self.began[disk] = number = self.began.get(disk, 0) + 1
+        number = sum(work.split("-")[1] == disk for work in self.works) + 1
         work = f"{self.name}-{disk}" + (f"-{number}" if number > 1 else "")
+        self.works.append(work)
         self.active.add(work)
         self.most_active = max(self.most_active, len(self.active))
         return work
 
     def restart(self) -> None:
         """Forget all that was under way."""
-        self.forgotten |= {f"{self.name}-{disk}" for disk in self.began} | self.active
+        self.forgotten |= {*self.works, *self.active}
         self.active.clear()
 
     def status(self, work: str) -> api.WorkStatus:
+        script = self.scripts.setdefault(work.split("-")[1], [done()])
+        while callable(act := script[0]):
+            act()
+            script.pop(0)
         if work in self.forgotten:
             raise NotFound(f"work {work!r}", "this proxy does not know it")
-        script = self.scripts.setdefault(work.split("-")[1], [done()])
         status = script.pop(0) if len(script) > 1 else script[0]
+        assert isinstance(status, api.WorkStatus)
         if status.state is not api.WorkState.RUNNING:
             self.active.discard(work)
         return status
@@ -180,18 +190,22 @@ class Ends:
     one_machine = Site.one_machine
 
 
-def one_end(**scripts: list[api.WorkStatus]) -> Ends:
+def one_end(**scripts: Sequence[Scripted]) -> Ends:
     """One child proxy."""
-    mover, proxy = Mover("local", dict(scripts)), Proxy("local", "", 8)
+    mover, proxy = Mover("local", _lists(scripts)), Proxy("local", "", 8)
     return Ends(mover, mover, same_mover=True, source_proxy=proxy, target_proxy=proxy)
 
 
-def two_ends(near: dict[str, list[api.WorkStatus]], far: dict[str, list[api.WorkStatus]]) -> Ends:
+def two_ends(near: Scripts, far: Scripts) -> Ends:
     """Two child proxies."""
-    return Ends(Mover("near", near), Mover("far", far), same_mover=False)
+    return Ends(Mover("near", _lists(near)), Mover("far", _lists(far)), same_mover=False)
 
 
-def two_services(near: dict[str, list[api.WorkStatus]], far: dict[str, list[api.WorkStatus]]) -> Ends:
+def _lists(scripts: Scripts) -> dict[str, list[Scripted]]:
+    return {disk: list(script) for disk, script in scripts.items()}
+
+
+def two_services(near: Scripts, far: Scripts) -> Ends:
     """Two proxies on other machines."""
     ends = two_ends(near, far)
     ends.source_proxy = service("near", "a")
@@ -247,6 +261,7 @@ class Copy:
     state: VmState = VmState.RUNNING
     spec: TransferSpec = SPEC
     ctx: Context = field(default_factory=Context)
+    draft: HeldDraft = field(init=False)
     noted: list[dict[str, Works]] = field(default_factory=list)
 
     @property
