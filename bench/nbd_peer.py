@@ -73,7 +73,9 @@ class _Running:
 @contextmanager
 def _running(image: Path, inside: Inside, *options: str) -> Iterator[_Running]:
     log = image.with_suffix(".log")
-    command = ["qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", *options, str(image)]
+    # It ends with us, also when we are killed.
+    end = ["setpriv", "--pdeathsig", "KILL"]
+    command = [*end, "qemu-nbd", "-t", "-e", str(CONNECTIONS), "-f", "qcow2", *options, str(image)]
     with log.open("w") as said, inside():
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     try:

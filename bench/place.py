@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from bench.tools import BenchError
 from understudy.units import format_size
 
 MEMORY = Path("/dev/shm")
+_PREFIX = "understudy-benchmark-"
 
 
 @contextmanager
@@ -21,15 +24,43 @@ def memory_place(needed: int) -> Iterator[Path]:
     :param needed: bytes that the rows need at most.
     :raises BenchError: if there is not enough memory.
     """
+    _sweep()
     free = min(shutil.disk_usage(MEMORY).free, _available())
     if free < needed:
         raise BenchError(
             f"{MEMORY}: {format_size(needed)} are needed and {format_size(free)} are free; use smaller sizes or --only"
         )
-    with tempfile.TemporaryDirectory(prefix="understudy-bench-", dir=MEMORY) as name:
-        place = Path(name)
+    made = Path(tempfile.mkdtemp(dir=MEMORY))
+    lock = _locked(made)
+    # Only now has it a name that others sweep.
+    place = made.rename(MEMORY / f"{_PREFIX}{made.name}")
+    try:
         place.chmod(0o755)
         yield place
+    finally:
+        shutil.rmtree(place)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep() -> None:
+    """Remove the directories of benchmarks that were killed: memory is dear."""
+    for found in MEMORY.glob(f"{_PREFIX}*"):
+        lock = _locked(found)
+        if lock is not None:
+            shutil.rmtree(found)
+            os.close(lock)
+
+
+def _locked(directory: Path) -> int | None:
+    """A handle that locks the directory for as long as it is open and this process lives; None if it is in use."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _available() -> int:
