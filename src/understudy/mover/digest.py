@@ -133,9 +133,12 @@ class DigestWriter:
         self.path = path
         self.header = replace(header, checksum=0, complete=False)
         self._closing = threading.Lock()
-        if keep and incomplete_header(path) == self.header:
+        if keep and _header_of_draft(path) == self.header:
             with _write_errors(path):
                 self._fd: int = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                # It may have been completed; durably no more before anything in it changes.
+                write_all(self._fd, _pack_header(self.header), 0)
+                os.fdatasync(self._fd)
             return
         with _write_errors(path):
             path.unlink(missing_ok=True)
@@ -212,14 +215,14 @@ class DigestWriter:
                 self._fd = -1
 
 
-def incomplete_header(path: Path) -> DigestHeader | None:
-    """The header of a file that was never completed; None if there is no such file, or it is none."""
+def _header_of_draft(path: Path) -> DigestHeader | None:
+    """The header of a draft's file, completed or not, as it was begun; None if there is no such file, or it is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return _load_header(fd, path, complete=False)
+        return replace(_load_header(fd, path, unfinished=True), checksum=0, complete=False)
     except (OSError, ReplicaError):
         return None
     finally:
@@ -227,13 +230,15 @@ def incomplete_header(path: Path) -> DigestHeader | None:
 
 
 class UnfinishedDigests:
-    """The digests in a file that was never completed; who reads must know from elsewhere which of them count.
+    """The digests in a file of a draft; who reads must know from elsewhere which of them count.
+
+    The file may have been completed: its disk was there, and the draft failed for another reason.
 
     :raises ReplicaError: if it is no such file for a disk of ``size`` bytes in blocks of ``block_size``.
     """
 
     def __init__(self, path: Path, size: int, block_size: int) -> None:
-        header = incomplete_header(path)
+        header = _header_of_draft(path)
         if header is None or (header.size, header.block_size) != (size, block_size):
             raise _damaged(path, "it holds no digests of such a disk")
         self.path = path
@@ -345,7 +350,8 @@ def _pack_header(header: DigestHeader) -> bytes:
     return page + _CHECK.pack(xxhash.xxh3_64_intdigest(page))
 
 
-def _load_header(fd: int, path: Path, *, complete: bool = True) -> DigestHeader:
+def _load_header(fd: int, path: Path, *, unfinished: bool = False) -> DigestHeader:
+    """The header; of a file that was not completed only if ``unfinished``."""
     page = os.pread(fd, HEADER_BYTES, 0)
     if len(page) != HEADER_BYTES or page[:8] != _MAGIC:
         raise _damaged(path, "it is no digest file")
@@ -354,15 +360,15 @@ def _load_header(fd: int, path: Path, *, complete: bool = True) -> DigestHeader:
     _, version, algorithm, block_size, state, size, checksum, point_length, point = _HEADER.unpack_from(page)
     if version != VERSION or algorithm != _ALGORITHM:
         raise ReplicaError(f"digest file {path}", f"format {version}.{algorithm} is unknown", "update this program")
-    if state != (_COMPLETE if complete else _INCOMPLETE):
-        raise _damaged(path, "it was never completed" if complete else "it was completed")
+    if state != _COMPLETE and not (unfinished and state == _INCOMPLETE):
+        raise _damaged(path, "it was never completed")
     if not 4 * KIB <= block_size <= _LARGEST_BLOCK or block_size & (block_size - 1) or point_length > 256:
         raise _damaged(path, "its header makes no sense")
     try:
         name = point[:point_length].decode()
     except UnicodeDecodeError as exc:
         raise _damaged(path, "its header makes no sense") from exc
-    header = DigestHeader(name, size, block_size, checksum, complete=complete)
+    header = DigestHeader(name, size, block_size, checksum, complete=state == _COMPLETE)
     if os.fstat(fd).st_size != HEADER_BYTES + header.blocks * DIGEST_BYTES:
         raise _damaged(path, "its length does not fit its disk size")
     return header
