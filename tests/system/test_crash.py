@@ -46,8 +46,8 @@ def scene(lab: Lab) -> Iterator[Bench]:
         options = ("--points", "2", "--suffix", "_x", "--snapshot-mode", "external")
         made.installation.job("external", made.vm.name, options=options)
         made.installation.ok("proxy", "add", "second")
-        options = ("--points", "2", "--suffix", "_w", "--source-proxy", "second", "--target-proxy", "local")
-        made.installation.job("wired", made.vm.name, options=options)
+        wired = ("--points", "2", "--suffix", "_w", "--source-proxy", "second", "--target-proxy", "local")
+        made.installation.job("wired", made.vm.name, options=wired)
         for _ in range(POINTS_KEPT):
             made.installation.replicate("nightly")
         made.check_points()

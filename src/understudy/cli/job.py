@@ -52,8 +52,8 @@ def job() -> None:
               help="Bytes that one digest stands for.")  # fmt: skip
 @click.option("--compression", type=click.Choice([codec.value for codec in Compression]),
               default=Compression.ZSTD.value, show_default=True, help="Codec between two proxies.")  # fmt: skip
-@click.option("--source-proxy", default="", help="Proxy that reads; without it, the local one.")
-@click.option("--target-proxy", default="", help="Proxy that writes; without it, the local one.")
+@click.option("--source-proxy", default="", help="Proxy that reads; without it, the best one is chosen for each task.")
+@click.option("--target-proxy", default="", help="Proxy that writes; without it, the best one is chosen for each task.")
 @click.option("--connections", type=click.IntRange(1, 64), default=DEFAULT_CONNECTIONS, show_default=True,
               help="Transfer connections for each disk between two proxies.")  # fmt: skip
 @click.option("--patience", default=DEFAULT_PATIENCE, show_default=True, metavar="DURATION",

@@ -68,6 +68,7 @@ class DiskTransfer:
     def revive(self, sending: Callable[[], tuple[str, ...]]) -> None:
         """Go on although it was done: the draft was opened again and does not know that the disk is complete."""
         self._sending, self._limits = sending, None
+        self._heard_at = time.monotonic()
         self.ended = False
 
     def _begin(self) -> None:

@@ -94,9 +94,9 @@ def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOut
             cleanup(ctx, site, lambda: snapshot_held.enter_context(holding))  # the point is published without it
         else:
             snapshot_held.enter_context(holding)
-        # The record has no definition; it is not of the snapshot's instant then, but of now.
-        definition = site.source.describe_vm(held.vm.name).definition
-        held = replace(held, vm=replace(held.vm, definition=definition))
+            # The record has no definition; it is not of the snapshot's instant then, but of now.
+            definition = site.source.describe_vm(held.vm.name).definition
+            held = replace(held, vm=replace(held.vm, definition=definition))
         return _complete(ctx, task, site, lease, held, draft, baselines, snapshot_held)
 
 
