@@ -19,6 +19,7 @@ import nbd
 from understudy.certificates import IDENTITY, PROXIES_CA, Credentials
 from understudy.errors import TransferError
 from understudy.model.extent import Extent
+from understudy.units import KIB
 
 ALLOCATION = "base:allocation"
 #: Flag of ``base:allocation``: the area reads as zeros (NBD protocol, NBD_STATE_ZERO).
@@ -27,6 +28,9 @@ ZERO_FLAG = 2
 DIRTY_FLAG = 1
 
 CONNECT_TIMEOUT_S = 30.0
+#: Reads are cut into requests of this length. qemu-nbd takes new memory for each, and for a MiB at a time the kernel
+#: has to map, clear and unmap it: that costs more than the reading (measured: 0.5 to 0.9 s/GiB, with these 0.3 to 0.4).
+PIECE = 256 * KIB
 
 # The names that libnbd wants in a directory of certificates.
 _CA, _CERTIFICATE, _KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
@@ -70,7 +74,7 @@ class NbdClient:
     def __init__(self, where: str, export: str, contexts: Sequence[str] = (), tls_dir: Path | None = None) -> None:
         self.name = f"{where}:{export}"
         self._handle: Any = nbd.NBD()
-        self._reads: dict[int, Any] = {}
+        self._reads: dict[int, list[tuple[int, Any]]] = {}
         try:
             with self._errors("connect"):
                 self._connect(where, export, contexts, tls_dir)
@@ -163,10 +167,13 @@ class NbdClient:
 
         :returns: a number for :meth:`finished`.
         """
-        buffer = nbd.Buffer.from_buffer(view)
+        pieces: list[tuple[int, Any]] = []
         with self._errors(f"read at {offset}"):
-            cookie = int(self._handle.aio_pread(buffer, offset))
-        self._reads[cookie] = buffer
+            for start in range(0, len(view), PIECE):
+                buffer = nbd.Buffer.from_buffer(view[start : start + PIECE])
+                pieces.append((int(self._handle.aio_pread(buffer, offset + start)), buffer))
+        cookie = pieces[-1][0]
+        self._reads[cookie] = pieces
         return cookie
 
     def finished(self, cookie: int) -> bool:
@@ -174,11 +181,13 @@ class NbdClient:
 
         :raises TransferError: if the read failed.
         """
+        pieces = self._reads[cookie]
         with self._errors("read"):
-            done = bool(self._handle.aio_command_completed(cookie))
-        if done:
+            while pieces and self._handle.aio_command_completed(pieces[-1][0]):
+                pieces.pop()
+        if not pieces:
             del self._reads[cookie]
-        return done
+        return not pieces
 
     def poll(self, timeout_s: float) -> None:
         """Wait until something moved on the connection."""

@@ -18,11 +18,11 @@ end            0, 8                                     checksum of the digest a
 acknowledge    0, 16 a connection                       slot, epoch, frames that are durable
 claim          position of first block, 16 a block      digests of blocks that the target has already
 unknown        position of first block, bytes of it     none; blocks that an earlier attempt left half written
-settled        0, 0                                     none; all claims were said
+settled        0, 0                                     none; source: nothing more now; target: all claims said
 error          0, length                                JSON of code, what, why, todo
 =============  =======================================  ===========================================
 
-Hello, data, zero, digest and end go from source to target, the others back.
+Hello, data, zero, digest, end and settled go from source to target, the others back, settled too.
 """
 
 from __future__ import annotations

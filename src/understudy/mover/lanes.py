@@ -290,6 +290,7 @@ class Lane:
         self._epoch = -1
         self._durable = 0
         self._sent = 0
+        self._settled = 0
         self.connection: Connection | None = None
 
     # --- the sink -----------------------------------------------------------------------------------------------------
@@ -317,9 +318,19 @@ class Lane:
         self._send(Frame(FrameType.DIGEST, Codec.NONE, offset, len(digest), len(digest)), digest, digest)
 
     def idle(self) -> None:
-        """See whether the connection still stands: what it lost must be sent again."""
-        if self.connection is not None and self.connection.broken():
+        """See whether the connection still stands: what it lost must be sent again. Else have it acknowledged soon."""
+        connection = self.connection
+        if connection is None:
+            return
+        if connection.broken():
             self._lose()
+        elif self._outstanding and connection.sent != self._settled:
+            try:
+                connection.send(Frame(FrameType.SETTLED))
+            except LinkLost:
+                self._lose()
+            else:
+                self._settled = connection.sent
 
     # --- sending ------------------------------------------------------------------------------------------------------
 

@@ -415,6 +415,10 @@ class Reception:
                 self._disk.zero(frame.offset, frame.raw_length)
             case FrameType.DIGEST:
                 self._disk.put_digests(frame.offset // self._geometry.block_size, raw)
+            case FrameType.SETTLED:
+                # The source side waits: do not keep it until the next checkpoint would be due.
+                with self._changed:
+                    self._pending += CHECKPOINT_BYTES
             case _:
                 raise TransferError("receive", f"a {frame.type.name.lower()} frame in the middle of the data")
 

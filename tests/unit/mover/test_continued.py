@@ -237,7 +237,7 @@ def test_acknowledgements_for_a_killed_source_are_not_taken_by_its_successor(
         sent: list[int] = []
 
         def count(_relay: Relay, passage: Passage, frame: Frame, _payload: bytes) -> int | None:
-            if passage not in old and frame.type in CONTENT:
+            if passage not in old and frame.type in (*CONTENT, FrameType.SETTLED):
                 sent.append(frame.offset)
             return hold(_relay, passage, frame, _payload)
 

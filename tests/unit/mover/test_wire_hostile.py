@@ -197,7 +197,6 @@ BLOCK_OF_DATA = bytes(range(256)) * (BLOCK // 256)
         (lambda raw: raw.send(FrameType.WELCOME, b"{}"), "a welcome frame in the middle"),
         (lambda raw: raw.send(FrameType.HELLO, b"{}"), "a hello frame in the middle"),
         (lambda raw: raw.send(FrameType.ERROR, b"{}"), "a error frame in the middle"),
-        (lambda raw: raw.send(FrameType.SETTLED), "a settled frame in the middle"),
         (lambda raw: raw.send(FrameType.UNKNOWN, raw_length=BLOCK), "a unknown frame in the middle"),
         (lambda raw: raw.send(FrameType.CLAIM, bytes(16)), "a claim frame in the middle"),
         (lambda raw: raw.send(FrameType.ACKNOWLEDGE, bytes(16)), "a acknowledge frame in the middle"),

@@ -194,8 +194,9 @@ def test_an_idle_connection_that_is_cut_is_noticed(case: Case) -> None:
     swallowed: dict[int, list[Frame]] = {}
 
     def swallow(_relay: Relay, passage: Passage, frame: Frame, _payload: bytes) -> int | None:
-        if frame.type in (FrameType.DATA, FrameType.DIGEST) and passage.hello["slot"] == 0:
-            swallowed.setdefault(passage.hello["epoch"], []).append(frame)
+        if frame.type in (FrameType.DATA, FrameType.DIGEST, FrameType.SETTLED) and passage.hello["slot"] == 0:
+            if frame.type is not FrameType.SETTLED:
+                swallowed.setdefault(passage.hello["epoch"], []).append(frame)
             return DROP
         return None
 
