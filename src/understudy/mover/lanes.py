@@ -33,10 +33,10 @@ from understudy.mover.frames import (
     unpack_durable,
     verify,
 )
+from understudy.mover.hello import VERSION
 from understudy.mover.link import Hello, Link
 from understudy.mover.meter import Counters
 from understudy.mover.plan import Conclusion, Plan, ReadBlock, Work, ZeroRun
-from understudy.mover.receive import VERSION
 from understudy.mover.wire import Connection, Pace, error_of
 from understudy.units import block_count
 

@@ -17,10 +17,11 @@ from understudy.mover.copier import Copying, DiskSink, check_base, copy_disk, kn
 from understudy.mover.digest import DigestHeader, DigestReader, copy_digests
 from understudy.mover.drafts import Draft, store_of
 from understudy.mover.frames import MOST_CONNECTIONS
+from understudy.mover.hello import Receiving
 from understudy.mover.link import Link
 from understudy.mover.meter import Meter
 from understudy.mover.reader import Source
-from understudy.mover.receive import Receiving, Reception
+from understudy.mover.receive import Reception
 from understudy.mover.send import send_disk
 from understudy.mover.state import Mover
 from understudy.mover.verify import rebuild_digests, verify_disk

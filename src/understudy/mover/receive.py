@@ -6,18 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeGuard
 
 from understudy.context import Context
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
 from understudy.mover.arriving import ArrivingDisk
 from understudy.mover.codecs import Decoder
-from understudy.mover.digest import DigestReader
 from understudy.mover.frames import (
-    MOST_CONNECTIONS,
-    MOST_EPOCHS,
     Codec,
     Durable,
     Frame,
@@ -27,36 +21,15 @@ from understudy.mover.frames import (
     unpack_sum,
     verify,
 )
+from understudy.mover.hello import VERSION, Receiving, check_hello, number_of, sender_of, shared_base
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.wire import Connection
 
-VERSION = 2
 #: What came is made durable and acknowledged at least this often, and whenever so much is new.
 CHECKPOINT_S = 0.5
 CHECKPOINT_BYTES = 64 << 20
 #: How long the end of a draft waits for threads that still write.
 CLOSE_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Receiving:
-    """What both sides of a transfer must agree on, and who may send.
-
-    :ivar source_identity: name in the certificate of the source proxy; empty for one that comes by Unix socket.
-    :ivar base_point: the point that the layer lies on, or empty.
-    :ivar base_digests: its digest file, or None.
-    :ivar patience_s: how long nobody may be connected.
-    """
-
-    source_identity: str
-    point: str
-    disk: str
-    size: int
-    block_size: int
-    chained: bool
-    base_point: str
-    base_digests: Path | None
-    patience_s: float
 
 
 class _Inlet:
@@ -233,13 +206,11 @@ class Reception:
         """
         with self._served(connection):
             try:
-                _check_hello(hello, self.receiving)
+                check_hello(hello, self.receiving)
                 shared = self._begin(hello)
             except UnderstudyError as exc:
                 self._fail(exc)
                 raise
-            if hello.get("role") not in ("answers", "data"):
-                raise Refused(self._what, f"there is no connection for {hello.get('role')!r}")
             self._admit_sender(hello)
             if hello.get("role") == "answers":
                 # We only speak there: if it takes ten seconds, the connection is as good as lost.
@@ -269,14 +240,12 @@ class Reception:
 
         Its connections have the numbers of its predecessor's; nothing said of those may be taken for its own.
         """
-        sender = hello.get("sender")
-        if not isinstance(sender, str) or not sender:
-            raise Refused(self._what, "the source proxy does not say who it is")
+        sender = sender_of(hello, self.receiving)
         with self._changed:
-            if self._sender and sender != self._sender and not hello.get("claims"):
-                raise Refused(self._what, "another source proxy sends for it now")
             if sender == self._sender:
                 return
+            if self._sender and not (hello.get("role") == "answers" and hello.get("claims")):
+                raise Refused(self._what, "another source proxy sends for it now")
             self._sender = sender
             before, self._inlets, self._told = self._inlets, {}, []
         for inlet in before.values():
@@ -287,7 +256,7 @@ class Reception:
         with self._beginning:
             if self._shared is None:
                 with ExitStack() as stack:
-                    self._shared = self._disk.begin(_shared_base(stack, hello, self.receiving))
+                    self._shared = self._disk.begin(shared_base(stack, hello, self.receiving))
             return self._shared
 
     def _serve_answers(self, connection: Connection, hello: dict[str, object], shared: bool) -> None:
@@ -316,9 +285,7 @@ class Reception:
         connection.send(Frame(FrameType.SETTLED))
 
     def _serve_data(self, connection: Connection, hello: dict[str, object]) -> None:
-        slot, epoch = hello.get("slot"), hello.get("epoch")
-        if not _below(slot, MOST_CONNECTIONS) or not _below(epoch, MOST_EPOCHS):
-            raise Refused(self._what, f"there is no connection {slot!r}.{epoch!r}")
+        slot, epoch = number_of(hello, self.receiving)
         inlet = _Inlet(connection, slot, epoch)
         with self._changed:
             if hello.get("sender") != self._sender:
@@ -453,37 +420,3 @@ class Reception:
             if self._failure is not None:
                 raise self._failure
         return self._disk.finish()
-
-
-def _below(value: object, limit: int) -> TypeGuard[int]:
-    return isinstance(value, int) and 0 <= value < limit
-
-
-def _check_hello(hello: dict[str, object], receiving: Receiving) -> None:
-    """Both sides must mean the same disk, point and base: a delta on another base would be wrong everywhere.
-
-    :raises Refused: if they do not.
-    """
-    expected: dict[str, object] = {
-        "version": VERSION, "disk": receiving.disk, "size": receiving.size, "block_size": receiving.block_size,
-        "chained": receiving.chained, "point": receiving.point,
-    }
-    if hello.get("base_point"):
-        expected["base_point"] = receiving.base_point if receiving.chained else ""
-    for name, value in expected.items():
-        if hello.get(name) != value:
-            raise Refused(f"receive disk {receiving.disk!r}",
-                          f"{name} is {hello.get(name)!r} at the source proxy and {value!r} here")
-
-
-def _shared_base(stack: ExitStack, hello: dict[str, object], receiving: Receiving) -> DigestReader | None:
-    """The base digests here, if they are the ones that the source side starts from; else all digests are sent."""
-    if not hello.get("base_checksum") or receiving.base_digests is None:
-        return None
-    try:
-        base = stack.enter_context(DigestReader(receiving.base_digests))
-    except UnderstudyError:
-        # Damaged here, intact at the source side: its digests come over the wire and heal ours.
-        return None
-    same = f"{base.header.checksum:016x}" == hello["base_checksum"] and base.header.block_size == receiving.block_size
-    return base if same else None

@@ -31,7 +31,7 @@ from tests.unit.mover.wire_lab import (
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
 from understudy.mover.api import NbdSource
 from understudy.mover.frames import HEADER_BYTES, Codec, Frame, FrameType, pack_header, pack_sum
-from understudy.mover.receive import VERSION
+from understudy.mover.hello import VERSION
 from understudy.mover.wire import error_of
 
 HELLO: dict[str, Any] = {
@@ -132,6 +132,13 @@ class Place:
         raw.hello(self.receipt.ticket, **fields)
         return raw.welcomed()
 
+    def listener(self) -> Raw:
+        """A client that hears answers."""
+        raw = self.client(role="answers", claims=True)
+        assert raw.receive()[0].type is FrameType.SETTLED
+        eventually(lambda: self.receipt.reception._answers is not None)
+        return raw
+
     def failed(self, kind: type[UnderstudyError], text: str) -> None:
         """The attacked transfer failed, for that reason."""
         assert_error(self.receipt.side.end(10), kind, text)
@@ -207,7 +214,7 @@ BLOCK_OF_DATA = bytes(range(256)) * (BLOCK // 256)
     ],
 )
 def test_what_breaks_the_protocol_ends_the_transfer(place: Place, act: Callable[[Raw], None], text: str) -> None:
-    answers = place.client(role="answers", claims=True)
+    answers = place.listener()
     raw = place.client()
     act(raw)
     assert_error(raw.error(), TransferError, text)
@@ -354,7 +361,7 @@ def finished(place: Place) -> Raw:
 
 
 def test_data_after_the_end_changes_nothing(place: Place) -> None:
-    answers = place.client(role="answers", claims=True)
+    answers = place.listener()
     raw = finished(place)
     before = list(place.layer.calls)
     raw.send(FrameType.DATA, BLOCK_OF_DATA, offset=BLOCK)
@@ -365,7 +372,7 @@ def test_data_after_the_end_changes_nothing(place: Place) -> None:
 
 
 def test_the_end_again_is_the_same_end(place: Place) -> None:
-    answers = place.client(role="answers", claims=True)
+    answers = place.listener()
     raw = finished(place)
     raw.send(FrameType.END, pack_sum(raw.total))  # type: ignore[attr-defined]
     raw.send(FrameType.END, pack_sum(1))

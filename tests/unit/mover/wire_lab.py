@@ -29,9 +29,10 @@ from understudy.mover.frames import (
     FrameType,
     unpack_durable,
 )
+from understudy.mover.hello import Receiving
 from understudy.mover.link import Link
 from understudy.mover.meter import Meter
-from understudy.mover.receive import Receiving, Reception
+from understudy.mover.receive import Reception
 from understudy.mover.send import send_disk
 from understudy.mover.throttle import Throttles
 from understudy.storage import KeptLayer, LayerWriter
