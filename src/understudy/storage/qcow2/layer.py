@@ -71,6 +71,7 @@ class Qcow2LayerWriter:
         self._changed = False
         self._writing = 0
         self._state = "open"
+        self._cause = ""
         with datastore_errors(f"make layer {path}"):
             self._fd = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if reopened is None else 0), 0o600)
 
@@ -96,8 +97,8 @@ class Qcow2LayerWriter:
                 with self._lock:
                     try:
                         self._zero_entries(table, first, count)
-                    except BaseException:
-                        self._fail()
+                    except BaseException as exc:
+                        self._fail(exc)
                         raise
             self._changed = True
 
@@ -166,7 +167,7 @@ class Qcow2LayerWriter:
 
     def _check_open(self) -> None:
         if self._state == "failed":
-            raise DatastoreError(f"layer {self._path}", "an earlier write to it failed")
+            raise DatastoreError(f"layer {self._path}", f"an earlier write to it failed{self._cause}")
         if self._state != "open":
             raise ReplicaError(f"layer {self._path}", "it was finished or closed already")
 
@@ -176,17 +177,17 @@ class Qcow2LayerWriter:
         with self._lock:
             self._check_open()
             self._writing += 1
-        state = "failed"
         try:
             yield
-            state = "open"
-        except OSError as exc:
-            raise datastore_error(f"write layer {self._path}", exc) from exc
+        except BaseException as exc:
+            with self._lock:
+                self._fail(exc)
+            if isinstance(exc, OSError):
+                raise datastore_error(f"write layer {self._path}", exc) from exc
+            raise
         finally:
             with self._lock:
                 self._writing -= 1
-                if state == "failed" and self._state == "open":
-                    self._state = state
                 self._close_when_idle()
 
     def _places(self, first: int, length: int) -> list[tuple[int, int, int]]:
@@ -197,15 +198,20 @@ class Qcow2LayerWriter:
                 for table, _, _ in parts:  # before the data, so that its clusters are contiguous
                     self._table(table)
                 hosts = [host for table, index, count in parts for host in self._map(table, index, count)]
-            except BaseException:
-                self._fail()
+            except BaseException as exc:
+                self._fail(exc)
                 raise
         return _pieces(hosts, length)
 
-    def _fail(self) -> None:
-        """Note a failure before the lock is given back, so that no checkpoint sees half of what was to be mapped."""
+    def _fail(self, cause: BaseException) -> None:
+        """Note a failure before the lock is given back, so that no checkpoint sees half of what was to be mapped.
+
+        Its cause is kept for the other threads: theirs may be the error that the operator sees.
+        """
         if self._state == "open":
             self._state = "failed"
+            what = f"layer {self._path}"
+            self._cause = f": {datastore_error(what, cause).why}" if isinstance(cause, OSError) else ""
 
     def _map(self, table: int, index: int, count: int) -> list[int]:
         """Give each of ``count`` clusters a place and an entry that says so; the places, in order."""
