@@ -83,6 +83,11 @@ class Run:
         self.until(lambda: any(disk.name == name and disk.wire_bytes >= size for disk in self.task.disks),
                    f"{size} bytes of {name} on the wire")  # fmt: skip
 
+    def await_ended(self, name: str) -> None:
+        """Wait until a disk is durable on the target, while the session goes on."""
+        self.until(lambda: any(disk.name == name and disk.processed_bytes == disk.size for disk in self.task.disks),
+                   f"the end of {name}")  # fmt: skip
+
     def until(self, true: Callable[[], bool], what: str, timeout_s: float = 90) -> float:
         """Wait for something while the session runs; how long it took."""
         started = time.monotonic()
@@ -254,8 +259,11 @@ def fill(vm: LabVm, size_mib: int, at_mib: int = 0, disk: str = "vdb") -> None:
 
 @contextmanager
 def paused(vm: LabVm) -> Iterator[None]:
-    """The guest stands still inside the block."""
+    """The guest, unless it is off, stands still inside the block."""
     with vm.domain() as domain:
+        if not domain.isActive():
+            yield
+            return
         domain.suspend()
         try:
             yield
