@@ -47,6 +47,7 @@ class DiskTransfer:
         self._generation = draft.generation
         self._redirect = False
         self._heard_at = time.monotonic()
+        self._earlier = self.report
         self._samples: deque[tuple[float, int]] = deque()
         self.busy: dict[str, float] = {}
 
@@ -64,6 +65,8 @@ class DiskTransfer:
         if not self._site.same_mover and not self.works.target:
             self._begin_target()
         if not self.works.source:
+            # What the source sides before it did counts too.
+            self._earlier = self.report
             self.works = replace(self.works, source=self._begin_source())
             self._redirect = False
         elif self._redirect:
@@ -198,11 +201,14 @@ class DiskTransfer:
         self.ended = near.state is not api.WorkState.RUNNING and (
             far is None or far.state is not api.WorkState.RUNNING
         )
-        progress = near.progress
+        progress, earlier = near.progress, self._earlier
         self.report = replace(
-            self.report, read_bytes=progress.read, sent_bytes=progress.sent, wire_bytes=progress.wire,
-            zero_bytes=progress.zero, processed_bytes=progress.processed, seconds=round(near.seconds, 3), busy=found,
-            bottleneck=bottleneck(found), resumed_bytes=progress.saved, reconnects=progress.reconnects,
+            self.report, read_bytes=earlier.read_bytes + progress.read, sent_bytes=earlier.sent_bytes + progress.sent,
+            wire_bytes=earlier.wire_bytes + progress.wire, zero_bytes=progress.zero,
+            processed_bytes=progress.processed, seconds=round(earlier.seconds + near.seconds, 3), busy=found,
+            bottleneck=bottleneck(found), reconnects=earlier.reconnects + progress.reconnects,
+            # What a source side before it sent is no gain by an earlier session.
+            resumed_bytes=max(earlier.resumed_bytes, progress.saved - earlier.sent_bytes),
             waiting="" if self.ended else progress.waiting or (far.progress.waiting if far is not None else ""),
             rate=0.0 if self.ended else self._rate(progress.processed),
         )
