@@ -162,6 +162,14 @@ class SiteLab:
                                   for step in run.task.steps), "snapshot")  # fmt: skip
         return run
 
+    def begin_all(self, job: str, *vms: LabVm) -> list[Run]:
+        """Run a job of several VMs, which the caller keeps still."""
+        before = self._newest_session()
+        copies = [frozen_copy(vm, self.place) for vm in vms]
+        process = self.pair.start("--json", "job", "run", job)
+        session, suffix = self._await_session(process, before), jobs.get_job(self.database, job).suffix
+        return [Run(self, vm, vm.name + suffix, session, process, copy) for vm, copy in zip(vms, copies, strict=True)]
+
     def again(self, run: Run, *, env: Mapping[str, str] | None = None) -> Run:
         """Another controller for the session of ``run``, whose own is dead."""
         return replace(run, process=self.pair.start("--json", "job", "run", run.report.job, env=env))
