@@ -83,6 +83,11 @@ class Run:
         self.until(lambda: any(disk.name == name and disk.wire_bytes >= size for disk in self.task.disks),
                    f"{size} bytes of {name} on the wire")  # fmt: skip
 
+    def await_ended(self, name: str) -> None:
+        """Wait until a disk is durable on the target, while the session goes on."""
+        self.until(lambda: any(disk.name == name and disk.processed_bytes == disk.size for disk in self.task.disks),
+                   f"the end of {name}")  # fmt: skip
+
     def until(self, true: Callable[[], bool], what: str, timeout_s: float = 90) -> float:
         """Wait for something while the session runs; how long it took."""
         started = time.monotonic()
@@ -156,6 +161,14 @@ class SiteLab:
             run.until(lambda: any(step.name is Step.SNAPSHOT and step.state is StepState.SUCCESS
                                   for step in run.task.steps), "snapshot")  # fmt: skip
         return run
+
+    def begin_all(self, job: str, *vms: LabVm) -> list[Run]:
+        """Run a job of several VMs, which the caller keeps still."""
+        before = self._newest_session()
+        copies = [frozen_copy(vm, self.place) for vm in vms]
+        process = self.pair.start("--json", "job", "run", job)
+        session, suffix = self._await_session(process, before), jobs.get_job(self.database, job).suffix
+        return [Run(self, vm, vm.name + suffix, session, process, copy) for vm, copy in zip(vms, copies, strict=True)]
 
     def again(self, run: Run, *, env: Mapping[str, str] | None = None) -> Run:
         """Another controller for the session of ``run``, whose own is dead."""
@@ -254,8 +267,11 @@ def fill(vm: LabVm, size_mib: int, at_mib: int = 0, disk: str = "vdb") -> None:
 
 @contextmanager
 def paused(vm: LabVm) -> Iterator[None]:
-    """The guest stands still inside the block."""
+    """The guest, unless it is off, stands still inside the block."""
     with vm.domain() as domain:
+        if not domain.isActive():
+            yield
+            return
         domain.suspend()
         try:
             yield
