@@ -135,7 +135,15 @@ class Outgoing:
             "point": read.point,
             "base_checksum": f"{self._start.header.checksum:016x}" if self._start is not None else "", **more,
         }
-        connection, welcome = self._link.connect(self._check_unfinished, hello)
+        durable = 0
+
+        def check() -> None:
+            nonlocal durable
+            self._check_unfinished()
+            durable = self._durable_blocks
+
+        connection, welcome = self._link.connect(check, hello)
+        self._check_complete(connection, welcome.get("complete"), durable)
         finished = welcome.get("finished")
         if finished:
             connection.close()
@@ -147,6 +155,16 @@ class Outgoing:
                 self._answers.wake()  # nothing more is said there
             raise _AllArrived
         return connection, welcome
+
+    def _check_complete(self, connection: Connection, complete: object, durable: int) -> None:
+        """Whether a target that was started again has what it had acknowledged.
+
+        Every welcome is looked at: once a block was sent there, the number says nothing of those before.
+        """
+        if not isinstance(complete, int) or complete < durable:
+            connection.close()
+            raise TransferError(f"send disk {self._read.disk!r}", "the target proxy has lost what it had acknowledged: "
+                                f"{complete} of {durable} blocks are there", "run the job again")
 
     def open_answers(self, claims: Claims, keep: DigestWriter) -> None:
         """Make the connection on which the target answers, and hear what it has already.
@@ -189,11 +207,6 @@ class Outgoing:
     def _connect_answers(self, *, claims: bool) -> Connection:
         connection, welcome = self.connect("answers", {"claims": claims})
         self._shared = welcome.get("digests") == "base"
-        complete = welcome.get("complete")
-        if not isinstance(complete, int) or complete < self._durable_blocks:
-            connection.close()
-            raise TransferError(f"send disk {self._read.disk!r}", "the target proxy has lost what it had acknowledged: "
-                                f"{complete} of {self._durable_blocks} blocks are there", "run the job again")
         self._answers = connection
         self.check()  # who stopped us meanwhile did not know of this connection
         return connection
@@ -258,9 +271,13 @@ class Outgoing:
                 self._checksum = self._digests.finish()
 
     def last_words(self) -> tuple[int, DigestWriter | None]:
-        """The checksum of the digests, and the digests themselves if the target may not have all of them."""
+        """The checksum of the digests, and the digests themselves if the target may not have all of them.
+
+        They are sent only where both sides began from other digests. Else the target's own must be right by now, and
+        the checksum is the proof that it got every block.
+        """
         self.finish_digests()
-        return self._checksum or 0, None if self._shared else self._digests
+        return self._checksum or 0, None if self._shared or self._start is None else self._digests
 
     def lane(self, counters: Counters) -> Lane:
         """One more connection."""

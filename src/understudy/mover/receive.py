@@ -261,7 +261,7 @@ class Reception:
 
     def _serve_answers(self, connection: Connection, hello: dict[str, object], shared: bool) -> None:
         """The connection on which we speak: what is here, then acknowledgements. It is not read from any more."""
-        self._welcome(connection, {"digests": "base" if shared else "zeros", "complete": self._disk.complete_blocks})
+        self._welcome(connection, {"digests": "base" if shared else "zeros"})
         if hello.get("claims"):
             self._say_claims(connection)
         with self._changed:
@@ -318,7 +318,9 @@ class Reception:
     def _welcome(self, connection: Connection, more: dict[str, object]) -> None:
         with self._changed:
             finished = "" if self._checksum is None else f"{self._checksum:016x}"
-        connection.send_text(FrameType.WELCOME, {"version": VERSION, "finished": finished, **more})
+        connection.send_text(FrameType.WELCOME, {
+            "version": VERSION, "finished": finished, "complete": self._disk.complete_blocks, **more,
+        })
 
     def _fail(self, failure: UnderstudyError) -> None:
         with self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from tests.unit.mover.mover_lab import RawLayer, same_content
 from tests.unit.mover.wire_lab import (
@@ -30,6 +32,7 @@ from tests.unit.mover.wire_lab import (
 )
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
 from understudy.mover.api import NbdSource
+from understudy.mover.digest import DIGEST_BYTES, array_checksum
 from understudy.mover.frames import HEADER_BYTES, Codec, Frame, FrameType, pack_header, pack_sum
 from understudy.mover.hello import VERSION
 from understudy.mover.wire import error_of
@@ -103,14 +106,10 @@ class Raw:
 
 
 def json_of(fields: object) -> bytes:
-    import json
-
     return json.dumps(fields).encode()
 
 
 def _checksum(fields: bytes, raw: bytes) -> bytes:
-    import xxhash
-
     return struct.pack("<Q", xxhash.xxh3_64_intdigest(raw, seed=xxhash.xxh3_64_intdigest(fields)))
 
 
@@ -347,8 +346,6 @@ def finished(place: Place) -> Raw:
     raw.send(FrameType.DIGEST, digest)
     eventually(lambda: place.layer.complete != [])
     place.receipt.reception._disk.writer.sync()
-    from understudy.mover.digest import DIGEST_BYTES, array_checksum
-
     fd = os.open(place.receipt.reception._disk.writer.path, os.O_RDONLY)
     try:
         total = array_checksum(fd, 21 * DIGEST_BYTES)

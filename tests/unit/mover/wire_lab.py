@@ -200,6 +200,12 @@ class Sender:
         self.link.redirect(target)
 
 
+def brought(sender: Sender) -> int:
+    """Bytes that the source side knows to be durable at the target; zeros do not count."""
+    sums = sender.side.meter.sums()
+    return sums.processed - sums.zero
+
+
 @dataclass
 class Passage:
     """One connection through a relay, and what went over it.
