@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TypeGuard
 
 from understudy.errors import Refused, UnderstudyError
+from understudy.mover.arriving import ArrivingDisk
 from understudy.mover.digest import DigestReader
-from understudy.mover.frames import MOST_CONNECTIONS, MOST_EPOCHS
+from understudy.mover.frames import MOST_CONNECTIONS, MOST_EPOCHS, Codec, Frame, FrameType, Geometry
+from understudy.mover.wire import Connection
 
 VERSION = 2
 
@@ -91,3 +93,19 @@ def number_of(hello: dict[str, object], receiving: Receiving) -> tuple[int, int]
 
 def _below(value: object, limit: int) -> TypeGuard[int]:
     return isinstance(value, int) and 0 <= value < limit
+
+
+def say_claims(connection: Connection, disk: ArrivingDisk, geometry: Geometry) -> None:
+    """Tell the source side which blocks the layer has already, with their digests as far as they are known.
+
+    :raises LinkLost: if the connection is gone.
+    """
+    for first, count, digests in disk.claims():
+        offset = first * geometry.block_size
+        if digests:
+            frame = Frame(FrameType.CLAIM, Codec.NONE, offset, len(digests), len(digests))
+            connection.send(frame, digests, digests)
+        else:
+            length = min(count * geometry.block_size, geometry.size - offset)
+            connection.send(Frame(FrameType.UNKNOWN, Codec.NONE, offset, length))
+    connection.send(Frame(FrameType.SETTLED))

@@ -21,7 +21,15 @@ from understudy.mover.frames import (
     unpack_sum,
     verify,
 )
-from understudy.mover.hello import VERSION, Receiving, check_hello, number_of, sender_of, shared_base
+from understudy.mover.hello import (
+    VERSION,
+    Receiving,
+    check_hello,
+    number_of,
+    say_claims,
+    sender_of,
+    shared_base,
+)
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.wire import Connection
 
@@ -263,7 +271,7 @@ class Reception:
         """The connection on which we speak: what is here, then acknowledgements. It is not read from any more."""
         self._welcome(connection, {"digests": "base" if shared else "zeros"})
         if hello.get("claims"):
-            self._say_claims(connection)
+            say_claims(connection, self._disk, self._geometry)
         with self._changed:
             before, self._answers = self._answers, connection
             if self._failure is not None:
@@ -272,17 +280,6 @@ class Reception:
         if before is not None:
             before.close()
         self._tell()
-
-    def _say_claims(self, connection: Connection) -> None:
-        for first, count, digests in self._disk.claims():
-            offset = first * self._geometry.block_size
-            if digests:
-                frame = Frame(FrameType.CLAIM, Codec.NONE, offset, len(digests), len(digests))
-                connection.send(frame, digests, digests)
-            else:
-                length = min(count * self._geometry.block_size, self._geometry.size - offset)
-                connection.send(Frame(FrameType.UNKNOWN, Codec.NONE, offset, length))
-        connection.send(Frame(FrameType.SETTLED))
 
     def _serve_data(self, connection: Connection, hello: dict[str, object]) -> None:
         slot, epoch = number_of(hello, self.receiving)

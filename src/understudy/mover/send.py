@@ -13,9 +13,9 @@ from understudy.mover.claims import Claims
 from understudy.mover.copier import Copying, check_base, copy_disk, known_content, plan_of
 from understudy.mover.crew import Crew
 from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
-from understudy.mover.lanes import Outgoing
 from understudy.mover.link import Link
 from understudy.mover.meter import Meter
+from understudy.mover.outgoing import Outgoing
 from understudy.mover.reader import Source
 from understudy.mover.wire import Pace
 

@@ -30,7 +30,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import arriving as arriving_module
 from understudy.mover.api import NbdSource
 from understudy.mover.frames import Frame, FrameType, unpack_durable
-from understudy.mover.lanes import Outgoing
+from understudy.mover.outgoing import Outgoing
 from understudy.units import KIB, MIB
 
 Watch = Callable[[Relay, Passage, Frame, bytes], int | None]
