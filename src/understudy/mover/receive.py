@@ -217,7 +217,7 @@ class Reception:
                 check_hello(hello, self.receiving)
                 shared = self._begin(hello)
             except UnderstudyError as exc:
-                self._fail(exc)
+                self._fail(exc, connection)
                 raise
             self._admit_sender(hello)
             if hello.get("role") == "answers":
@@ -301,10 +301,10 @@ class Reception:
             pass
         except UnderstudyError as exc:
             if self._checksum is None:
-                self._fail(exc)
+                self._fail(exc, connection)
             raise
         except Exception as exc:
-            self._fail(TransferError(self._what, f"internal error: {exc!r}"))
+            self._fail(TransferError(self._what, f"internal error: {exc!r}"), connection)
             raise
         finally:
             with self._changed:
@@ -319,9 +319,11 @@ class Reception:
             "version": VERSION, "finished": finished, "complete": self._disk.complete_blocks, **more,
         })
 
-    def _fail(self, failure: UnderstudyError) -> None:
+    def _fail(self, failure: UnderstudyError, connection: Connection) -> None:
+        """The transfer failed on ``connection``, where that is told to the other side by whoever serves it."""
         with self._changed:
             self._failure = self._failure or failure
+            self._serving.discard(connection)
             self._changed.notify_all()
 
     def _take_frames(self, inlet: _Inlet) -> None:

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import xxhash
@@ -46,7 +46,10 @@ HELLO: dict[str, Any] = {
 class Raw:
     """A client that sends whatever it is told to."""
 
+    made: ClassVar[list[Raw]] = []
+
     def __init__(self, path: Path) -> None:
+        self.made.append(self)
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(10)
         self.socket.connect(str(path))
@@ -167,6 +170,8 @@ def place(tmp_path: Path, target: Target, disk_image: Path, disk: NbdSource) -> 
     finally:
         made.receipt.stop()
         made.other.stop()
+        while Raw.made:
+            Raw.made.pop().socket.close()
     for reception in (made.receipt, made.other):
         reception.reception._disk.close()
     del made
