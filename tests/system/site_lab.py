@@ -304,7 +304,10 @@ def cut(sites: SiteLab) -> Iterator[None]:
 
 @contextmanager
 def site_lab(name: str, disks: Sequence[DataDisk] = (DataDisk(96 * MIB),)) -> Iterator[tuple[SiteLab, LabVm]]:
-    """Two sites with enrolled proxies, and a running guest ``name`` on alpha; all of it ends with the context."""
+    """Two sites with enrolled proxies, and a running guest ``name`` on alpha; all of it ends with the context.
+
+    The line between them has no limit yet: a first run need not take long.
+    """
     with Lab.open(linked=True) as lab:
         sites = SiteLab(lab, lab.directory / "test")
         try:
@@ -312,7 +315,6 @@ def site_lab(name: str, disks: Sequence[DataDisk] = (DataDisk(96 * MIB),)) -> It
             sites.pair.enrol("near", lab.alpha)
             sites.pair.enrol("far", lab.beta)
             vm.wait_agent(120)
-            lab.link.set_rate(LINE_BITS)
             yield sites, vm
         finally:
             sites.close()

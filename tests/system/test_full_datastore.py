@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.site_lab import SiteLab, disk_of, fill, site_lab
+from tests.system.site_lab import LINE_BITS, SiteLab, disk_of, fill, site_lab
 from understudy.lab.small_fs import SmallFs
 from understudy.lab.vm import LabVm
 from understudy.units import MIB
@@ -24,6 +24,7 @@ def scene() -> Iterator[tuple[SiteLab, LabVm, SmallFs]]:
         sites.job("nightly", vm.name, points=3, datastore="small")
         fill(vm, 8)
         sites.replicate("nightly", vm)
+        sites.lab.link.set_rate(LINE_BITS)
         yield sites, vm, small
 
 

@@ -206,7 +206,7 @@ def test_a_job_whose_proxy_was_removed_says_so(scene: Scene) -> None:
     sites.pair.run("job", "delete", "fixed")
     near = sites.pair.proxies["near"]
     assert sites.pair.json("proxy", "remove", "near")["told"]
-    assert near.wait(30) == 0
+    assert near.wait(30) == 0, near.log.read_text()[-3000:]
     assert not list((sites.pair.state_dir("near") / "credentials").iterdir())
     assert "this proxy has none for this ticket" in scene.bring_data(scene.stolen, scene.tickets["vdb"])
     near_again = [sys.executable, "-m", "understudy", "proxy", "serve", "--state-dir",

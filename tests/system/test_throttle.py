@@ -30,9 +30,9 @@ LINE_BITS = 400 * MBIT
 @pytest.fixture(scope="module")
 def scene() -> Iterator[tuple[SiteLab, LabVm]]:
     with site_lab("paced", [DataDisk(64 * MIB), DataDisk(64 * MIB)]) as (sites, vm):
-        sites.lab.link.set_rate(LINE_BITS)
         sites.job("nightly", vm.name, points=2)
         sites.replicate("nightly", vm)
+        sites.lab.link.set_rate(LINE_BITS)
         yield sites, vm
 
 

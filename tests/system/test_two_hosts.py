@@ -55,7 +55,6 @@ def test_two_vms_with_five_disks_share_one_slot(scene: tuple[SiteLab, LabVm]) ->
 
         runs[0].until(both_waited, "a task and a disk wait")
         runs[0].process.wait(180)
-    print(reasons)
     assert all("near" in reason for reason in reasons)
     for run in runs:
         run.succeed()

@@ -89,7 +89,9 @@ class _Connection(H11Protocol):
     """
 
     def shutdown(self) -> None:
-        super().shutdown()
+        # A TLS transport of asyncio that is closed twice forgets its protocol, and then cannot be asked anything.
+        if not self.transport.is_closing():
+            super().shutdown()
         if self.transport.is_closing() and not self.transport.get_write_buffer_size():
             self.transport.abort()
 
