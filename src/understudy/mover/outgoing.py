@@ -125,8 +125,7 @@ class Outgoing:
                 raise TransferError(f"send disk {read.disk!r}", "the target proxy has finished another transfer",
                                     "run the job again")
             self.plan.finish()
-            if self._answers is not None:
-                self._answers.wake()  # nothing more is said there
+            self._stop_listening()
             raise AllArrived
         return connection, welcome
 
@@ -223,6 +222,14 @@ class Outgoing:
         with self._lock:
             self._durable_blocks += sum(_blocks(item, self._geometry.block_size) for item in items)
         self.plan.done(items)
+        if self.plan.finished:
+            # The acknowledgement may have come before the lane knew that it had sent the end; no other one comes.
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        """Nothing more is said on the connection of answers."""
+        if self._answers is not None:
+            self._answers.wake()
 
     def in_flight(self, count: int) -> None:
         """So many bytes more, or less, are not acknowledged."""
