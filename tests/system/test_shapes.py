@@ -224,7 +224,7 @@ def test_a_vm_that_is_off_and_on_and_off_is_followed_by_the_bitmap_in_its_image(
     assert_points_are(installation, "sleeper_replica", *instants)
 
 
-def test_two_proxies_send_the_same_content_with_every_codec(installation: Installation) -> None:
+def test_two_proxies_of_one_machine_send_the_same_content_and_compress_nothing(installation: Installation) -> None:
     lab = installation.lab
     vm = lab.create_vm(lab.alpha, "sent", data_disks=[DataDisk(16 * MIB)])
     vm.wait_agent()
@@ -245,8 +245,8 @@ def test_two_proxies_send_the_same_content_with_every_codec(installation: Instal
     installation.ok("replica", "verify", "sent_zstd")
     for runs in (first, second):
         wires = [sum(disk["wire_bytes"] for disk in runs[codec].task["disks"]) for codec in codecs]
-        assert wires[0] > wires[1] > 0
-        assert wires[0] > wires[2] >= wires[3] > 0
+        assert len(set(wires)) == 1
+        assert wires[0] > 0
         sent = {codec: [disk["sent_bytes"] for disk in run.task["disks"]] for codec, run in runs.items()}
         assert all(sent[codec] == sent["near"] for codec in codecs)
         assert [disk["wire_bytes"] for disk in runs["near"].task["disks"]] == [0, 0]

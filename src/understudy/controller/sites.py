@@ -140,7 +140,10 @@ class SiteBuilder:
         if wanted:
             return self.movers.get(wanted)
         target, proxies = catalog.get_host(self._database, host), catalog.list_proxies(self._database)
-        answering = target_proxies(target, proxies, lambda name: not self._reach.problem(name))
+        children = child_names(proxies)
+        answering = target_proxies(
+            target, proxies, lambda name: name in children or not self._reach.problem(name)
+        )
         return self.movers.get(answering[0].name)
 
     def _mover(self, name: str) -> MoverClient:
@@ -151,6 +154,11 @@ class SiteBuilder:
         self.rates.close()
         self.movers.close()
         self.platforms.close()
+
+
+def child_names(proxies: Sequence[Proxy]) -> frozenset[str]:
+    """The proxies that start when they are needed: to ask whether they answer would start them all."""
+    return frozenset(proxy.name for proxy in proxies if proxy.kind is ProxyKind.CHILD)
 
 
 class TaskResources:
@@ -207,7 +215,10 @@ class TaskResources:
             **{Resource(Kind.SNAPSHOT, place): source.max_snapshots for place in places},
             Resource(Kind.TRANSFER, datastore.name): datastore.max_transfers,
         })
-        routes = possible_routes(job, source, target, proxies, self._answers)
+        children = child_names(proxies)
+        routes = possible_routes(
+            job, source, target, proxies, lambda name: name in children or self._answers(name)
+        )
         return Claim(f"{job.source}/{vm.name}", places, datastore.name, routes)
 
     def _answers(self, name: str) -> bool:
