@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,8 @@ from understudy.errors import Cancelled, LinkLost
 from understudy.mover import link
 from understudy.mover.api import NbdSource
 from understudy.mover.frames import Frame, FrameType, unpack_durable
+from understudy.mover.lanes import Lane
+from understudy.mover.plan import Conclusion
 from understudy.storage import Buffer
 
 
@@ -192,6 +195,22 @@ def test_a_late_acknowledgement_is_for_no_other_connection(case: Case) -> None:
     case.relay.watch_there = case.relay.watch_back = all_of_it
     case.relay.cut("data")
     case.check()
+
+
+def test_the_last_acknowledgement_may_come_before_the_lane_has_noted_the_end(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else comes after it: nobody may wait for more."""
+    note = Lane._note
+
+    def late(lane: Lane, outstanding: Any) -> bool:
+        if isinstance(outstanding.item, Conclusion):
+            eventually(lambda: lane._durable >= outstanding.frames, "the acknowledgement of the end")
+            time.sleep(0.2)  # the listener looks whether all is done, and listens on
+        return note(lane, outstanding)
+
+    monkeypatch.setattr(Lane, "_note", late)
+    case.start(2).check()
 
 
 def test_a_cut_of_the_answers_alone_loses_nothing(case: Case) -> None:
