@@ -218,7 +218,7 @@ def held_by(runners: list[Runner]) -> dict[Resource, int]:
     return counts
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LIMITS, st.lists(st.tuples(CLAIMS, st.integers(1, 5)), min_size=1, max_size=25), st.randoms())
 def test_no_limit_is_ever_exceeded_and_every_task_ends(
     limits: dict[Resource, int], wanted: list[tuple[Claim, int]], chance: st.DataObject
@@ -241,7 +241,7 @@ def test_no_limit_is_ever_exceeded_and_every_task_ends(
     assert not any(books.used(item) for item in everything)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(LIMITS, CLAIMS, st.lists(st.tuples(CLAIMS, st.integers(1, 3)), min_size=1, max_size=12))
 def test_a_task_that_needs_much_begins_although_others_that_need_little_never_stop_coming(
     limits: dict[Resource, int], patient: Claim, stream: list[tuple[Claim, int]]

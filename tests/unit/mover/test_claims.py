@@ -29,13 +29,13 @@ Acts = list[tuple[bool, int, int]]
 
 
 @given(st.integers(1, 200_000), st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.floats(0, 1)), max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_set_of_blocks_is_what_its_model_is(blocks: int, acts: list[tuple[bool, float, float]]) -> None:
     _compare(blocks, [(add, int(at * (blocks - 1)), int(share * blocks)) for add, at, share in acts])
 
 
 @given(st.integers(1, 70), st.lists(st.tuples(st.booleans(), st.integers(0, 69), st.integers(0, 70)), max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_small_set_of_blocks_is_what_its_model_is(blocks: int, acts: Acts) -> None:
     _compare(blocks, [(add, min(first, blocks - 1), count) for add, first, count in acts])
 
@@ -78,7 +78,7 @@ class Below:
 DIGESTS = [ZERO_DIGEST, b"1" * 16, b"2" * 16]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.sampled_from([*DIGESTS, None]), st.sampled_from(["", "claimed", "unknown"]),
                        st.sampled_from(DIGESTS)), min_size=1, max_size=20),

@@ -56,7 +56,7 @@ def test_an_unfinished_file_is_refused(tmp_path: Path) -> None:
         DigestReader(tmp_path / "d")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, HEADER_BYTES + 101 * DIGEST_BYTES - 1), change=st.integers(1, 255))
 def test_one_changed_byte_is_noticed(tmp_path: Path, position: int, change: int) -> None:
     path = make(tmp_path / "d", DigestHeader("p1", 100 * MIB + 1, MIB), (0, 50, 100))

@@ -59,7 +59,7 @@ def disks(draw: st.DrawFn) -> tuple[int, set[int], set[int], int]:
     return size, spread(draw(runs)), spread(draw(runs)), draw(st.integers(0, 1 << 30))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(disks(), st.sampled_from(list(TransferMode)), st.booleans())
 def test_every_byte_is_planned_as_the_model_says(
     disk: tuple[int, set[int], set[int], int], mode: TransferMode, write_zeros: bool
@@ -243,7 +243,7 @@ class Kept(NothingKnown):
         return merge([part for part in found if part.start < run.end and run.start < part.end])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(disks(), st.sampled_from(list(TransferMode)), st.booleans(), st.sets(st.integers(0, 5)))
 def test_what_the_layer_has_already_is_looked_at_whole(
     disk: tuple[int, set[int], set[int], int], mode: TransferMode, chained: bool, kept: set[int]

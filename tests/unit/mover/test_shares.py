@@ -98,7 +98,7 @@ def most_in_a_window(sent: list[tuple[float, int]], allowed: Callable[[float, fl
     return worst
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sampled_from([2 * KIB, 64 * KIB, 1_000_000, MBIT_100]), st.integers(1, 4), st.integers(1, 4), st.booleans(),
     st.integers(0, 1 << 30),
@@ -119,7 +119,7 @@ def test_no_ten_seconds_ever_hold_three_per_cent_too_much(
     assert most_in_a_window(world.all_sent(*flows), lambda start, end: rate * (end - start)) <= TOLERANCE
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.sampled_from([64 * KIB, 512 * KIB, 3_000_000]), min_size=2, max_size=8), st.integers(0, 1 << 30))
 def test_it_holds_while_rates_change(rates: list[int], seed: int) -> None:
     world = World(late_s=0.02, seed=seed)

@@ -16,7 +16,7 @@ from understudy.storage.qcow2.journal import Journal, JournalHeader, Recorded, r
 
 SIZE = 40 * ENTRIES_PER_TABLE * CLUSTER + 512
 HEADER = JournalHeader("p1", SIZE, "vda-p0.qcow2", "job ü 1")
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 State = tuple[int, dict[int, int], tuple[Extent, ...]]
 

@@ -21,7 +21,7 @@ from understudy.units import GIB, KIB, MIB
 
 from .replica_lab import assert_clean, content, qemu, random_data, scribble
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_no_record_is_no_replica_and_no_datastore_is_said(place: Place, tmp_path
         load_record(Place(tmp_path / "gone" / "web", "web"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(position=st.integers(0, len(DOCUMENT) - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_never_gives_another_record(position: int, bit: int) -> None:
     damaged = bytearray(DOCUMENT)
@@ -77,14 +77,14 @@ def test_a_flipped_bit_never_gives_another_record(position: int, bit: int) -> No
     _believe_only(bytes(damaged))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(length=st.integers(0, len(DOCUMENT) - 2))
 def test_a_cut_document_is_an_error(length: int) -> None:
     with pytest.raises(ReplicaError):
         parse_record("replica 'web'", DOCUMENT[:length])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
 def test_any_other_bytes_are_an_error(data: bytes) -> None:
     with pytest.raises(ReplicaError):
@@ -134,7 +134,7 @@ ANY = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=Fal
                 st.text(st.characters(), max_size=8), st.just([]), st.just({}), st.just("../x"), st.just("vda-1.qcow2"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(path=st.sampled_from([path for path in _paths(PLAIN) if path]), value=ANY)
 def test_a_hand_made_value_with_a_right_checksum_is_an_error_or_the_value_itself(
         path: tuple[str | int, ...], value: Any) -> None:
@@ -153,7 +153,7 @@ def test_a_hand_made_value_with_a_right_checksum_is_an_error_or_the_value_itself
     assert again == document
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(path=st.sampled_from([path for path in _paths(PLAIN) if path and isinstance(path[-1], str)
                              and "versions" not in path[:-1]]))
 def test_a_missing_field_and_an_unknown_one_are_errors(path: tuple[str | int, ...]) -> None:

@@ -21,7 +21,7 @@ from understudy.storage.qcow2.reopen import Reopened, reopen
 from .power import Power, PowerCut
 from .replica_lab import assert_clean, content, qemu, random_data
 
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Story:

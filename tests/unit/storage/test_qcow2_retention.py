@@ -42,7 +42,7 @@ def random_point(lab: Lab, rng: random.Random, number: int) -> None:
     lab.add_point(rng, f"p{number:04}", sizes, full)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_every_point_keeps_its_content_through_random_histories(
         tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
