@@ -122,6 +122,7 @@ class Lane:
             except LinkLost:
                 if self.connection is None:
                     raise  # patience is at its end
+                self._outgoing.lost()
                 self._lose()
             else:
                 break
@@ -176,6 +177,8 @@ class Lane:
             lost = list(self._outstanding)
             self._outstanding.clear()
             self._epoch += 1  # a late acknowledgement is not for what comes
+        if lost:
+            self._outgoing.lost()
         self._outgoing.in_flight(-sum(item.sent for item in lost))
         self._outgoing.plan.give_back([outstanding.item for outstanding in lost])
 

@@ -38,6 +38,7 @@ class Link:
         self._patience_s = patience_s
         self._meter = meter
         self._reached = False
+        self._fruitless_since: float | None = None
         self._changed = threading.Condition()
 
     def redirect(self, target: TargetAddress) -> None:
@@ -46,13 +47,26 @@ class Link:
             self._target = target
             self._changed.notify_all()
 
+    def lost(self) -> None:
+        """A connection is lost with what was under way on it."""
+        with self._changed:
+            if self._fruitless_since is None:
+                self._fruitless_since = time.monotonic()
+
+    def arrived(self) -> None:
+        """Something was acknowledged: what is lost from now on is another matter."""
+        with self._changed:
+            self._fruitless_since = None
+
     def connect(self, check: Callable[[], None], hello: Hello) -> tuple[Connection, Hello]:
         """A connection whose ``hello`` was welcomed, and the welcome; tries again until patience is at its end.
 
         :param check: called between tries; ends them by raising.
-        :raises LinkLost: if none could be made for so long.
+        :raises LinkLost: if none could be made for so long, or if for so long all that were made were lost before
+            anything arrived.
         :raises UnderstudyError: why the other side, or its certificate, was refused.
         """
+        self._check_fruitless()
         began = time.monotonic()
         while True:
             check()
@@ -75,6 +89,17 @@ class Link:
         except BaseException:
             connection.close()
             raise
+
+    def _check_fruitless(self) -> None:
+        with self._changed:
+            target, since = self._target, self._fruitless_since
+            fruitless_s = 0.0 if since is None else time.monotonic() - since
+            if fruitless_s <= self._patience_s:  # at once the first time, then with pauses that grow
+                self._changed.wait_for(lambda: self._target is not target, min(fruitless_s, RETRY_S))
+        if fruitless_s > self._patience_s:
+            raise LinkLost(f"send to the target proxy at {target.address}",
+                           f"connections are made and lost, and nothing has arrived for {fruitless_s:.0f} s",
+                           "check the network between the proxies: firewalls, and whether large packets pass")
 
     def _wait(self, target: TargetAddress, waited_s: float, why: LinkLost | NotFound) -> None:
         patience_s = self._patience_s if self._reached else min(self._patience_s, FIRST_PATIENCE_S)

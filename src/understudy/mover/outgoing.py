@@ -150,8 +150,10 @@ class Outgoing:
                 self._hear_claims(connection, claims, keep)
             except LinkLost:
                 connection.close()
+                self._link.lost()
                 self.check()
             else:
+                self._link.arrived()
                 connection.about(self._geometry)
                 return
 
@@ -199,6 +201,8 @@ class Outgoing:
                     raise  # patience is at its end
                 self._answers.close()
                 self._answers = None
+                if self._unacknowledged:
+                    self.lost()
                 self.check()
                 continue
             verify(frame, payload)
@@ -221,10 +225,16 @@ class Outgoing:
         """These items were sent and are durable at the target."""
         with self._lock:
             self._durable_blocks += sum(_blocks(item, self._geometry.block_size) for item in items)
+        if items:
+            self._link.arrived()
         self.plan.done(items)
         if self.plan.finished:
             # The acknowledgement may have come before the lane knew that it had sent the end; no other one comes.
             self._stop_listening()
+
+    def lost(self) -> None:
+        """A connection is lost with what was under way on it."""
+        self._link.lost()
 
     def _stop_listening(self) -> None:
         """Nothing more is said on the connection of answers."""

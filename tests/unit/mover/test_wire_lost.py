@@ -30,12 +30,14 @@ from tests.unit.mover.wire_lab import (
     receiving,
 )
 from understudy.errors import Cancelled, LinkLost
-from understudy.mover import link
+from understudy.mover import link, outgoing
 from understudy.mover.api import NbdSource
 from understudy.mover.frames import Frame, FrameType, unpack_durable
 from understudy.mover.lanes import Lane
 from understudy.mover.plan import Conclusion
 from understudy.storage import Buffer
+
+CONTENT = {FrameType.DATA, FrameType.ZERO, FrameType.DIGEST, FrameType.END}
 
 
 class Case:
@@ -413,6 +415,28 @@ def test_a_source_that_never_reached_the_target_fails_sooner(
     case.sender.patience_s = 600.0
     assert_error(case.start().sender.side.end(5), LinkLost, "no connection for 0 s")
     case.receipt.stop()
+
+
+def test_connections_that_are_made_but_bring_nothing_are_not_made_for_ever(case: Case) -> None:
+    """As a firewall does, or a line on which only small packets pass."""
+    case.relay.watch_there = lambda _relay, _passage, frame, _payload: 0 if frame.type in CONTENT else None
+    case.sender.patience_s = 1.5
+    assert_error(case.start().sender.side.end(20), LinkLost, "nothing has arrived for")
+    pauses = case.sender.patience_s / link.RETRY_S
+    assert len(case.relay.of("data")) < 2 * pauses + 40, "it must not hammer the target"
+    case.receipt.stop()
+    assert not case.layer.finished
+
+
+def test_a_source_that_never_hears_what_is_durable_fails_when_its_patience_ends(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing, "WINDOW", BLOCK)
+    case.relay.watch_back = lambda _relay, _passage, frame, _payload: 0 if frame.type is FrameType.ACKNOWLEDGE else None
+    case.sender.patience_s = 1.5
+    assert_error(case.start().sender.side.end(20), LinkLost, "nothing has arrived for")
+    case.receipt.stop()
+    assert not case.layer.finished
 
 
 def test_a_target_that_is_never_visited_fails_when_its_patience_ends(tmp_path: Path, target: Target) -> None:
