@@ -235,7 +235,7 @@ def test_no_more_disks_are_written_to_a_datastore_than_it_allows(site: Database,
 def test_a_proxy_that_does_not_answer_is_passed_over_with_a_warning_and_not_asked_all_the_time(
     site: Database, tmp_path: Path
 ) -> None:
-    catalog.add_proxy(site, Proxy("near", "prod", 1))
+    catalog.add_proxy(site, Proxy("near", "prod", 1, ProxyKind.SERVICE))
     maker, job, rows = builder(site, tmp_path), get_job(site, "nightly"), rows_of(site)
     mover(maker, "near").problem = "no route"
     place = maker.build(job, rows)
@@ -247,13 +247,24 @@ def test_a_proxy_that_does_not_answer_is_passed_over_with_a_warning_and_not_aske
 
 
 def test_a_datastore_is_reached_by_the_first_proxy_that_answers(site: Database, tmp_path: Path) -> None:
-    catalog.add_proxy(site, Proxy("far", "dr", 1))
+    catalog.add_proxy(site, Proxy("far", "dr", 1, ProxyKind.SERVICE))
     maker = builder(site, tmp_path)
     assert mover_name(maker.mover_at("dr")) == "far"
     maker = builder(site, tmp_path)
     mover(maker, "far").problem = "no route"
     assert mover_name(maker.mover_at("dr")) == "local"
     assert mover_name(maker.mover_at("dr", "far")) == "far"
+
+
+def test_a_child_is_not_started_only_to_ask_whether_it_answers(site: Database, tmp_path: Path) -> None:
+    catalog.add_proxy(site, Proxy("near", "prod", 1))
+    catalog.add_proxy(site, Proxy("spare", "prod", 1))
+    maker, job = builder(site, tmp_path), get_job(site, "nightly")
+    with reserve(maker.build(job, rows_of(site)), job, vm("db")) as lease:
+        assert lease.source_proxy.name == "near"
+    assert mover_name(maker.mover_at("dr")) == "local"
+    assert set(cast("Movers", maker.movers)) == {"near", "local"}
+    assert all(answer.asked == 0 for answer in cast("Movers", maker.movers).values())
 
 
 def mover_name(client: MoverClient) -> str:
