@@ -34,10 +34,13 @@ def _show_demo(sessions: tuple[dict[str, Any], ...]) -> None:
     from understudy.units import format_seconds, format_size
 
     titles = ("Session", "Disk", "Mode", "Size", "Read", "Sent", "Reduction", "Time", "Frozen")
+    def sent(disk: dict[str, Any]) -> int:
+        return int(disk["wire_bytes"] or disk["sent_bytes"])
+
     rows = [
         (
             str(session["id"]), disk["name"], disk["mode"], format_size(disk["size"]), format_size(disk["read_bytes"]),
-            format_size(disk["sent_bytes"]), f"{disk['read_bytes'] / max(disk['sent_bytes'], 1):.1f}x",
+            format_size(sent(disk)), f"{disk['read_bytes'] / max(sent(disk), 1):.1f}x",
             format_seconds(disk["seconds"]), f"{task['frozen_ms']:.0f} ms" if task["frozen_ms"] is not None else "-",
         )
         for session in sessions

@@ -51,7 +51,6 @@ class DiskTransfer:
         self._heard_at = time.monotonic()
         self._earlier = self.report
         self._samples: deque[tuple[float, int]] = deque()
-        self.busy: dict[str, float] = {}
 
     # --- begin --------------------------------------------------------------------------------------------------------
 
@@ -224,8 +223,7 @@ class DiskTransfer:
             near, far = self._last_words(near, far)
             self._raise_failure(near, far)
         self._raise_failure(near)
-        self.busy = dict(near.progress.busy or {})
-        found = shares(self.busy, (far.progress.busy or {}) if far is not None else {})
+        found = shares(near.progress.busy or {}, (far.progress.busy or {}) if far is not None else {})
         self.ended = near.state is not api.WorkState.RUNNING and (
             far is None or far.state is not api.WorkState.RUNNING
         )

@@ -23,17 +23,9 @@ from understudy.replication.site import Lease, Site
 _POLL_S = 0.1
 
 
-@dataclass(frozen=True)
-class Transferred:
-    """A disk transfer that succeeded, with the busy seconds of the source side's parts."""
-
-    report: DiskReport
-    busy: dict[str, float]
-
-
-def send_seconds(transfers: Sequence[Transferred]) -> float:
-    """Seconds in which sending waited, over all disks."""
-    return sum(transfer.busy.get("network", 0.0) for transfer in transfers)
+def send_seconds(reports: Sequence[DiskReport]) -> float:
+    """How long the disks, which are sent at the same time, spent on the network: the longest of them."""
+    return max((report.seconds * report.busy.get("network", 0.0) for report in reports), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Copying:
     note: Callable[[Mapping[str, Works]], None]
 
 
-def copy_disks(ctx: Context, site: Site, copying: Copying, lease: Lease) -> tuple[Transferred, ...]:
+def copy_disks(ctx: Context, site: Site, copying: Copying, lease: Lease) -> tuple[DiskReport, ...]:
     """Transfer every disk, as many at a time as the lease gives; returns when all are durable on the target.
 
     :raises UnderstudyError: of the first disk that fails, after all others were stopped.
@@ -160,9 +152,9 @@ class _Transfers:
         for plan in self._waiting:
             stop_works(ctx, self._site, plan.name, self._copying.held.works.get(plan.name, Works()))
 
-    def outcome(self) -> tuple[Transferred, ...]:
+    def outcome(self) -> tuple[DiskReport, ...]:
         """What each disk's transfer did."""
-        return tuple(Transferred(transfer.report, transfer.busy) for transfer in self._done)
+        return tuple(transfer.report for transfer in self._done)
 
 
 class _Exports:

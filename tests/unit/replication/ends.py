@@ -20,7 +20,7 @@ from understudy.mover.work import error_fields
 from understudy.replication.draft import HeldDraft
 from understudy.replication.held import HeldTask, TransferSpec, Works
 from understudy.replication.site import Lease, Site
-from understudy.replication.transfer import Copying, Transferred, copy_disks
+from understudy.replication.transfer import Copying, copy_disks
 
 SPEC = TransferSpec(Job("1", "nightly", "a", "b", "ds", ("web",)), "replica-1", "p0", "p1")
 REQUEST = SnapshotRequest(Tag("1", "uuid-1", 7), ("vda",), (), "", "", (), "/scratch")
@@ -273,14 +273,14 @@ class Copy:
             self.works,
         )  # fmt: skip
 
-    def run(self) -> tuple[Transferred, ...]:
+    def run(self) -> tuple[DiskReport, ...]:
         site = cast("Site", self.ends)
         self.draft = HeldDraft(site, BEGIN, "draft-1")
         copying = Copying(self.held, self.draft, lambda works: self.noted.append(dict(works)))
         return copy_disks(self.ctx, site, copying, self.slots.lease(self.ends))
 
 
-def copy(ends: Ends, *names: str, parallel: int = 8, ctx: Context | None = None) -> tuple[Transferred, ...]:
+def copy(ends: Ends, *names: str, parallel: int = 8, ctx: Context | None = None) -> tuple[DiskReport, ...]:
     """Copy disks that the platform serves; also proves that every slot that was taken is given back once."""
     slots = Slots(parallel)
     run = Copy(ends, tuple(plan(name) for name in names), slots=slots, ctx=ctx or Context())

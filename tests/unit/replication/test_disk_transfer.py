@@ -155,7 +155,7 @@ def test_a_disk_that_was_done_comes_again_when_the_draft_was_opened_again() -> N
     ends = restarting("target", "vda", "vdb")
     ends.source_mover.scripts["vda"], ends.target_mover.scripts["vda"] = [done()], [done()]
     reports = copy(ends, "vda", "vdb")
-    assert sorted(item.report.name for item in reports) == ["vda", "vdb"]
+    assert sorted(item.name for item in reports) == ["vda", "vdb"]
     assert [item.disk for item in ends.target_mover.of(api.ReceiveDisk)] == ["vda", "vdb", "vdb", "vda"]
     assert tickets(ends.source_mover) == ["ticket-far-vda", "ticket-far-vdb", "ticket-far-vda-2"]
     # It is sent under the rate limits of its proxies, as before.
@@ -189,7 +189,7 @@ def test_a_service_that_does_not_answer_is_waited_for_and_that_is_said(end: str)
     mover.problems[api.WorkQuery] = [None, *[SILENT] * 3]
     (copied,) = copy(ends, "vda")
     assert ends.journal.waits("vda") == ["", "proxy at far: connection refused, since 0 s", ""]
-    assert copied.report.waiting == ""
+    assert copied.waiting == ""
     assert all(report.rate == 0 for report, _ in ends.journal.reports if report.waiting)
 
 
@@ -329,7 +329,7 @@ def test_the_report_tells_how_the_disk_is_reached() -> None:
     ends = two_services({}, {})
     ends.transport = TransportMode.NETWORK
     (copied,) = copy(ends, "vda")
-    assert copied.report.transport is TransportMode.NETWORK
+    assert copied.transport is TransportMode.NETWORK
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------
@@ -497,8 +497,8 @@ def test_what_an_earlier_session_brought_and_lost_lines_are_told() -> None:
         {"vda": [running(waiting="the datastore is slow"), done(busy={"target": 3.0, "network": 1.0})]},
     )  # fmt: skip
     (copied,) = copy(ends, "vda")
-    assert (copied.report.resumed_bytes, copied.report.reconnects) == (7, 3)
-    assert copied.report.busy == {
+    assert (copied.resumed_bytes, copied.reconnects) == (7, 3)
+    assert copied.busy == {
         "source": 0.5, "source_proxy": 0, "network": 0, "target_proxy": 0, "target": 0.5,
     }  # fmt: skip
     assert ends.journal.waits("vda") == ["the datastore is slow", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,7 @@ LOST = TransferError("receive disk", "connection lost")
 def test_every_disk_is_copied_and_told_with_what_was_done() -> None:
     status = done(read=5, sent=4, wire=3, zero=2, processed=1000, busy={"source": 1.0, "target": 3.0})
     ends = one_end(vda=[running(processed=10), status])
-    reports = {item.report.name: item.report for item in copy(ends, "vda", "vdb")}
+    reports = {item.name: item for item in copy(ends, "vda", "vdb")}
     assert set(reports) == {"vda", "vdb"}
     vda = reports["vda"]
     assert (vda.read_bytes, vda.sent_bytes, vda.wire_bytes, vda.zero_bytes, vda.processed_bytes) == (5, 4, 3, 2, 1000)
@@ -70,9 +71,10 @@ def test_a_disk_ends_when_both_of_its_ends_have() -> None:
     ends = two_ends({"vda": [done(busy={"network": 2.0})]}, {"vda": far})
     (report,) = copy(ends, "vda")
     assert len(ends.target_mover.of(api.WorkQuery)) == 3
-    assert report.busy == {"network": 2.0}
-    assert report.report.busy["network"] == 1.0
-    assert send_seconds([report, report]) == 4.0
+    assert report.busy["network"] == 1.0
+    slower = replace(report, seconds=3.0)
+    assert send_seconds([replace(report, seconds=1.0), slower]) == 3.0
+    assert send_seconds([replace(slower, busy={"network": 0.25, "source": 0.75})]) == 0.75
     # The source end was done: it is the target end that is waited for, not asked without a pause.
     assert all(query.wait_s > 0 for query in ends.target_mover.of(api.WorkQuery))
 
