@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from understudy.context import Context
-from understudy.errors import LinkLost, MoverError, NotFound, Refused, UnderstudyError, from_fields
+from understudy.errors import LinkLost, MoverError, NotFound, Refused, TransferError, UnderstudyError, from_fields
 from understudy.model.job import Compression, ProxyKind
 from understudy.model.session import DiskReport
 from understudy.model.transfer import DiskPlan
@@ -22,6 +22,8 @@ from understudy.replication.site import Site
 # How long the other end of a lost connection may take to say why it went.
 _LAST_WORDS_S = 3.0
 _RATE_WINDOW_S = 10.0
+# Of a failure that an end may only have suffered because the other end failed.
+_LOST_THE_OTHER = (TransferError.code, LinkLost.code)
 
 
 class DiskTransfer:
@@ -80,13 +82,13 @@ class DiskTransfer:
             self._generation = self._draft.generation
         if not self._site.same_mover and not self.works.target:
             self._begin_target()
+        if self._redirect and self.works.source:
+            self._redirect_source()
         if not self.works.source:
             # What the source sides before it did counts too.
             self._earlier = self.report
             self.works = replace(self.works, source=self._begin_source())
-            self._redirect = False
-        elif self._redirect:
-            self._redirect_source()
+        self._redirect = False
 
     def _begin_target(self) -> None:
         job = self._spec.job
@@ -102,10 +104,8 @@ class DiskTransfer:
         request = api.RedirectSend(self.works.source, self._address())
         try:
             self._site.source_mover.call(request, api.Nothing)
-        except NotFound:  # it ended since it was last looked at
-            self.works = replace(self.works, source="")
-            self.works = replace(self.works, source=self._begin_source())
-        self._redirect = False
+        except NotFound:  # its proxy was restarted since it was last looked at
+            self._forget_ended_source(None)
 
     def _begin_source(self) -> str:
         plan, spec, job = self.plan, self._spec, self._spec.job
@@ -261,7 +261,7 @@ class DiskTransfer:
         """Raise what made the transfer fail: of two failed ends the one that did not merely lose the other."""
         errors = [status.error for status in statuses if status.error is not None]
         if errors:
-            cause = next((error for error in errors if error.code not in ("transfer", LinkLost.code)), errors[0])
+            cause = next((error for error in errors if error.code not in _LOST_THE_OTHER), errors[0])
             # A proxy knows the other one by its address only.
             what = self._what if cause.code == LinkLost.code else cause.what
             raise from_fields(cause.code, what, cause.why, cause.todo)
@@ -287,4 +287,4 @@ def stop_works(ctx: Context, site: Site, disk: str, works: Works) -> None:
 
 
 def _lost_the_other(end: api.WorkStatus) -> bool:
-    return end.error is not None and end.error.code in ("transfer", LinkLost.code)
+    return end.error is not None and end.error.code in _LOST_THE_OTHER
