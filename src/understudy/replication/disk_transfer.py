@@ -104,8 +104,9 @@ class DiskTransfer:
         request = api.RedirectSend(self.works.source, self._address())
         try:
             self._site.source_mover.call(request, api.Nothing)
-        except NotFound:  # its proxy was restarted since it was last looked at
-            self._forget_ended_source(None)
+        except NotFound:  # it ended since it was last looked at, by itself or with its proxy
+            self._forget_ended_source(self._ask(self._site.source_mover, self.works.source, 0.0))
+            self.works = replace(self.works, source="")  # what says that it runs has not yet said that it ended
 
     def _begin_source(self) -> str:
         plan, spec, job = self.plan, self._spec, self._spec.job

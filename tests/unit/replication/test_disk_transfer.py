@@ -117,6 +117,23 @@ def test_a_source_side_that_ends_just_when_it_is_to_be_redirected_is_begun_again
     assert len(ends.source_mover.of(api.RedirectSend)) == 1
 
 
+def test_a_source_that_restarts_just_when_it_is_to_be_redirected_is_told_its_limits_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = restarting("target", "vda")
+    mover, call = ends.source_mover, ends.source_mover.call
+
+    def restarts_first(request: object, response_type: type) -> object:
+        if isinstance(request, api.RedirectSend):
+            mover.restart()
+        return call(request, response_type)
+
+    monkeypatch.setattr(mover, "call", restarts_first)
+    copy(ends, "vda")
+    assert tickets(mover) == ["ticket-far-vda", "ticket-far-vda-2"]
+    assert ends.resources.restarts == ["near"]
+
+
 def test_a_restarted_source_sends_again_with_the_same_ticket() -> None:
     ends = restarting("source", "vda")
     run = Copy(ends, (plan("vda"),))
