@@ -30,7 +30,7 @@ def datastore() -> None:
               help=TRANSFERS_HELP)  # fmt: skip
 @pass_app
 def add(app: App, name: str, host: str, path: str, kind: str, max_transfers: int) -> None:
-    """Add datastore NAME. JSON: {name, host, kind, path, max_transfers}."""
+    """Add datastore NAME. JSON: {name, host, kind, path, max_transfers, marker}."""
     added = catalog.add_datastore(app.database, Datastore(name, host, kind, path, max_transfers))
     answer_line(app, asdict(added), f"Datastore {name} added.")
 
@@ -40,7 +40,7 @@ def add(app: App, name: str, host: str, path: str, kind: str, max_transfers: int
 @click.option("--max-transfers", type=click.IntRange(0, catalog.MAX_LIMIT), required=True, help=TRANSFERS_HELP)
 @pass_app
 def set_(app: App, name: str, max_transfers: int) -> None:
-    """Change datastore NAME; waiting tasks heed it. JSON: {name, host, kind, path, max_transfers}."""
+    """Change datastore NAME; waiting tasks heed it. JSON: {name, host, kind, path, max_transfers, marker}."""
     changed = catalog.change_datastore(app.database, name, max_transfers=max_transfers)
     answer_line(app, asdict(changed), f"Datastore {name} changed.")
 
@@ -48,7 +48,7 @@ def set_(app: App, name: str, max_transfers: int) -> None:
 @datastore.command("list")
 @pass_app
 def list_(app: App) -> None:
-    """List datastores. JSON: [{name, host, kind, path, max_transfers}]."""
+    """List datastores. JSON: [{name, host, kind, path, max_transfers, marker}]."""
     datastores = [asdict(item) for item in catalog.list_datastores(app.database)]
     columns = {"Datastore": "name", "Host": "host", "Kind": "kind", "Path": "path", "Transfers": "max_transfers"}
     answer_table(app, datastores, columns, "No datastores. Add one: understudy datastore add NAME --host H --path DIR")

@@ -39,7 +39,8 @@ def show(app: App, session_id: int) -> None:
     consistency, frozen_ms, error, warnings, steps: [{name, state, seconds}],
     disks: [{name, mode, reason, size, read_bytes, sent_bytes, wire_bytes,
     zero_bytes, seconds, bottleneck, transport, busy: {PART: SHARE}, rate, eta_s,
-    processed_bytes, resumed_bytes, reconnects, waiting}]}]}.
+    processed_bytes, resumed_bytes, reconnects, waiting, checked_blocks,
+    mismatched_blocks}]}]}.
 
     `rate` is in bytes of the disk a second, of late. `busy` are the shares of source,
     source_proxy, network, target_proxy, target in the time; they add up to 1.

@@ -116,6 +116,8 @@ def _disk_shape(disk: DiskReport) -> Shape:
         "resumed_bytes": disk.resumed_bytes,
         "reconnects": disk.reconnects,
         "waiting": disk.waiting,
+        "checked_blocks": disk.checked_blocks,
+        "mismatched_blocks": disk.mismatched_blocks,
     }
 
 

@@ -138,7 +138,7 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
         if twin is not None:
             raise Refused(what, f"datastore {twin!r} is the same directory", "use that one, or choose another path")
         row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path,
-                           max_transfers=datastore.max_transfers)
+                           max_transfers=datastore.max_transfers, marker=datastore.marker)
         session.add(row)
         return _datastore(row)
 
@@ -297,7 +297,7 @@ def _host(row: HostRow) -> Host:
 
 
 def _datastore(row: DatastoreRow) -> Datastore:
-    return Datastore(row.name, row.host, row.kind, row.path, row.max_transfers)
+    return Datastore(row.name, row.host, row.kind, row.path, row.max_transfers, row.marker)
 
 
 def proxy_value(row: ProxyRow) -> Proxy:

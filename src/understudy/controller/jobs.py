@@ -117,6 +117,9 @@ def job_value(row: JobRow) -> Job:
         enabled=row.enabled,
         connections=row.connections,
         patience_s=row.patience_s,
+        other_sources=tuple(row.other_sources),
+        verify_every_s=row.verify_every_s,
+        verify_rate=row.verify_rate,
     )
 
 
@@ -138,6 +141,9 @@ def _row(job: Job) -> JobRow:
         enabled=job.enabled,
         connections=job.connections,
         patience_s=job.patience_s,
+        other_sources=list(job.other_sources),
+        verify_every_s=job.verify_every_s,
+        verify_rate=job.verify_rate,
         vms=[JobVmRow(vm=vm, position=position) for position, vm in enumerate(job.vms)],
         excluded_disks=[
             ExcludedDiskRow(vm=vm, disk=disk, position=position)

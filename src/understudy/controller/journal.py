@@ -177,6 +177,7 @@ def update_disk(database: Database, task_id: int, report: DiskReport) -> None:
         row.wire_bytes, row.zero_bytes = report.wire_bytes, report.zero_bytes
         row.transport, row.busy, row.rate = report.transport.value, report.busy, report.rate
         row.resumed_bytes, row.reconnects, row.waiting = report.resumed_bytes, report.reconnects, report.waiting
+        row.checked_blocks, row.mismatched_blocks = report.checked_blocks, report.mismatched_blocks
 
 
 def store_warnings(database: Database, task_id: int, warnings: tuple[str, ...]) -> None:

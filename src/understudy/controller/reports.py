@@ -91,4 +91,6 @@ def _disk(row: DiskTransferRow) -> DiskReport:
         resumed_bytes=row.resumed_bytes,
         reconnects=row.reconnects,
         waiting=row.waiting,
+        checked_blocks=row.checked_blocks,
+        mismatched_blocks=row.mismatched_blocks,
     )

@@ -72,6 +72,7 @@ class DatastoreRow(Base):
     kind: Mapped[str] = mapped_column(Word)
     path: Mapped[str] = mapped_column(String(2000))
     max_transfers: Mapped[int]
+    marker: Mapped[str] = mapped_column(Uuid)
 
 
 class ProxyRow(Base):
@@ -143,6 +144,9 @@ class JobRow(Base):
     enabled: Mapped[bool]
     connections: Mapped[int]
     patience_s: Mapped[int]
+    other_sources: Mapped[list[str]] = mapped_column(JSON)
+    verify_every_s: Mapped[int]
+    verify_rate: Mapped[int] = mapped_column(BigInteger)
 
     vms: Mapped[list[JobVmRow]] = relationship(cascade=CHILDREN, order_by="JobVmRow.position", lazy="selectin")
     excluded_disks: Mapped[list[ExcludedDiskRow]] = relationship(
@@ -268,6 +272,8 @@ class DiskTransferRow(Base):
     resumed_bytes: Mapped[int] = mapped_column(BigInteger)
     reconnects: Mapped[int]
     waiting: Mapped[str] = mapped_column(String)
+    checked_blocks: Mapped[int] = mapped_column(BigInteger)
+    mismatched_blocks: Mapped[int] = mapped_column(BigInteger)
 
 
 class ReplicaRow(Base):

@@ -68,6 +68,7 @@ class Datastore:
     """A place for replicas: a directory ``path`` on ``host``.
 
     :ivar max_transfers: disks that may be written at the same time; 0 for no limit but the task slots.
+    :ivar marker: what its marker file says, which is how an unmounted datastore is noticed; empty until it is known.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Datastore:
     kind: str
     path: str
     max_transfers: int = 0
+    marker: str = ""
 
 
 class ProxyKind(enum.StrEnum):
@@ -112,6 +114,9 @@ class Job:
     :ivar excluded_disks: ``(vm, disk)`` pairs that are not replicated.
     :ivar connections: transfer connections for each disk between two proxies.
     :ivar patience_s: how long a transfer waits for a lost connection to come back, in seconds.
+    :ivar other_sources: hosts where its VMs may be as well, for example after a migration.
+    :ivar verify_every_s: seconds after which a restore point is to be verified again; 0: only when asked.
+    :ivar verify_rate: bytes a second that verifying may read from the datastore; 0 for no limit.
     """
 
     id: str
@@ -132,3 +137,6 @@ class Job:
     enabled: bool = True
     connections: int = DEFAULT_CONNECTIONS
     patience_s: int = DEFAULT_PATIENCE_S
+    other_sources: tuple[str, ...] = ()
+    verify_every_s: int = 0
+    verify_rate: int = 0

@@ -71,6 +71,8 @@ class DiskReport:
     :ivar resumed_bytes: bytes that did not travel because an earlier, failed session had brought them already.
     :ivar reconnects: how often a connection was lost and made again.
     :ivar waiting: why the disk does not go on, empty while it does.
+    :ivar checked_blocks: blocks that tracking calls unchanged and that were compared with their digests all the same.
+    :ivar mismatched_blocks: those of them that had changed.
     """
 
     name: str
@@ -90,6 +92,8 @@ class DiskReport:
     resumed_bytes: int = 0
     reconnects: int = 0
     waiting: str = ""
+    checked_blocks: int = 0
+    mismatched_blocks: int = 0
 
     @property
     def eta_s(self) -> float | None:

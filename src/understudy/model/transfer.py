@@ -35,7 +35,9 @@ class Reason(enum.StrEnum):
     BLOCK_SIZE_CHANGED = "block_size_changed"
     REPLICA_CHANGED = "replica_changed"
     SOURCE_REPLACED = "source_replaced"
+    SOURCE_ROLLED_BACK = "source_rolled_back"
     SNAPSHOT_LEFT = "snapshot_left"
+    CBT_MISMATCH = "cbt_mismatch"
     FORCED = "forced"
 
 

@@ -17,6 +17,7 @@ class Counters:
     :ivar processed: bytes of the disk that are dealt with, unchanged and skipped ones included.
     :ivar zero: bytes found to be zero, which did not travel as data.
     :ivar saved: bytes that an earlier attempt had brought already.
+    :ivar checked, mismatched: blocks that tracking calls unchanged, compared all the same; and those that had changed.
     :ivar network: at the source side, time in which sending waited; at the target side, time without anything to do.
     """
 
@@ -27,6 +28,8 @@ class Counters:
     zero: int = 0
     saved: int = 0
     reconnects: int = 0
+    checked: int = 0
+    mismatched: int = 0
     source: float = 0.0
     source_proxy: float = 0.0
     network: float = 0.0
@@ -74,4 +77,4 @@ class Meter:
         sums = self.sums()
         busy = {part: round(getattr(sums, part), 4) for part in BUSY}
         return Progress(self.total, sums.processed, sums.read, sums.sent, sums.wire, sums.zero, busy, sums.saved,
-                        sums.reconnects, self.waiting)
+                        sums.reconnects, self.waiting, sums.checked, sums.mismatched)

@@ -48,7 +48,7 @@ VM = Vm(
 FACTS = HostFacts("kvm1.example", "9.0.0", "7.2.22", 16, 64 * GIB, (64055, 64055))
 DISK = DiskReport("vda", TransferMode.INCREMENTAL, Reason.NONE, 10 * GIB, 8 * MIB, 6 * MIB, 2 * MIB, 512 * KIB,
                   10 * GIB, 1.5, "network", TransportMode.NETWORK, {"source": 0.25, "network": 0.75},
-                  resumed_bytes=3 * GIB, reconnects=2)  # fmt: skip
+                  resumed_bytes=3 * GIB, reconnects=2, checked_blocks=16)  # fmt: skip
 
 
 def point(number: int) -> RestorePoint:

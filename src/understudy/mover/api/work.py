@@ -45,6 +45,8 @@ class Progress:
     :ivar saved: bytes that an earlier attempt had brought already and that did not travel again.
     :ivar reconnects: connections that were lost and made again.
     :ivar waiting: why nothing moves, empty while it does.
+    :ivar checked: blocks that tracking calls unchanged and that were compared with their digests all the same.
+    :ivar mismatched: those of them that had changed.
     """
 
     total: int = 0
@@ -57,6 +59,8 @@ class Progress:
     saved: int = 0
     reconnects: int = 0
     waiting: str = ""
+    checked: int = 0
+    mismatched: int = 0
 
 
 @dataclass(frozen=True)
