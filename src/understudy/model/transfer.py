@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from understudy.model.extent import Extent
+
 
 class TransferMode(enum.StrEnum):
     """How the changes of a disk are found."""
@@ -46,6 +48,9 @@ class DiskPlan:
     """The decision for one disk.
 
     :ivar chained: the new layer lies on the newest point's layer; else it stands alone and holds the whole disk.
+    :ivar since_point: the point at whose instant tracking began, if the newest point is younger; empty if it is the same.
+        Blocks in which the two points differ are looked at, whatever tracking says of them.
+    :ivar suspect: ranges that the replica does not hold as their digests say: they are looked at, and sent.
     """
 
     name: str
@@ -53,3 +58,5 @@ class DiskPlan:
     mode: TransferMode
     reason: Reason
     chained: bool
+    since_point: str = ""
+    suspect: tuple[Extent, ...] = ()

@@ -114,6 +114,7 @@ class DiskTransfer:
             source=self._source(self._source_restarted), disk=plan.name, size=plan.size, mode=plan.mode,
             block_size=job.block_size, chained=plan.chained, replica_id=spec.replica_id,
             base_point=spec.base_point if plan.chained else "", point=spec.point,
+            since_point=plan.since_point, suspect=plan.suspect,
         )
         request: object = api.CopyDisk(read, self._draft.id)
         if not self._site.same_mover:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from understudy.errors import Refused
 from understudy.model.inventory import Disk
@@ -77,7 +77,7 @@ def _why_not_incremental(disk: Disk, previous_size: int, previous_path: str, fac
 def without_tracking(plans: Sequence[DiskPlan], reason: Reason) -> tuple[DiskPlan, ...]:
     """The plans after the platform refused the incremental part: incremental disks are scanned for ``reason``."""
     return tuple(
-        DiskPlan(plan.name, plan.size, TransferMode.DIGEST_SCAN, reason, plan.chained)
+        replace(plan, mode=TransferMode.DIGEST_SCAN, reason=reason)
         if plan.mode is TransferMode.INCREMENTAL
         else plan
         for plan in plans

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.model.extent import Extent
 from understudy.model.job import Compression
 from understudy.model.transfer import TransferMode
 from understudy.mover.api.source import NbdSource
@@ -16,6 +17,7 @@ class ReadSpec:
     :ivar base_point: the point whose digests tell what the replica has, or empty.
     :ivar chained: zeros must be written, because a layer below may have data there (S6).
     :ivar replica_id, point, disk: name the digest copy that the source side keeps.
+    :ivar since_point, suspect: as in :class:`understudy.model.transfer.DiskPlan`.
     """
 
     source: NbdSource
@@ -27,6 +29,8 @@ class ReadSpec:
     replica_id: str
     base_point: str
     point: str
+    since_point: str = ""
+    suspect: tuple[Extent, ...] = ()
 
 
 @dataclass(frozen=True)
