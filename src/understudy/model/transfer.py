@@ -48,7 +48,7 @@ class DiskPlan:
     """The decision for one disk.
 
     :ivar chained: the new layer lies on the newest point's layer; else it stands alone and holds the whole disk.
-    :ivar since_point: the point at whose instant tracking began, if the newest point is younger; empty if it is the same.
+    :ivar since_point: the point at whose instant tracking began, if the newest point is younger; else empty.
         Blocks in which the two points differ are looked at, whatever tracking says of them.
     :ivar suspect: ranges that the replica does not hold as their digests say: they are looked at, and sent.
     """
