@@ -38,18 +38,19 @@ def span(start: int, end: int) -> Extent:
 def merge(ranges: Iterable[Extent]) -> list[Extent]:
     """``ranges`` (sorted by start, overlaps allowed), disjoint, adjacent ones joined; flags are dropped."""
     merged: list[Extent] = []
-    start = end = -1
+    last: Extent | None = None
     for item in ranges:
         if item.length == 0:
             continue
-        if item.start > end or end < 0:
-            if end > start:
-                merged.append(span(start, end))
-            start, end = item.start, item.end
-        else:
-            end = max(end, item.end)
-    if end > start:
-        merged.append(span(start, end))
+        if last is None or item.start > last.end:
+            if last is not None:
+                merged.append(last)
+            # Mostly nothing is to be joined, and making an object costs more than all the rest.
+            last = Extent(item.start, item.length) if item.flags else item
+        elif item.end > last.end:
+            last = span(last.start, item.end)
+    if last is not None:
+        merged.append(last)
     return merged
 
 
@@ -64,7 +65,7 @@ def clip(ranges: Iterable[Extent], start: int, end: int) -> list[Extent]:
     for item in ranges:
         first, last = max(item.start, start), min(item.end, end)
         if first < last:
-            clipped.append(Extent(first, last - first, item.flags))
+            clipped.append(item if last - first == item.length else Extent(first, last - first, item.flags))
     return clipped
 
 
@@ -106,6 +107,8 @@ def unite(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
 
 def subtract(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
     """What lies in ``left`` and not in ``right``."""
+    if not right:
+        return list(left)
     rest: list[Extent] = []
     j = 0
     for item in left:

@@ -110,7 +110,7 @@ def plan_of(copying: Copying, *, concluded: bool = False) -> Plan:
     read = copying.read
     spec = PlanSpec(read.size, read.block_size, read.mode, read.chained, read.source.dirty_context)
     copying.meter.total = read.size
-    return Plan(spec, copying.source.planner, copying.base, copying.meter.counters(), concluded=concluded)
+    return Plan(spec, copying.source, copying.base, copying.meter.counters(), concluded=concluded)
 
 
 def copy_disk(

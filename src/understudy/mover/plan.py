@@ -20,6 +20,11 @@ from understudy.nbd import ALLOCATION, DIRTY_FLAG, ZERO_FLAG
 from understudy.units import GIB
 
 WINDOW = GIB
+#: The dirty map alone is told much faster than what is allocated. A request must stay below 4 GiB.
+DIRTY_WINDOW = 3 * GIB
+#: In an incremental, runs of so many changed blocks are looked at for zeros before they are read: trim makes long ones.
+#: For shorter ones reading costs less than asking, for a server may have to look into the image's file for each answer.
+LONG_RUN_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,16 @@ Item = Work | Skipped
 
 
 class StatusSource(Protocol):
-    """Who tells block status: an NBD connection."""
-
-    def has(self, context: str) -> bool:
-        """Whether the context can be asked for."""
+    """Who tells block status: an export."""
 
     def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
-        """See :meth:`understudy.nbd.NbdClient.statuses`."""
+        """Block status from ``start``: of the dirty map if the export is read incrementally, else of what is allocated.
+
+        See :meth:`understudy.nbd.NbdClient.statuses`.
+        """
+
+    def allocation(self, run: Extent) -> list[Extent]:
+        """Block status of what is allocated in exactly ``run``, which is shorter than 4 GiB."""
 
 
 @dataclass(frozen=True)
@@ -189,19 +197,20 @@ def _length(item: Work) -> int:
 def plan_disk(spec: PlanSpec, source: StatusSource, base: BaseDigests) -> Iterator[Item]:
     """The items of the whole disk, in order."""
     position = 0
+    window = DIRTY_WINDOW if spec.mode is TransferMode.INCREMENTAL else WINDOW
     while position < spec.size:
-        length = min(WINDOW, spec.size - position)
+        length = min(window, spec.size - position)
         known, statuses = source.statuses(position, length, min(spec.block_size, length))
         end = position + known
         if end < spec.size:
             # Whole blocks only: what is known of the block behind is asked again with the next window.
             end = end // spec.block_size * spec.block_size
-        yield from plan_window(spec, Extent(position, end - position), statuses, base)
+        yield from _plan_window(spec, Extent(position, end - position), statuses, source, base)
         position = end
 
 
-def plan_window(
-    spec: PlanSpec, window: Extent, statuses: dict[str, list[Extent]], base: BaseDigests
+def _plan_window(
+    spec: PlanSpec, window: Extent, statuses: dict[str, list[Extent]], source: StatusSource, base: BaseDigests
 ) -> Iterator[Item]:
     """The items of one window, which starts at a block border and ends at one or with the disk."""
     kept = base.kept(window)
@@ -210,10 +219,13 @@ def plan_window(
         dirty = clip(having(statuses[spec.dirty_context], DIRTY_FLAG), window.start, window.end)
         # What an earlier attempt wrote is looked at whole, whatever the dirty map says of it.
         wanted = extent.unite(round_out(dirty, PART, spec.size), kept)
-    zeros = round_in(clip(having(statuses.get(ALLOCATION, []), ZERO_FLAG), window.start, window.end),
-                     spec.block_size, spec.size)
-    touched = round_out(wanted, spec.block_size, spec.size)
-    zero_runs = extent.intersect(touched, zeros)
+        touched = round_out(wanted, spec.block_size, spec.size)
+        allocation = [status for run in touched if run.length >= LONG_RUN_BLOCKS * spec.block_size
+                      for status in source.allocation(run)]
+    else:
+        touched = wanted
+        allocation = clip(statuses.get(ALLOCATION, []), window.start, window.end)
+    zero_runs = extent.intersect(touched, round_in(having(allocation, ZERO_FLAG), spec.block_size, spec.size))
     written = _zeros_to_write(spec, zero_runs, base, kept)
     for run in written:
         yield ZeroRun(run)

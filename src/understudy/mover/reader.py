@@ -10,6 +10,7 @@ from typing import Protocol
 from understudy.certificates import Credentials
 from understudy.context import Context
 from understudy.errors import TrackingLost, TransferError
+from understudy.model.extent import Extent
 from understudy.mover.api import NbdSource
 from understudy.mover.crew import Crew
 from understudy.mover.meter import Counters, Meter
@@ -46,6 +47,9 @@ ConsumerFactory = Callable[[Counters], Consumer]
 class Source:
     """Connections to one export: the first for the plan, more for the reading threads.
 
+    A tracked export is asked for the dirty map and for what is allocated on two connections, because a server answers
+    for all contexts of a connection, and the second answer costs it far more: it has to look into the image's file.
+
     :param tracked: the dirty context must be there.
     :param credentials: of this proxy, for servers on other hosts.
     :raises TransferError: if the export cannot be reached or has another size than ``size``, or if a server on another
@@ -58,7 +62,11 @@ class Source:
     ) -> None:
         self._where = where
         self._tls_dir = _tls_directory(where, credentials) if where.address else None
-        self.planner = self._connect((ALLOCATION, where.dirty_context) if tracked else (ALLOCATION,))
+        self._allocation: NbdClient | None = None
+        self.planner = self._connect((where.dirty_context,) if tracked else (ALLOCATION,))
+        if tracked and not self.planner.multi_conn:
+            self.planner.close()
+            self.planner = self._connect((ALLOCATION, where.dirty_context))
         try:
             if self._tls_dir is not None and lets_anybody_in(where.address, where.export, self._tls_dir):
                 raise TransferError(f"read {self.planner.name}", "its server asks nobody for a certificate",
@@ -71,6 +79,16 @@ class Source:
         except BaseException:
             self.planner.abort()
             raise
+
+    def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
+        """See :class:`understudy.mover.plan.StatusSource`."""
+        return self.planner.statuses(start, length, at_least)
+
+    def allocation(self, run: Extent) -> list[Extent]:
+        """See :class:`understudy.mover.plan.StatusSource`; empty if the server does not tell."""
+        if self._allocation is None:
+            self._allocation = self._connect((ALLOCATION,)) if self.planner.multi_conn else self.planner
+        return self._allocation.statuses(run.start, run.length, run.length)[1].get(ALLOCATION, [])
 
     def readers(self, threads: int) -> list[NbdClient]:
         """Connections for ``threads`` reading threads.
@@ -90,8 +108,10 @@ class Source:
         return clients
 
     def close(self) -> None:
-        """Close the planner's connection."""
+        """Close the connections that are not a reading thread's."""
         self.planner.close()
+        if self._allocation is not None:
+            self._allocation.close()
 
     def _connect(self, contexts: tuple[str, ...] = ()) -> NbdClient:
         return NbdClient(self._where.address or self._where.socket, self._where.export, contexts, self._tls_dir)

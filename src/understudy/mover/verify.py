@@ -86,7 +86,7 @@ def _read_all(ctx: Context, where: NbdSource, header: DigestHeader, meter: Meter
         spec = PlanSpec(header.size, header.block_size, TransferMode.FULL, write_zeros=True)
         own = Meter(header.size)
         meter.include(own)
-        plan = Plan(spec, source.planner, NothingKnown(), own.counters())
+        plan = Plan(spec, source, NothingKnown(), own.counters())
         read_plan(ctx, source, plan, own, lambda _: _Examiner(plan, blocks))
     finally:
         source.close()
