@@ -208,8 +208,8 @@ def plan_window(
     wanted = [window]
     if spec.mode is TransferMode.INCREMENTAL:
         dirty = clip(having(statuses[spec.dirty_context], DIRTY_FLAG), window.start, window.end)
-        # What an earlier attempt wrote is looked at whole, whatever the dirty map says of it.
-        wanted = extent.unite(round_out(dirty, PART, spec.size), kept)
+        # What an earlier attempt wrote is looked at whole, as is what is doubtful, whatever the dirty map says of it.
+        wanted = extent.unite(round_out(dirty, PART, spec.size), extent.unite(kept, base.doubtful(window)))
     zeros = round_in(clip(having(statuses.get(ALLOCATION, []), ZERO_FLAG), window.start, window.end),
                      spec.block_size, spec.size)
     touched = round_out(wanted, spec.block_size, spec.size)

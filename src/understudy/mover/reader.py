@@ -58,7 +58,7 @@ class Source:
     ) -> None:
         self._where = where
         self._tls_dir = _tls_directory(where, credentials) if where.address else None
-        self.planner = self._connect((ALLOCATION, where.dirty_context) if tracked else (ALLOCATION,))
+        self.planner = self._connect((ALLOCATION, where.dirty_context) if where.dirty_context else (ALLOCATION,))
         try:
             if self._tls_dir is not None and lets_anybody_in(where.address, where.export, self._tls_dir):
                 raise TransferError(f"read {self.planner.name}", "its server asks nobody for a certificate",
