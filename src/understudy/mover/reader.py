@@ -67,7 +67,8 @@ class Source:
                 raise TransferError(f"read {self.planner.name}", f"it has {self.planner.size} bytes, expected {size}",
                                     "run the job again")
             if tracked and not (where.dirty_context and self.planner.has(where.dirty_context)):
-                raise TrackingLost(f"read {self.planner.name}", f"no dirty map {where.dirty_context!r} is served")
+                context = where.dirty_context and f" {where.dirty_context!r}"
+                raise TrackingLost(f"read {self.planner.name}", f"no dirty map{context} is served")
         except BaseException:
             self.planner.abort()
             raise
