@@ -184,14 +184,14 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: M
         source = Source(read.source, read.size, tracked=tracked, credentials=mover.credentials)
         stack.callback(source.close)
         known, since = known_content(read, start), _since(stack, mover, read)
-        below = doubting(known, read, start, since)
+        doubted = doubting(known, read, start, since)
         if tracked and start is not None:
-            check_sample(ctx, source, read, start, below, meter)
+            check_sample(ctx, source, read, start, doubted, meter)
         # From here on the layer may hold something: not before, so that a refusal above leaves it to another mode.
         disk = stack.enter_context(draft.writing(read.disk, read.block_size))
         disk.begin(start)
         content = doubting(disk.content(known), read, start, since)
-        audit = audit_of(read, source.planner, start, below, meter)
+        audit = audit_of(read, source.planner, start, doubted, meter)
         copying = Copying(read, source, content, None, meter, audit=audit)
         plan = plan_of(copying)
         with checkpoints(ctx, disk):
