@@ -10,6 +10,7 @@
     +-- HostUnreachable         code host_unreachable exit 1   retryable
     +-- PlatformError           code platform         exit 1   libvirt refused or failed
     |   +-- TrackingLost        code tracking_lost    exit 1   a baseline cannot be used; a digest scan can
+    |       +-- CbtMismatch     code cbt_mismatch     exit 1   a block that is called unchanged has changed
     +-- GuestError              code guest            exit 1   freeze, thaw or agent failed
     +-- DatastoreError          code datastore        exit 1   missing, read-only, full
     +-- ReplicaError            code replica          exit 1   replica files damaged, or of a newer format
@@ -104,6 +105,15 @@ class TrackingLost(PlatformError):
     def __init__(self, what: str, why: str, todo: str = "", reason: str = "bitmap_inconsistent") -> None:
         super().__init__(what, why, todo)
         self.reason = reason
+
+
+class CbtMismatch(TrackingLost):
+    """Blocks that changed block tracking calls unchanged have changed."""
+
+    code = "cbt_mismatch"
+
+    def __init__(self, what: str, why: str, todo: str = "") -> None:
+        super().__init__(what, why, todo, reason="cbt_mismatch")
 
 
 class GuestError(UnderstudyError):

@@ -10,7 +10,8 @@ from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.session import DiskReport, SessionReport, SessionState, TaskReport
 from understudy.units import format_seconds, format_size
 
-DISK_TITLES = ("VM", "Disk", "Mode", "Reason", "Size", "Read", "Sent", "Reduction", "Time", "Bottleneck")
+DISK_TITLES = ("VM", "Disk", "Mode", "Reason", "Size", "Read", "Sent", "Reduction", "Time", "Bottleneck",
+               "Checked")  # fmt: skip
 VM_TITLES = ("VM", "State", "Restore point", "Consistency", "Frozen")
 
 
@@ -57,6 +58,13 @@ def reduction(disk: DiskReport) -> str:
     return f"{disk.read_bytes / sent:.1f}x" if sent else "-"
 
 
+def checked(disk: DiskReport) -> str:
+    """How many blocks that tracking calls unchanged were compared, e.g. ``16, 3 changed``; ``-`` when none were."""
+    if not disk.checked_blocks:
+        return "-"
+    return f"{disk.checked_blocks}" + (f", {disk.mismatched_blocks} changed" if disk.mismatched_blocks else "")
+
+
 def _vm_row(task: TaskReport) -> tuple[str, ...]:
     frozen = "-" if task.frozen_ms is None else f"{task.frozen_ms:.0f} ms"
     return task.vm, task.state.value, task.restore_point or "-", task.consistency or "-", frozen
@@ -74,6 +82,7 @@ def _disk_row(vm: str, disk: DiskReport) -> tuple[str, ...]:
         reduction(disk),
         format_seconds(disk.seconds),
         disk.bottleneck or "-",
+        checked(disk),
     )
 
 

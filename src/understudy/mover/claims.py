@@ -51,6 +51,10 @@ class Claims:
         first, end = run.start // self._block_size, block_count(run.end, self._block_size)
         return [self._extent(start, count) for start, count in self.touched.runs(first, end)]
 
+    def doubtful(self, run: Extent) -> list[Extent]:
+        """As below: what the unfinished layer has is looked at anyway."""
+        return self._base.doubtful(run)
+
     def _indexes(self, run: Extent) -> list[int]:
         first, end = run.start // self._block_size, block_count(run.end, self._block_size)
         return [index for start, count in self.touched.runs(first, end) for index in range(start, start + count)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -65,9 +65,13 @@ class MoverClient:
         except UsageError as exc:
             raise MoverError(f"proxy at {self._endpoint}: {path}", exc.why, exc.todo) from exc
 
-    def copy_digests_to(self, ref: ReplicaRef, digests: DigestRef, other: MoverClient) -> None:
+    def copy_digests_to(
+        self, ref: ReplicaRef, digests: DigestRef, other: MoverClient,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         """Bring the target side digest file of a point, which this mover has, to ``other`` as its source side copy.
 
+        :param on_progress: told how many bytes came, and of how many.
         :raises ReplicaError: if the file here is damaged.
         """
         path = "/v1/digests/target"
@@ -78,7 +82,7 @@ class MoverClient:
             if answer.is_error:
                 answer.read()
             self._check(path, answer)
-            other.store_digests(digests, answer.iter_bytes())
+            other.store_digests(digests, _counted(answer, on_progress))
 
     def store_digests(self, ref: DigestRef, content: Iterator[bytes]) -> None:
         """Give the mover a source side digest copy.
@@ -120,6 +124,16 @@ class MoverClient:
             yield
         except httpx.HTTPError as exc:
             raise self._endpoint.error(what, exc) from exc
+
+
+def _counted(answer: httpx.Response, on_progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
+    """The bytes of an answer that is still coming."""
+    done, whole = 0, int(answer.headers.get("content-length", 0))
+    for chunk in answer.iter_bytes():
+        yield chunk
+        done += len(chunk)
+        if on_progress is not None:
+            on_progress(done, whole)
 
 
 def _timeout(request: object) -> httpx.Timeout:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from understudy.context import Context
-from understudy.errors import Refused
+from understudy.errors import Refused, TrackingLost
 from understudy.model.extent import Extent
 from understudy.model.transfer import TransferMode
 from understudy.mover.api import ReadSpec
 from understudy.mover.arriving import ArrivingDisk
-from understudy.mover.base import BaseDigests, NothingKnown, PointDigests
+from understudy.mover.audit import TrackingAudit
+from understudy.mover.base import BaseDigests, Doubted, NothingKnown, PointDigests
 from understudy.mover.digest import ZERO_DIGEST, DigestReader, DigestWriter, block_digest
 from understudy.mover.filters import pieces, zero_parts
 from understudy.mover.meter import Counters, Meter
@@ -95,6 +96,7 @@ class Copying:
     :ivar digests: the source side's digest file of the new point, already holding the base's digests; None if the
         sink's own is enough.
     :ivar threads: how many read; each has a sink of its own.
+    :ivar audit: counts blocks that tracking calls unchanged, or None.
     """
 
     read: ReadSpec
@@ -103,6 +105,7 @@ class Copying:
     digests: DigestWriter | None
     meter: Meter
     threads: int = THREADS
+    audit: TrackingAudit | None = None
 
 
 def plan_of(copying: Copying, *, concluded: bool = False) -> Plan:
@@ -110,7 +113,8 @@ def plan_of(copying: Copying, *, concluded: bool = False) -> Plan:
     read = copying.read
     spec = PlanSpec(read.size, read.block_size, read.mode, read.chained, read.source.dirty_context)
     copying.meter.total = read.size
-    return Plan(spec, copying.source, copying.base, copying.meter.counters(), concluded=concluded)
+    status = copying.audit or copying.source
+    return Plan(spec, status, copying.base, copying.meter.counters(), concluded=concluded)
 
 
 def copy_disk(
@@ -139,6 +143,18 @@ def known_content(read: ReadSpec, base: DigestReader | None) -> BaseDigests:
     return PointDigests(base, read.size) if base is not None else NothingKnown()
 
 
+def doubting(
+    content: BaseDigests, read: ReadSpec, base: DigestReader | None, since: DigestReader | None
+) -> BaseDigests:
+    """``content`` less what must not be relied on; last of all, for an unfinished layer repairs no suspect block.
+
+    :param base, since: digests of the base point, and of the point since which changes are tracked, if it is another.
+    """
+    if base is None or (since is None and not read.suspect):
+        return content
+    return Doubted(content, read.size, read.block_size, read.suspect, (since, base) if since is not None else None)
+
+
 def check_base(read: ReadSpec, reader: DigestReader | None) -> DigestReader | None:
     """The digests to start from; None when a digest scan has to do without, because its blocks have another size.
 
@@ -159,12 +175,21 @@ def check_base(read: ReadSpec, reader: DigestReader | None) -> DigestReader | No
     return reader if same_blocks else None
 
 
+def check_since(read: ReadSpec, since: DigestReader) -> None:
+    """:raises TrackingLost: if the digests are not of the point since which changes are tracked, or of other blocks."""
+    found = since.header
+    if (found.point, found.size, found.block_size) != (read.since_point, read.size, read.block_size):
+        why = f"the digests of point {read.since_point!r}, since which changes are tracked, do not fit"
+        raise TrackingLost(f"copy disk {read.disk!r}", why, "use a digest scan")
+
+
 class _BlockCopier:
     """The consumer of one reading thread."""
 
     def __init__(self, copying: Copying, sink: Sink, counters: Counters) -> None:
         self._base = copying.base
         self._digests = copying.digests
+        self._audit = copying.audit
         self._write_zeros = copying.read.chained
         self._block_size = copying.read.block_size
         self._sink = sink
@@ -175,6 +200,8 @@ class _BlockCopier:
         flags = zero_parts(view)
         digest = ZERO_DIGEST if all(flags) else block_digest(view)
         changed = digest != self._base.known(item.index)
+        if self._audit is not None:
+            self._audit.block(item.index, digest)
         self._counters.source_proxy += time.monotonic() - started
         if item.kept and not changed:
             self._counters.saved += sum(area.length for area in item.wanted)

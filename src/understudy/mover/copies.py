@@ -7,8 +7,9 @@ then removes the copies of older points: until publish the next run may still ha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -55,9 +56,10 @@ class DigestCopies:
             return False
         return True
 
-    def keep(self, ref: DigestRef) -> None:
+    def keep(self, ref: DigestRef, also: Sequence[str] = ()) -> None:
         """Make the copy of a published point the only one of its disk; again is no error.
 
+        :param also: points whose copies stay too, if there are any.
         :raises NotFound: if no transfer made one.
         """
         path, partial = self.path(ref), self.partial_path(ref)
@@ -68,8 +70,9 @@ class DigestCopies:
                 sync_directory(path.parent)
             if not path.exists():
                 raise NotFound(f"digests of disk {ref.disk!r}, point {ref.point!r}", "this proxy has no copy")
+            kept = {path, *(self.path(replace(ref, point=point)) for point in also)}
             for other in path.parent.glob("*.digest*"):
-                if other.name.startswith(_prefix(ref.disk)) and other != path:
+                if other.name.startswith(_prefix(ref.disk)) and other not in kept:
                     other.unlink(missing_ok=True)
 
     def drop(self, replica_id: str, point: str) -> list[str]:

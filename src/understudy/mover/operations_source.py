@@ -100,7 +100,7 @@ def keep_digests(mover: Mover, request: api.KeepDigests) -> api.Nothing:
     """Keep the copies of a published point."""
     fault_point("mover.digests.keep")
     for disk in request.disks:
-        mover.copies.keep(api.DigestRef(request.replica_id, disk, request.point))
+        mover.copies.keep(api.DigestRef(request.replica_id, disk, request.point), request.also)
     return api.Nothing()
 
 

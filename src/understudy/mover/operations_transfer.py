@@ -6,14 +6,25 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 
 from understudy.context import Context
-from understudy.errors import NotFound, ReplicaError, UnderstudyError, UsageError
+from understudy.errors import NotFound, ReplicaError, TrackingLost, UnderstudyError, UsageError
 from understudy.faults import fault_point
 from understudy.model.job import BLOCK_SIZES
 from understudy.model.replica import PointDisk
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.arriving import checkpoints
-from understudy.mover.copier import Copying, DiskSink, check_base, copy_disk, known_content, plan_of, wants_base
+from understudy.mover.audit import audit_of
+from understudy.mover.copier import (
+    Copying,
+    DiskSink,
+    check_base,
+    check_since,
+    copy_disk,
+    doubting,
+    known_content,
+    plan_of,
+    wants_base,
+)
 from understudy.mover.digest import DigestHeader, DigestReader, copy_digests
 from understudy.mover.drafts import Draft, store_of
 from understudy.mover.frames import MOST_CONNECTIONS
@@ -22,6 +33,7 @@ from understudy.mover.link import Link
 from understudy.mover.meter import Meter
 from understudy.mover.reader import Source
 from understudy.mover.receive import Reception
+from understudy.mover.sampling import check_sample
 from understudy.mover.send import send_disk
 from understudy.mover.state import Mover
 from understudy.mover.verify import rebuild_digests, verify_disk
@@ -152,10 +164,11 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
         base = _source_base(mover, read)
         if base is not None:
             stack.enter_context(base)
+        since = _since(stack, mover, read)
         partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
         try:
             with mover.throttles.lane(request.limits, tls=bool(request.target.identity)) as pace:
-                send_disk(ctx, request, base, partial, meter, link, pace)
+                send_disk(ctx, request, base, partial, meter, link, pace, since)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -170,10 +183,16 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: M
         tracked = read.mode is TransferMode.INCREMENTAL
         source = Source(read.source, read.size, tracked=tracked, credentials=mover.credentials)
         stack.callback(source.close)
+        known, since = known_content(read, start), _since(stack, mover, read)
+        doubted = doubting(known, read, start, since)
+        if tracked and start is not None:
+            check_sample(ctx, source, read, start, doubted, meter)
         # From here on the layer may hold something: not before, so that a refusal above leaves it to another mode.
         disk = stack.enter_context(draft.writing(read.disk, read.block_size))
         disk.begin(start)
-        copying = Copying(read, source, disk.content(known_content(read, start)), None, meter)
+        content = doubting(disk.content(known), read, start, since)
+        audit = audit_of(read, source, start, doubted, meter)
+        copying = Copying(read, source, content, None, meter, audit=audit)
         plan = plan_of(copying)
         with checkpoints(ctx, disk):
             copy_disk(ctx, copying, plan, lambda counters: DiskSink(disk, plan, counters))
@@ -199,6 +218,22 @@ def _target_base(mover: Mover, draft: Draft, read: api.ReadSpec) -> DigestReader
         if path is None:
             raise
         return DigestReader(path)
+
+
+def _since(stack: ExitStack, mover: Mover, read: api.ReadSpec) -> DigestReader | None:
+    """The source side's digests of the point since which changes are tracked, if it is not the base point.
+
+    :raises TrackingLost: if they are needed and cannot be had: then changes before the base point may be missing.
+    """
+    if not read.since_point or read.since_point == read.base_point or read.mode is not TransferMode.INCREMENTAL:
+        return None
+    try:
+        since = mover.copies.open(api.DigestRef(read.replica_id, read.disk, read.since_point))
+    except ReplicaError as exc:
+        raise TrackingLost(exc.what, exc.why, "use a digest scan") from exc
+    stack.enter_context(since)
+    check_since(read, since)
+    return since
 
 
 def _check_read(draft: Draft, read: api.ReadSpec) -> NewDisk:

@@ -217,8 +217,8 @@ def _plan_window(
     wanted = [window]
     if spec.mode is TransferMode.INCREMENTAL:
         dirty = clip(having(statuses[spec.dirty_context], DIRTY_FLAG), window.start, window.end)
-        # What an earlier attempt wrote is looked at whole, whatever the dirty map says of it.
-        wanted = extent.unite(round_out(dirty, PART, spec.size), kept)
+        # What an earlier attempt wrote is looked at whole, as is what is doubtful, whatever the dirty map says of it.
+        wanted = extent.unite(round_out(dirty, PART, spec.size), extent.unite(kept, base.doubtful(window)))
         touched = round_out(wanted, spec.block_size, spec.size)
         allocation = [status for run in touched if run.length >= LONG_RUN_BLOCKS * spec.block_size
                       for status in source.allocation(run)]

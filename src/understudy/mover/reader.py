@@ -63,10 +63,11 @@ class Source:
         self._where = where
         self._tls_dir = _tls_directory(where, credentials) if where.address else None
         self._allocation: NbdClient | None = None
-        self.planner = self._connect((where.dirty_context,) if tracked else (ALLOCATION,))
+        both = (ALLOCATION, where.dirty_context) if where.dirty_context else (ALLOCATION,)
+        self.planner = self._connect((where.dirty_context,) if tracked else both)
         if tracked and not self.planner.multi_conn:
             self.planner.close()
-            self.planner = self._connect((ALLOCATION, where.dirty_context))
+            self.planner = self._connect(both)
         try:
             if self._tls_dir is not None and lets_anybody_in(where.address, where.export, self._tls_dir):
                 raise TransferError(f"read {self.planner.name}", "its server asks nobody for a certificate",
@@ -75,10 +76,15 @@ class Source:
                 raise TransferError(f"read {self.planner.name}", f"it has {self.planner.size} bytes, expected {size}",
                                     "run the job again")
             if tracked and not (where.dirty_context and self.planner.has(where.dirty_context)):
-                raise TrackingLost(f"read {self.planner.name}", f"no dirty map {where.dirty_context!r} is served")
+                context = where.dirty_context and f" {where.dirty_context!r}"
+                raise TrackingLost(f"read {self.planner.name}", f"no dirty map{context} is served")
         except BaseException:
             self.planner.abort()
             raise
+
+    def has(self, context: str) -> bool:
+        """Whether block status tells of the context."""
+        return self.planner.has(context)
 
     def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
         """See :class:`understudy.mover.plan.StatusSource`."""

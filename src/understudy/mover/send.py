@@ -8,27 +8,31 @@ from pathlib import Path
 from understudy.context import Context
 from understudy.model.transfer import TransferMode
 from understudy.mover.api import SendDisk
+from understudy.mover.audit import audit_of
 from understudy.mover.base import BaseDigests
 from understudy.mover.claims import Claims
-from understudy.mover.copier import Copying, check_base, copy_disk, known_content, plan_of
+from understudy.mover.copier import Copying, check_base, copy_disk, doubting, known_content, plan_of
 from understudy.mover.crew import Crew
 from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
 from understudy.mover.link import Link
 from understudy.mover.meter import Meter
 from understudy.mover.outgoing import Outgoing
 from understudy.mover.reader import Source
+from understudy.mover.sampling import check_sample
 from understudy.mover.wire import Pace
 
 
 def send_disk(
     ctx: Context, request: SendDisk, base: DigestReader | None, digest_path: Path, meter: Meter, link: Link,
-    pace: Pace,
+    pace: Pace, since: DigestReader | None = None,
 ) -> None:
     """Read a disk and send what changed; at return everything is durable on the target.
 
     :param base: the source side's digests of the base point.
     :param digest_path: where the source side's digest file of the new point is written.
     :param pace: how fast all connections together may send.
+    :param since: the source side's digests of the point since which changes are tracked, if it is another one.
+    :raises TrackingLost: if the dirty map cannot be used; nothing was sent then.
     :raises TransferError: if reading or sending fails, or the target reports an error (then as that error).
     """
     read = request.read
@@ -38,11 +42,17 @@ def send_disk(
         tracked = read.mode is TransferMode.INCREMENTAL
         source = Source(read.source, read.size, tracked=tracked, credentials=link.credentials)
         stack.callback(source.close)
+        known = known_content(read, start)
+        doubted = doubting(known, read, start, since)
+        if tracked and start is not None:
+            check_sample(ctx, source, read, start, doubted, meter)
         outgoing = Outgoing(ctx, request, link, start, pace)
         stack.callback(outgoing.close)
-        content = _with_claims(ctx, stack, outgoing, known_content(read, start), header, digest_path)
+        claims = _with_claims(ctx, stack, outgoing, known, header, digest_path)
+        content = doubting(claims, read, start, since)
         digests = stack.enter_context(DigestWriter(digest_path, header, start))
-        copying = Copying(read, source, content, digests, meter, request.connections)
+        audit = audit_of(read, source, start, doubted, meter)
+        copying = Copying(read, source, content, digests, meter, request.connections, audit)
         plan = plan_of(copying, concluded=True)
         outgoing.begin(plan, digests)
         copy_disk(ctx, copying, plan, outgoing.lane, beside=[outgoing.listen], wake=outgoing.stop)

@@ -8,15 +8,25 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from understudy.context import Context
-from understudy.errors import LinkLost, MoverError, NotFound, Refused, TransferError, UnderstudyError, from_fields
+from understudy.errors import (
+    LinkLost,
+    MoverError,
+    NotFound,
+    Refused,
+    TrackingLost,
+    TransferError,
+    UnderstudyError,
+    from_fields,
+)
 from understudy.model.job import Compression, ProxyKind
 from understudy.model.session import DiskReport
-from understudy.model.transfer import DiskPlan
+from understudy.model.transfer import DiskPlan, Reason, TransferMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.replication.busy import bottleneck, shares
 from understudy.replication.draft import HeldDraft
-from understudy.replication.held import TransferSpec, Works
+from understudy.replication.held import LostTracking, TransferSpec, Works
+from understudy.replication.planning import without_tracking
 from understudy.replication.site import Site
 
 # How long the other end of a lost connection may take to say why it went.
@@ -40,6 +50,8 @@ class DiskTransfer:
         self.plan = plan
         self.works = works or Works()
         self.report = DiskReport(plan.name, plan.mode, plan.reason, plan.size, transport=site.transport)
+        if self.works.lost is not None:
+            self._scan_instead(self.works.lost)
         self.ended = False
         self._site = site
         self._spec = spec
@@ -110,8 +122,11 @@ class DiskTransfer:
 
     def _begin_source(self) -> str:
         plan, spec, job = self.plan, self._spec, self._spec.job
+        source = self._source(self._source_restarted)
+        if plan.mode is not TransferMode.INCREMENTAL and plan.reason is not Reason.FORCED:
+            source = replace(source, dirty_context="")  # it is not to be trusted
         read = api.ReadSpec(
-            source=self._source(self._source_restarted), disk=plan.name, size=plan.size, mode=plan.mode,
+            source=source, disk=plan.name, size=plan.size, mode=plan.mode,
             block_size=job.block_size, chained=plan.chained, replica_id=spec.replica_id,
             base_point=spec.base_point if plan.chained else "", point=spec.point,
             since_point=plan.since_point, suspect=plan.suspect,
@@ -221,6 +236,8 @@ class DiskTransfer:
 
     def _note(self, near: api.WorkStatus, far: api.WorkStatus | None) -> None:
         """Take in what both ends say."""
+        if self._tracking_lost(near):
+            return
         if far is not None:
             near, far = self._last_words(near, far)
             self._raise_failure(near, far)
@@ -229,7 +246,7 @@ class DiskTransfer:
         self.ended = near.state is not api.WorkState.RUNNING and (
             far is None or far.state is not api.WorkState.RUNNING
         )
-        progress, earlier = near.progress, self._earlier
+        progress, earlier, lost = near.progress, self._earlier, self.works.lost
         self.report = replace(
             self.report, read_bytes=earlier.read_bytes + progress.read, sent_bytes=earlier.sent_bytes + progress.sent,
             wire_bytes=earlier.wire_bytes + progress.wire, zero_bytes=progress.zero,
@@ -237,10 +254,38 @@ class DiskTransfer:
             bottleneck=bottleneck(found), reconnects=earlier.reconnects + progress.reconnects,
             # What a source side before it sent is no gain by an earlier session.
             resumed_bytes=max(earlier.resumed_bytes, progress.saved - earlier.sent_bytes),
+            checked_blocks=progress.checked if lost is None else lost.checked_blocks,
+            mismatched_blocks=progress.mismatched if lost is None else lost.mismatched_blocks,
             waiting="" if self.ended else progress.waiting or (far.progress.waiting if far is not None else ""),
             rate=0.0 if self.ended else self._rate(progress.processed),
         )
         self._site.journal.disk(self.report, self.ended)
+        if self.ended and lost is None and progress.mismatched:
+            self._site.journal.warn(f"disk {self.plan.name}: {progress.mismatched} of {progress.checked} blocks that "
+                                    "tracking calls unchanged had changed; the scan found them all")
+
+    def _tracking_lost(self, near: api.WorkStatus) -> bool:
+        """Whether the source side ended because the dirty map cannot be used: then the same snapshot is scanned (S5).
+
+        It ended before anything was sent, so the target side still waits.
+        """
+        error = near.error
+        found = from_fields(error.code, error.what, error.why, error.todo) if error is not None else None
+        if not isinstance(found, TrackingLost) or self.plan.mode is not TransferMode.INCREMENTAL:
+            return False
+        lost = LostTracking(Reason(found.reason), near.progress.checked, near.progress.mismatched)
+        self.works = replace(self.works, source="", lost=lost)
+        self._scan_instead(lost)
+        self._site.journal.warn(f"disk {self.plan.name}: {found.why}; every block is compared with its digest instead")
+        self._site.journal.disk(self.report, final=False)
+        return True
+
+    def _scan_instead(self, lost: LostTracking) -> None:
+        (self.plan,) = without_tracking((self.plan,), lost.reason)
+        self.report = replace(
+            self.report, mode=self.plan.mode, reason=self.plan.reason, checked_blocks=lost.checked_blocks,
+            mismatched_blocks=lost.mismatched_blocks,
+        )
 
     def _rate(self, processed: int) -> float:
         """Bytes a second, over the last ten."""

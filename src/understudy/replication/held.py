@@ -9,7 +9,7 @@ from understudy.model.inventory import Vm
 from understudy.model.job import Job
 from understudy.model.replica import Consistency
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot
-from understudy.model.transfer import DiskPlan
+from understudy.model.transfer import DiskPlan, Reason
 from understudy.mover import api
 
 
@@ -27,14 +27,27 @@ class TransferSpec:
 
 
 @dataclass(frozen=True)
+class LostTracking:
+    """Why a disk that was to be incremental is scanned; the blocks that showed it, as in a disk's report."""
+
+    reason: Reason
+    checked_blocks: int = 0
+    mismatched_blocks: int = 0
+
+
+@dataclass(frozen=True)
 class Works:
-    """The ends of a transfer that are under way at the proxies, empty if there is none; and the export that is read."""
+    """The ends of a transfer that are under way at the proxies, empty if there is none; and the export that is read.
+
+    :ivar lost: set when the source side found that the dirty map cannot be used: the disk's plan is to be scanned now.
+    """
 
     source: str = ""
     target: str = ""
     ticket: str = ""
     socket: str = ""
     export: api.OpenedExport | None = None
+    lost: LostTracking | None = None
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,14 @@ def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             begin = target.draft_request(task, site, facts, ready.layers, ready.identity, ready.spec.point)
             draft = undo.enter_context(open_draft(ctx, site, begin))
             target.take_over(task, site, facts, ready.identity, draft.id)
-            provide_base_digests(ctx, site, target.replica_ref(task, site), ready.spec, ready.plans)
+            plans = provide_base_digests(ctx, site, target.replica_ref(task, site), ready.spec, ready.plans)
         snapshot_held = held_until_published(ctx, site, undo, ready.vm, ready.request.tag, ready.spec, ready.baselines)
         with ExitStack() as frozen:
             with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
                 ctx.check()
                 quiescing = frozen.enter_context(source.quiesced(task, site, ready.vm, watchdog))
             with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
-                holding = source.held_snapshot(ctx, site.source, ready.vm, job, ready.request, ready.plans)
+                holding = source.held_snapshot(ctx, site.source, ready.vm, job, ready.request, plans)
                 snapshot, plans = snapshot_held.enter_context(holding)
         for warning in quiescing.warnings:
             journal.warn(warning)

@@ -141,12 +141,18 @@ def snapshot_request(
     newest: RestorePoint | None,
 ) -> SnapshotRequest:
     """What is asked of the platform; a powered-off VM gets no new checkpoint, because libvirt cannot make one."""
+    since = newest.baseline.checkpoint if newest and newest.baseline else ""
+    # A forced scan counts what tracking conceals, if there is tracking.
+    audited = {disk.name for disk in disks if disk.tracked and since}
     tracked = () if vm.state is VmState.SHUT_OFF else tuple(disk.name for disk in disks if disk.tracked)
     return SnapshotRequest(
         tag=tag,
         disks=tuple(disk.name for disk in disks),
-        incremental=tuple(plan.name for plan in plans if plan.mode is TransferMode.INCREMENTAL),
-        since=newest.baseline.checkpoint if newest and newest.baseline else "",
+        incremental=tuple(
+            plan.name for plan in plans
+            if plan.mode is TransferMode.INCREMENTAL or (plan.reason is Reason.FORCED and plan.name in audited)
+        ),
+        since=since,
         checkpoint=f"{tag}-{secrets.token_hex(2)}" if tracked else "",
         tracked=tracked,
         scratch_dir=site.source_host.scratch_dir,

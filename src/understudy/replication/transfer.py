@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from understudy.context import Context
-from understudy.errors import TransferError, UnderstudyError
+from understudy.errors import PlatformError, TransferError, UnderstudyError
 from understudy.faults import fault_point
 from understudy.model.inventory import VmState
 from understudy.model.session import DiskReport
@@ -190,9 +190,20 @@ class _Exports:
         if known:
             self._site.source_mover.call(api.CloseExport(known.id), api.Nothing)
             del self.opened[name]
-        request = api.OpenExport(disk.image, disk.image_format, disk.bitmap, str(self._held.request.tag))
-        self.opened[name] = self._site.source_mover.call(request, api.OpenedExport)
+        self.opened[name] = self._serve(disk)
         return self.opened[name].source
+
+    def _serve(self, disk: ImageDisk) -> api.OpenedExport:
+        """Serve an image; without its dirty map if only that is in the way, whoever needs one will say so."""
+        request = api.OpenExport(disk.image, disk.image_format, disk.bitmap, str(self._held.request.tag))
+        try:
+            return self._site.source_mover.call(request, api.OpenedExport)
+        except PlatformError as exc:
+            if not disk.bitmap:
+                raise
+            opened = self._site.source_mover.call(replace(request, bitmap=""), api.OpenedExport)
+            self._site.journal.warn(f"disk {disk.name}: its dirty map cannot be read: {exc.why}")
+            return opened
 
     def _close_all(self) -> None:
         """Close them; what cannot be closed must neither hide why the task ends nor keep others open."""

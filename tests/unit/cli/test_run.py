@@ -90,7 +90,7 @@ def test_people_see_plain_lines_where_there_is_no_terminal(cli: CommandLine) -> 
         assert line in text.splitlines()
     row = next(line for line in text.splitlines() if "incremental" in line)
     assert row.split() == ["web", "vda", "incremental", "-", "10.0", "GiB", "8.0", "MiB", "2.0", "MiB", "4.0x", "1.5",
-                           "s", "network"]  # fmt: skip
+                           "s", "network", "16"]  # fmt: skip
     row = next(line for line in text.splitlines() if "97 ms" in line)
     assert row.split() == ["web", "warning", "p1", "crash", "97", "ms"]
 
@@ -163,6 +163,15 @@ def test_an_ended_session_tells_what_an_earlier_one_had_brought_and_lost_lines(
         "web: disk vdb: lost connections were made again once",
     ]
     assert any("incremental" in line for line in lines)
+
+
+def test_an_ended_session_tells_how_many_blocks_were_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    disks = tuple(replace(DISK, name=f"vd{letter}", checked_blocks=checked, mismatched_blocks=mismatched)
+                  for letter, checked, mismatched in (("a", 0, 0), ("b", 16, 0), ("c", 128, 3)))  # fmt: skip
+    lines = shown(capsys, state=SessionState.SUCCESS, disks=disks)
+    (titles,) = [line for line in lines if "Bottleneck" in line]
+    rows = [line[titles.index("Checked") :].strip() for line in lines if "incremental" in line]
+    assert rows == ["-", "16", "128, 3 changed"]
 
 
 def test_events_are_told_once() -> None:

@@ -15,7 +15,7 @@ from understudy.errors import Cancelled, TrackingLost, UnderstudyError, error_cl
 CODES = {
     "error": 1, "usage": 2, "not_found": 2, "refused": 2, "database": 1, "host_unreachable": 1, "platform": 1,
     "tracking_lost": 1, "guest": 1, "datastore": 1, "replica": 1, "transfer": 1, "mover": 1, "fenced": 1,
-    "cancelled": 130, "link_lost": 1,
+    "cancelled": 130, "link_lost": 1, "cbt_mismatch": 1,
 }  # fmt: skip
 RETRYABLE = {"host_unreachable", "transfer", "link_lost", "mover"}
 CLASSES = [
@@ -73,3 +73,9 @@ def test_lost_tracking_has_a_reason_and_a_cancellation_has_words() -> None:
     assert TrackingLost("a", "b").reason == "bitmap_inconsistent"
     assert TrackingLost("a", "b", reason="checkpoint_missing").reason == "checkpoint_missing"
     assert str(Cancelled()) == "session: cancelled by the operator"
+
+
+def test_a_mismatch_that_another_process_found_keeps_its_reason() -> None:
+    got = from_fields("cbt_mismatch", "read disk 'vda'", "3 of 16 blocks have changed", "")
+    assert isinstance(got, TrackingLost)
+    assert got.reason == "cbt_mismatch"

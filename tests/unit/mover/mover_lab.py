@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import threading
@@ -49,6 +50,19 @@ def io(image: Path, *commands: str, image_format: str = "qcow2") -> None:
 def add_bitmap(image: Path, name: str) -> None:
     """Start to track changes."""
     run("qemu-img", "bitmap", "--add", image, name)
+
+
+def lie(image: Path, *offsets: int) -> None:
+    """Change the byte at each offset of a qcow2 image behind QEMU's back: no dirty bitmap knows of it."""
+    areas = json.loads(run("qemu-img", "map", "--output=json", image))
+    with image.open("r+b") as file:
+        for offset in offsets:
+            (area,) = [area for area in areas if area["start"] <= offset < area["start"] + area["length"]]
+            place = area["offset"] + offset - area["start"]
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 0xFF]))
 
 
 def same_content(left: Path, left_format: str, right: Path, right_format: str) -> bool:

@@ -74,6 +74,9 @@ class Below:
     def kept(self, run: Extent) -> list[Extent]:
         return []
 
+    def doubtful(self, run: Extent) -> list[Extent]:
+        return []
+
 
 DIGESTS = [ZERO_DIGEST, b"1" * 16, b"2" * 16]
 

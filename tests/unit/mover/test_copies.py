@@ -39,6 +39,14 @@ def test_the_older_copy_goes_only_when_the_newer_is_kept(tmp_path: Path) -> None
     assert copies.usable(ref("p1", "vda-x"))
 
 
+def test_copies_of_older_points_that_are_still_needed_stay(tmp_path: Path) -> None:
+    copies = DigestCopies(tmp_path)
+    for point in ("p1", "p2", "p3"):
+        write(copies.partial_path(ref(point)), point)
+        copies.keep(ref(point), ("p1", "none"))
+    assert [copies.usable(ref(point)) for point in ("p1", "p2", "p3")] == [True, False, True]
+
+
 def test_nothing_to_keep_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         DigestCopies(tmp_path).keep(ref("p1"))

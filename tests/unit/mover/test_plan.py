@@ -30,6 +30,9 @@ class Server:
         self._size, self._dice = size, random.Random(seed)
         self._flags = {ALLOCATION: (zero, ZERO_FLAG), "dirty": (dirty, DIRTY_FLAG)}
 
+    def has(self, context: str) -> bool:
+        return context in self._flags
+
     def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
         assert at_least <= length
         assert start + length <= self._size

@@ -406,6 +406,36 @@ def test_refused_tracking_is_a_scan_with_its_reason_and_not_a_failure() -> None:
     assert world.at("snapshot") < world.at("whole snapshot") < world.at("copy")
 
 
+def test_a_forced_scan_asks_for_the_dirty_map_to_see_what_it_conceals() -> None:
+    world = World()
+    world.run(full_scan=True)
+    assert world.request is not None
+    assert world.request.incremental == ("vda",)
+    assert world.read is not None
+    assert world.read.mode is TransferMode.DIGEST_SCAN
+    assert world.read.source.dirty_context == "dirty"
+
+
+@pytest.mark.parametrize("change", [{"baseline": None}, {"tracked": False}])
+def test_a_forced_scan_without_tracking_asks_for_no_dirty_map(change: dict[str, Any]) -> None:
+    world = World()
+    if "tracked" in change:
+        world.vm = replace(VM, disks=(replace(DISK, **change),))
+    else:
+        world.points = (replace(OLD, **change),)
+    world.run(full_scan=True)
+    assert world.request is not None
+    assert world.request.incremental == ()
+
+
+def test_a_forced_scan_does_without_a_dirty_map_that_is_refused() -> None:
+    world = World(breaks={"snapshot": TrackingLost("snapshot", "bitmap is inconsistent")})
+    world.run(full_scan=True)
+    assert world.held[0] is not None
+    assert world.held[0].plans[0].reason is Reason.FORCED
+    assert world.at("snapshot") < world.at("whole snapshot") < world.at("copy")
+
+
 FILES = (api.PrepareScratch, api.ProbeImage, api.RemoveTagged, api.ReadNvram, api.OpenExport)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from understudy.context import Context
-from understudy.errors import Cancelled, MoverError, ReplicaError, TransferError, UnderstudyError
-from understudy.model.job import Job
-from understudy.model.transfer import DiskPlan, Reason, TransferMode
+from understudy.errors import Cancelled, MoverError, NotFound, ReplicaError, TransferError, UnderstudyError
+from understudy.model.job import Job, Proxy
+from understudy.model.session import DiskReport
+from understudy.model.transfer import DiskPlan, Reason, TransferMode, TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.work import error_fields
+from understudy.replication import base_digests
 from understudy.replication.base_digests import provide_base_digests
 from understudy.replication.held import TransferSpec
 from understudy.replication.site import Site
@@ -35,6 +40,7 @@ class Mover:
     answers: list[api.WorkStatus | UnderstudyError] = field(default_factory=list)
     cancel_problem: UnderstudyError | None = None
     holds: bool = False
+    held_points: tuple[str, ...] = ()
     copies: list[UnderstudyError | None] = field(default_factory=list)
     requests: list[object] = field(default_factory=list)
 
@@ -50,13 +56,16 @@ class Mover:
                 if self.cancel_problem is not None:
                     raise self.cancel_problem
                 return api.Nothing()
-            case api.DigestRef():
-                return api.DigestHolding(self.holds)
+            case api.DigestRef(point=point):
+                return api.DigestHolding(self.holds or point in self.held_points)
             case _:
                 return api.WorkStarted("work-1")
 
-    def copy_digests_to(self, ref: api.ReplicaRef, digests: api.DigestRef, other: object) -> None:
+    def copy_digests_to(
+        self, ref: api.ReplicaRef, digests: api.DigestRef, other: object, on_progress: Callable[[int, int], None]
+    ) -> None:
         self.requests.append(("copy", ref, digests, other))
+        on_progress(1, 4)
         problem = self.copies.pop(0) if self.copies else None
         if problem is not None:
             raise problem
@@ -110,8 +119,14 @@ def test_a_mover_that_cannot_even_stop_does_not_hide_why_it_was_to(problem: Unde
 
 
 @dataclass
-class Warnings:
+class Journal:
     texts: list[str] = field(default_factory=list)
+    waits: list[tuple[str, str]] = field(default_factory=list)
+
+    def disk(self, report: DiskReport, final: bool) -> None:
+        assert (report.processed_bytes, report.size) == (0, 1)
+        assert final or report.waiting
+        self.waits.append((report.name, report.waiting))
 
     def warn(self, text: str) -> None:
         self.texts.append(text)
@@ -121,7 +136,10 @@ class Warnings:
 class Ends:
     source_mover: Mover
     target_mover: Mover
-    journal: Warnings = field(default_factory=Warnings)
+    journal: Journal = field(default_factory=Journal)
+    source_proxy: Proxy = field(default_factory=lambda: Proxy("near", "", 8))
+    transport: TransportMode = TransportMode.LOCAL
+    plans: tuple[DiskPlan, ...] = ()
 
 
 def plan(name: str, mode: TransferMode) -> DiskPlan:
@@ -135,7 +153,7 @@ DAMAGED = ReplicaError("digest file x", "checksum does not match")
 
 def provide(source: Mover, target: Mover, *plans: DiskPlan) -> Ends:
     ends = Ends(source, target)
-    provide_base_digests(Context(), cast("Site", ends), REF, SPEC, plans)
+    ends.plans = provide_base_digests(Context(), cast("Site", ends), REF, SPEC, plans)
     return ends
 
 
@@ -180,3 +198,72 @@ def test_a_target_that_does_not_answer_is_not_taken_for_lost_digests() -> None:
     with pytest.raises(MoverError):
         provide(Mover(), target, SCAN)
     assert kinds(target) == ["copy"]
+
+
+# --- how far the passes over digests are ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock is three seconds after the one before."""
+    seconds = itertools.count(0.0, 3.0)
+    monkeypatch.setattr(base_digests, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+
+
+@pytest.mark.usefixtures("clock")
+def test_copying_digests_says_why_and_how_long_it_takes() -> None:
+    ends = provide(Mover(), Mover(), SCAN)
+    why = "proxy 'near' has no digests of point p0: copying them from the target"
+    assert ends.journal.waits == [("vda", why), ("vda", f"{why}, 25 %, 9.0 s left"), ("vda", "")]
+
+
+@pytest.mark.usefixtures("clock")
+def test_recomputing_digests_says_why_and_how_long_it_takes() -> None:
+    target = Mover([progress(0, 0), progress(10, 40), progress(40, 40, api.WorkState.DONE)], copies=[DAMAGED])
+    ends = provide(Mover(), target, SCAN)
+    why = "digests of point p0 were lost on both sides: recomputing them from the replica"
+    told = [text for _, text in ends.journal.waits if text.startswith("digests")]
+    assert told == [why, why, f"{why}, 25 %, 18 s left", f"{why}, 100 %, 0.0 s left"]
+    assert ends.journal.waits[-1] == ("vda", "")
+
+
+def progress(done: int, whole: int, state: api.WorkState = api.WorkState.RUNNING) -> api.WorkStatus:
+    return api.WorkStatus(state, 1.0, api.Progress(total=whole, processed=done))
+
+
+def test_a_pass_that_fails_does_not_wait_any_more() -> None:
+    target = Mover(copies=[MoverError("proxy", "gone")])
+    ends = Ends(Mover(), target)
+    with pytest.raises(MoverError):
+        provide_base_digests(Context(), cast("Site", ends), REF, SPEC, [SCAN])
+    assert ends.journal.waits[-1] == ("vda", "")
+
+
+# --- the point since which changes are tracked ------------------------------------------------------------------------
+
+TRACKED = replace(plan("vda", TransferMode.INCREMENTAL), since_point="p-1")
+
+
+def test_both_points_of_a_disk_that_is_tracked_since_an_older_one_are_provided() -> None:
+    ends = provide(Mover(held_points=("p0",)), Mover(), TRACKED)
+    older = api.DigestRef("replica-1", "vda", "p-1")
+    assert ends.source_mover.requests == [WANTED, older]
+    assert ends.target_mover.requests == [("copy", REF, older, ends.source_mover)]
+    assert ends.plans == (TRACKED,)
+
+
+@pytest.mark.parametrize("problem", [DAMAGED, NotFound("restore point 'p-1'", "no such restore point")])
+def test_a_disk_is_scanned_if_the_digests_of_the_older_point_are_gone(problem: UnderstudyError) -> None:
+    other = plan("vdb", TransferMode.INCREMENTAL)
+    ends = provide(Mover(held_points=("p0",)), Mover(copies=[problem]), TRACKED, other)
+    assert [(item.name, item.mode, item.reason) for item in ends.plans] == [
+        ("vda", TransferMode.DIGEST_SCAN, Reason.NO_BASELINE), ("vdb", TransferMode.INCREMENTAL, Reason.NONE),
+    ]  # fmt: skip
+    (warning,) = ends.journal.texts
+    assert "tracked since point p-1, whose digests are lost" in warning
+    assert kinds(ends.target_mover) == ["copy"]
+
+
+def test_an_older_point_matters_to_incremental_disks_alone() -> None:
+    ends = provide(Mover(holds=True), Mover(), replace(SCAN, since_point="p-1"), replace(TRACKED, since_point="p0"))
+    assert ends.source_mover.requests == [WANTED, WANTED]

@@ -147,12 +147,15 @@ class DigestHolding:
 class KeepDigests:
     """The point was published: keep the source side digest copies that its transfers made, drop those of older points.
 
+    :ivar also: older points whose copies stay: the one since which changes are tracked, if it is not this one.
+
     Again is no error. :class:`~understudy.errors.NotFound` if a disk has no copy of this point.
     """
 
     replica_id: str
     point: str
     disks: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
