@@ -138,7 +138,7 @@ class Place:
         """A client that hears answers."""
         raw = self.client(role="answers", claims=True)
         assert raw.receive()[0].type is FrameType.SETTLED
-        eventually(lambda: self.receipt.reception._answers is not None)
+        eventually(lambda: self.receipt.reception._answers.connected)
         return raw
 
     def failed(self, kind: type[UnderstudyError], text: str) -> None:
