@@ -53,9 +53,7 @@ class Below:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-        with self._lock:
-            self._shut()
+        self.close()
 
     def read(self, offset: int, view: memoryview) -> bool:
         """Fill ``view``; False if that failed, now or too often before. Why is logged."""
@@ -76,6 +74,12 @@ class Below:
     def stop(self) -> None:
         """Reads end at once, from now on."""
         self._stopped = True
+
+    def close(self) -> None:
+        """Stop, and serve the image no more."""
+        self.stop()
+        with self._lock:
+            self._shut()
 
     def _connect(self) -> NbdClient:
         where = self._open.enter_context(self._serve())

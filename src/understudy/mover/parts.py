@@ -41,8 +41,12 @@ def _set(flags: Iterator[bool]) -> int:
 
 
 def narrowed(item: ReadBlock, parts: int) -> ReadBlock:
-    """``item``, of which only ``parts`` are wanted."""
+    """``item``, of which only ``parts`` are wanted.
+
+    If there are none, all of it is: then the base is not what its digests say, and the layer gets a whole block.
+    """
     block = item.block
+    parts = parts or every_part(block.length)
     starts = [block.start + number * PART for number in range(parts.bit_length()) if parts >> number & 1]
     wanted = merge(Extent(start, min(PART, block.end - start)) for start in starts)
     return replace(item, wanted=tuple(wanted), vague=False)
