@@ -61,6 +61,7 @@ def test_exactly_the_changed_parts_travel(
     scan.change(0, 5, 6, 63, 100, 145)  # the last is the 32.5 KiB at the end
     with scan.scanning(base, relay, connections):
         sums = scan.check()
+        assert base.stopped, "the base is let go with the transfer, not with the draft"
     assert scan.written() == [0, 5, 6, 63, 100, 145]
     assert sums.sent == 5 * PART + 32 * KIB + 512
     blocks = {part * PART // block_size * block_size for part in (0, 5, 6, 63, 100, 145)}
