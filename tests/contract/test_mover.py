@@ -176,6 +176,42 @@ def test_changes_zeros_and_trims_arrive(lab: Lab, block_size: int, mode: Transfe
     assert progress.sent < 6 * MIB
 
 
+def served_by(mover: MoverProcess) -> list[str]:
+    """Command lines of the servers that a mover runs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields, words = (path / "stat").read_text().rsplit(")", 1)[1].split(), (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == mover.pid and b"qemu-nbd" in words:
+            found.append(words.replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.parametrize("block_size", [256 * KIB, MIB, 4 * MIB])
+def test_a_digest_scan_brings_only_the_parts_that_differ(lab: Lab, block_size: int) -> None:
+    lab = replace(lab, block_size=block_size, compression=Compression.NONE)
+    write(lab.image, 1, (0, SIZE))
+    lab.replicate(TransferMode.FULL)
+    unchanged = lab.replicate(TransferMode.DIGEST_SCAN)
+    assert (unchanged.sent, unchanged.wire < SIZE / 1000) == (0, True)
+    write(lab.image, 2, (100, 10), (5 * 64 * KIB - 5, 10), (9 * MIB, 512), (SIZE - 1, 1))
+    io(lab.image, "write -z 6M 64K")
+    progress = lab.replicate(TransferMode.DIGEST_SCAN)
+    lab.check()
+    assert progress.sent == 4 * 64 * KIB + 512
+    # One cluster each of data, and of tables; the file of a point that holds nothing has as many of the latter.
+    _, empty, newest = (lab.image_of(point).stat().st_size for point in lab.points)
+    assert newest - empty <= 6 * 64 * KIB
+    assert served_by(lab.target) == []
+    # What was read is free: the layers below can be merged.
+    lab.attempt += 1
+    retire = api.RetirePoints(api.OwnedReplica(lab.ref, attempt=lab.attempt), tuple(lab.points[:2]))
+    lab.wait(lab.target, lab.target.client.call(retire, api.WorkStarted).work)
+    lab.check()
+
+
 @pytest.mark.parametrize("compression", list(Compression))
 def test_every_compression_brings_the_bytes(lab: Lab, compression: Compression) -> None:
     lab = replace(lab, compression=compression)

@@ -59,8 +59,12 @@ def _decode(frame: frames.Frame, header: bytearray, payload: bytes, geometry: fr
     _payloads(frame, raw)
 
 
+def _parts(raw: bytes) -> None:
+    assert 0 <= frames.unpack_parts(raw, 4) < 1 << 4
+
+
 def _payloads(frame: frames.Frame, raw: bytes) -> None:
-    for unpack in (frames.unpack_durable, frames.unpack_sum):
+    for unpack in (frames.unpack_durable, frames.unpack_sum, _parts):
         try:
             unpack(raw)
         except TransferError:

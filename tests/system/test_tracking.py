@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from tests.system.installation import Installation
+from tests.system.installation import Installation, frozen_copy
 from tests.system.steps import (
     INCREMENTAL,
     MIB,
@@ -20,6 +20,7 @@ from tests.system.steps import (
 )
 from understudy.lab.disks import DataDisk
 from understudy.lab.vm import LabVm
+from understudy.model.extent import PART
 
 _FOREIGN = "<domaincheckpoint><name>{}</name></domaincheckpoint>"
 
@@ -27,6 +28,13 @@ _FOREIGN = "<domaincheckpoint><name>{}</name></domaincheckpoint>"
 def _write(vm: LabVm, place: int) -> None:
     vm.run(f"dd if=/dev/urandom of=/dev/vdb bs=64k count=3 seek={place * 16} oflag=direct conv=notrunc;"
            f"echo {place} >/data/place; sync")
+
+
+def _forget(vm: LabVm) -> None:
+    """Lose all tracking that is ours."""
+    with vm.domain() as domain:
+        for name in our_checkpoints(vm):
+            domain.checkpointLookupByName(name).delete()
 
 
 def _flip_a_bit(path: Path) -> None:
@@ -56,7 +64,7 @@ def test_a_killed_qemu_or_a_lost_checkpoint_costs_one_digest_scan(installation: 
     instants.append(replicate_instant(installation, vm, "nightly"))
     assert {mode for mode, _ in instants[-1].how().values()} == {"digest_scan"}
     assert {reason for _, reason in instants[-1].how().values()} <= {"bitmap_inconsistent", "checkpoint_missing"}
-    assert instants[-1].disk("vdb")["sent_bytes"] <= 2 * MIB
+    assert instants[-1].disk("vdb")["sent_bytes"] == 6 * PART
     _write(vm, 3)
     instants.append(replicate_instant(installation, vm, "nightly"))
     assert set(instants[-1].how().values()) == {INCREMENTAL}
@@ -66,15 +74,42 @@ def test_a_killed_qemu_or_a_lost_checkpoint_costs_one_digest_scan(installation: 
     _write(vm, 4)
     instants.append(replicate_instant(installation, vm, "nightly"))
     assert set(instants[-1].how().values()) == {("digest_scan", "checkpoint_missing")}
-    assert instants[-1].disk("vdb")["sent_bytes"] <= MIB
+    assert instants[-1].disk("vdb")["sent_bytes"] == 3 * PART
     _write(vm, 5)
     instants.append(replicate_instant(installation, vm, "nightly", "--full-scan"))
     assert set(instants[-1].how().values()) == {("digest_scan", "forced")}
-    assert instants[-1].disk("vdb")["sent_bytes"] <= MIB
+    assert instants[-1].disk("vdb")["sent_bytes"] == 3 * PART
     _write(vm, 6)
     instants.append(replicate_instant(installation, vm, "nightly"))
     assert set(instants[-1].how().values()) == {INCREMENTAL}
     assert_points_are(installation, "crashed_replica", *instants)
+
+
+def test_total_loss_of_tracking_costs_a_scan_that_sends_what_differs_and_no_more(installation: Installation) -> None:
+    lab = installation.lab
+    vm = lab.create_vm(lab.alpha, "forgotten", data_disks=[DataDisk(64 * MIB)])
+    vm.wait_agent()
+    installation.job("nightly", vm.name, options=QUIET)
+    vm.run("dd if=/dev/urandom of=/dev/vdb bs=1M count=64 oflag=direct")
+    instants = [replicate_paused(installation, vm, "nightly")]
+    vm.run("dd if=/dev/urandom of=/dev/vdb bs=64k count=1 seek=333 oflag=direct conv=notrunc")
+    _forget(vm)
+    instants.append(replicate_paused(installation, vm, "nightly"))
+    assert set(instants[-1].how().values()) == {("digest_scan", "checkpoint_missing")}
+    assert instants[-1].disk("vdb")["sent_bytes"] == PART
+    # Now nothing changes in between.
+    with vm.domain() as domain:
+        domain.suspend()
+        copies = frozen_copy(vm, installation.place)
+        instants.append(Instant(installation.replicate("nightly"), copies))
+        _forget(vm)
+        instants.append(Instant(installation.replicate("nightly"), copies))
+        domain.resume()
+    assert set(instants[-1].how().values()) == {("digest_scan", "checkpoint_missing")}
+    for disk in instants[-1].task["disks"]:
+        assert disk["sent_bytes"] == 0
+        assert disk["wire_bytes"] < copies[disk["name"]].stat().st_size / 1000
+    assert_points_are(installation, "forgotten_replica", *instants)
 
 
 def test_checkpoints_of_others_stay_and_two_jobs_follow_one_vm_by_their_own(installation: Installation) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.system.site_lab import FRAMES, MBIT, SiteLab, disk_of, fill, paused, site_lab
 from understudy.lab.disks import DataDisk
 from understudy.lab.vm import LabVm
+from understudy.model.extent import PART
 from understudy.units import MIB
 
 CHILD_PORT = 7350
@@ -31,6 +32,14 @@ def test_the_first_run_sends_the_data_and_the_next_what_changed(scene: tuple[Sit
     fill(vm, 3, at_mib=40)
     disk = disk_of(sites.replicate("nightly", vm))
     assert (disk.mode, disk.sent_bytes, disk.reconnects) == ("incremental", 3 * MIB, 0)
+
+
+def test_a_digest_scan_sends_the_part_that_changed_and_no_more(scene: tuple[SiteLab, LabVm]) -> None:
+    sites, vm = scene
+    vm.run("dd if=/dev/urandom of=/dev/vdb bs=64k seek=100 count=1 conv=fsync,notrunc")
+    disk = disk_of(sites.replicate("nightly", vm, "--full-scan"))
+    assert (disk.mode, disk.sent_bytes) == ("digest_scan", PART)
+    assert disk.wire_bytes < 2 * PART
 
 
 def test_two_vms_with_five_disks_share_one_slot(scene: tuple[SiteLab, LabVm]) -> None:

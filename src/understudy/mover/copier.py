@@ -15,9 +15,11 @@ from understudy.mover.api import ReadSpec
 from understudy.mover.arriving import ArrivingDisk
 from understudy.mover.audit import TrackingAudit
 from understudy.mover.base import BaseDigests, Doubted, NothingKnown, PointDigests
+from understudy.mover.below import Content
 from understudy.mover.digest import ZERO_DIGEST, DigestReader, DigestWriter, block_digest
 from understudy.mover.filters import pieces, zero_parts
 from understudy.mover.meter import Counters, Meter
+from understudy.mover.parts import different_content, narrowed
 from understudy.mover.plan import Conclusion, Plan, PlanSpec, ReadBlock, ZeroRun
 from understudy.mover.reader import THREADS, Source, read_plan
 from understudy.units import block_count
@@ -30,6 +32,12 @@ class Sink(Protocol):
         """Have all of ``item`` given by ``give``, which calls the verbs below; see that the plan hears of its end.
 
         ``give`` is called again if what it gave was lost on the way.
+        """
+
+    def narrow(self, item: ReadBlock, view: memoryview) -> ReadBlock | None:
+        """``item``, whose content is ``view``, with what differs from the base wanted and no more.
+
+        None if that is not known yet: the plan gives the item out again when it is.
         """
 
     def data(self, offset: int, view: memoryview) -> None:
@@ -52,17 +60,31 @@ SinkFactory = Callable[[Counters], Sink]
 
 
 class DiskSink:
-    """Writes straight into an arriving disk: source and target are the same mover."""
+    """Writes straight into an arriving disk: source and target are the same mover.
 
-    def __init__(self, disk: ArrivingDisk, plan: Plan, counters: Counters) -> None:
+    :param below: what the disk's layer lies on.
+    """
+
+    def __init__(self, disk: ArrivingDisk, plan: Plan, counters: Counters, below: Content | None = None) -> None:
         self._disk = disk
         self._plan = plan
         self._counters = counters
+        self._below = below
+        self._former = bytearray()
 
     def deliver(self, item: ReadBlock | ZeroRun, give: Callable[[], None]) -> None:
         """Write it."""
         give()
         self._plan.done([item])
+
+    def narrow(self, item: ReadBlock, view: memoryview) -> ReadBlock:
+        """Compare with the base; everything is wanted if that cannot be read."""
+        started = time.monotonic()
+        self._former = self._former or bytearray(self._plan.block_size)
+        if self._below is not None and self._below.read(item.block.start, memoryview(self._former)[: len(view)]):
+            item = narrowed(item, different_content(self._former, view))
+        self._counters.target += time.monotonic() - started
+        return item
 
     def data(self, offset: int, view: memoryview) -> None:
         """Write into the layer."""
@@ -199,10 +221,17 @@ class _BlockCopier:
         started = time.monotonic()
         flags = zero_parts(view)
         digest = ZERO_DIGEST if all(flags) else block_digest(view)
-        changed = digest != self._base.known(item.index)
+        known = self._base.known(item.index)
+        changed = digest != known
         if self._audit is not None:
             self._audit.block(item.index, digest)
         self._counters.source_proxy += time.monotonic() - started
+        if changed and item.vague and known and ZERO_DIGEST not in (digest, known):
+            # Else all parts that have data differ.
+            narrow = self._sink.narrow(item, view)
+            if narrow is None:
+                return
+            item = narrow
         if item.kept and not changed:
             self._counters.saved += sum(area.length for area in item.wanted)
         if self._digests is not None and (changed or item.kept):

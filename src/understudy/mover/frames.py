@@ -18,11 +18,13 @@ end            0, 8                                     checksum of the digest a
 acknowledge    0, 16 a connection                       slot, epoch, frames that are durable
 claim          position of first block, 16 a block      digests of blocks that the target has already
 unknown        position of first block, bytes of it     none; blocks that an earlier attempt left half written
-settled        0, 0                                     none; source: nothing more now; target: all claims said
+settled        0, 0                                     none; source: nothing more now; target: answers come here now
+ask            position of a block, 16 a part           digests of the 64 KiB parts of a block that differs
+differ         position of a block, 8                   which of its parts differ in the base: bit 0 is the first
 error          0, length                                JSON of code, what, why, todo
 =============  =======================================  ===========================================
 
-Hello, data, zero, digest, end and settled go from source to target, the others back, settled too.
+Hello, data, zero, digest, ask, end and settled go from source to target, the others back, settled too.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ _FIELDS = struct.Struct("<4sBBHQQII")
 _CHECKSUM = struct.Struct("<Q")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _SUM = struct.Struct("<Q")
+_PARTS = struct.Struct("<Q")
 _DURABLE = struct.Struct("<IIQ")
 MOST_CONNECTIONS = 64
 MOST_EPOCHS = 1 << 32
@@ -66,6 +69,8 @@ class FrameType(enum.IntEnum):
     CLAIM = 9
     UNKNOWN = 10
     SETTLED = 11
+    ASK = 12
+    DIFFER = 13
 
 
 #: Types that speak about a range of the disk and carry nothing.
@@ -143,6 +148,24 @@ def unpack_sum(payload: bytes | memoryview) -> int:
     return int(_SUM.unpack(payload)[0])
 
 
+def pack_parts(parts: int) -> bytes:
+    """Payload of a differ frame: a set of parts, one bit each."""
+    return _PARTS.pack(parts)
+
+
+def unpack_parts(payload: bytes | memoryview, count: int) -> int:
+    """The set in a differ frame about a block of ``count`` parts.
+
+    :raises TransferError: if its length is wrong, or if it names parts that the block does not have.
+    """
+    if len(payload) != _PARTS.size:
+        raise _bad("a differ frame of wrong length")
+    parts = int(_PARTS.unpack(payload)[0])
+    if parts >> count:
+        raise _bad(f"a differ frame with parts that a block of {count} does not have")
+    return parts
+
+
 def pack_header(frame: Frame, raw: bytes | memoryview) -> bytes:
     """The header of ``frame``, with the checksum of ``raw``; the frame's own checksum field is ignored."""
     fields = _fields(frame)
@@ -213,6 +236,10 @@ def _largest(frame_type: FrameType, geometry: Geometry) -> int:
             return CHUNK
         case FrameType.ZERO | FrameType.UNKNOWN:
             return 1 << 63
+        case FrameType.ASK:
+            return DIGEST_BYTES * (LARGEST_DATA // PART)
+        case FrameType.DIFFER:
+            return _PARTS.size
         case FrameType.END:
             return _SUM.size
         case FrameType.ACKNOWLEDGE:
@@ -233,6 +260,10 @@ def _check_place(frame: Frame, geometry: Geometry) -> None:
         first, count = frame.offset // geometry.block_size, frame.raw_length // DIGEST_BYTES
         aligned = frame.offset % geometry.block_size == 0 and frame.raw_length % DIGEST_BYTES == 0
         wrong = not aligned or count == 0 or first + count > block_count(geometry.size, geometry.block_size)
+    elif frame.type in (FrameType.ASK, FrameType.DIFFER):
+        parts = block_count(min(geometry.block_size, geometry.size - frame.offset), PART)
+        length = DIGEST_BYTES * parts if frame.type is FrameType.ASK else _PARTS.size
+        wrong = frame.offset % geometry.block_size != 0 or parts <= 0 or frame.raw_length != length
     else:
         wrong = frame.offset != 0
     if wrong:

@@ -13,7 +13,7 @@ from understudy.mover.digest import DigestReader
 from understudy.mover.frames import MOST_CONNECTIONS, MOST_EPOCHS, Codec, Frame, FrameType, Geometry
 from understudy.mover.wire import Connection
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -108,4 +108,3 @@ def say_claims(connection: Connection, disk: ArrivingDisk, geometry: Geometry) -
         else:
             length = min(count * geometry.block_size, geometry.size - offset)
             connection.send(Frame(FrameType.UNKNOWN, Codec.NONE, offset, length))
-    connection.send(Frame(FrameType.SETTLED))

@@ -27,6 +27,7 @@ from understudy.mover.frames import (
 )
 from understudy.mover.link import Hello
 from understudy.mover.meter import Counters
+from understudy.mover.parts import part_digests
 from understudy.mover.plan import Conclusion, ReadBlock, Work, ZeroRun
 from understudy.mover.wire import Connection, Pace
 
@@ -79,6 +80,21 @@ class Lane:
         self._outgoing.finish_digests()
         self._deliver(item, self._say_end)
 
+    def narrow(self, item: ReadBlock, view: memoryview) -> None:
+        """Ask the target which parts differ; the item comes again with the answer, or because none can come."""
+        started = time.monotonic()
+        digests = part_digests(view)
+        self._counters.source_proxy += time.monotonic() - started
+        self._await(self._outgoing.has_credit)
+        self._await(lambda timeout_s: self._outgoing.asking.ask(self._slot, item, timeout_s))
+        try:
+            self._connected()
+            self._send(Frame(FrameType.ASK, Codec.NONE, item.block.start, len(digests), len(digests)), digests, digests)
+        except LinkLost:
+            if self.connection is None:
+                raise  # patience is at its end
+            self._lose()
+
     def data(self, offset: int, view: memoryview) -> None:
         """Send data."""
         self._encode_and_send(FrameType.DATA, offset, view)
@@ -110,7 +126,7 @@ class Lane:
     # --- sending ------------------------------------------------------------------------------------------------------
 
     def _deliver(self, item: Work, give: Callable[[], None]) -> None:
-        self._await_credit()
+        self._await(self._outgoing.has_credit)
         while True:
             self._sent = 0
             try:
@@ -177,14 +193,15 @@ class Lane:
             lost = list(self._outstanding)
             self._outstanding.clear()
             self._epoch += 1  # a late acknowledgement is not for what comes
-        if lost:
+        if self._outgoing.asking.lost(self._slot) or lost:
             self._outgoing.lost()
         self._outgoing.in_flight(-sum(item.sent for item in lost))
         self._outgoing.plan.give_back([outstanding.item for outstanding in lost])
 
-    def _await_credit(self) -> None:
+    def _await(self, given: Callable[[float], bool]) -> None:
+        """Wait until ``given``, which waits for so long itself, says so."""
         started = time.monotonic()
-        while not self._outgoing.has_credit(POLL_S):
+        while not given(POLL_S):
             self._outgoing.check()
             self.idle()
         self._counters.network += time.monotonic() - started

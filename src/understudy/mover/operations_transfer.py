@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 from understudy.context import Context
 from understudy.errors import NotFound, ReplicaError, TrackingLost, UnderstudyError, UsageError
@@ -14,6 +14,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.arriving import checkpoints
 from understudy.mover.audit import audit_of
+from understudy.mover.below import Below
 from understudy.mover.copier import (
     Copying,
     DiskSink,
@@ -47,7 +48,7 @@ def start_copy(mover: Mover, request: api.CopyDisk) -> api.WorkStarted:
     disk = _check_read(draft, request.read)
 
     def copy(ctx: Context, meter: Meter) -> None:
-        _copy(ctx, mover, draft, request.read, meter)
+        _copy(ctx, mover, draft, disk, request.read, meter)
 
     return _start(mover, draft, f"copy {disk.name}", copy)
 
@@ -61,8 +62,8 @@ def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
 
     def receive(ctx: Context, meter: Meter) -> None:
         try:
-            with draft.writing(disk.name, request.block_size) as arriving:
-                reception = Reception(_receiving(draft, disk, request), arriving, meter)
+            with draft.writing(disk.name, request.block_size) as arriving, _below(mover, draft, disk) as below:
+                reception = Reception(_receiving(draft, disk, request), arriving, meter, below)
                 admitted.set_result(mover.data.admit(draft.id, reception))
                 reception.run(ctx)
         except BaseException as exc:
@@ -174,7 +175,7 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
             raise
 
 
-def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: Meter) -> None:
+def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.ReadSpec, meter: Meter) -> None:
     with ExitStack() as stack:
         base = _target_base(mover, draft, read)
         if base is not None:
@@ -194,12 +195,24 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, read: api.ReadSpec, meter: M
         audit = audit_of(read, source, start, doubted, meter)
         copying = Copying(read, source, content, None, meter, audit=audit)
         plan = plan_of(copying)
+        below = stack.enter_context(_below(mover, draft, new))
         with checkpoints(ctx, disk):
-            copy_disk(ctx, copying, plan, lambda counters: DiskSink(disk, plan, counters))
+            copy_disk(ctx, copying, plan, lambda counters: DiskSink(disk, plan, counters, below), wake=below.stop)
         fault_point("mover.copy.finish")
         disk.finish()
         partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
         copy_digests(disk.writer.path, partial)
+
+
+def _below(mover: Mover, draft: Draft, disk: NewDisk) -> Below:
+    """What the new layer of ``disk`` lies on; nothing is opened before it is read."""
+
+    def serve() -> AbstractContextManager[api.NbdSource]:
+        if not disk.chained:
+            raise UsageError(f"read what disk {disk.name!r} lies on", "its layer stands alone")
+        return mover.exports.serving(draft.store.image(draft.base_point, disk.name), draft.ref.kind)
+
+    return Below(serve)
 
 
 def _source_base(mover: Mover, read: api.ReadSpec) -> DigestReader | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Sequence
 
 from understudy.context import Context
 from understudy.errors import LinkLost, TransferError
 from understudy.mover.api import SendDisk
+from understudy.mover.asking import Asking
 from understudy.mover.claims import Claims
 from understudy.mover.codecs import Encoder
 from understudy.mover.crew import Stopped
@@ -15,6 +17,7 @@ from understudy.mover.digest import CHUNK, DIGEST_BYTES, DigestReader, DigestWri
 from understudy.mover.frames import (
     LARGEST_TEXT,
     Durable,
+    Frame,
     FrameType,
     Geometry,
     unpack_durable,
@@ -62,6 +65,8 @@ class Outgoing:
         self._durable_blocks = 0
         self._credit = threading.Condition()
         self._unacknowledged = 0
+        #: Blocks about whose parts the target was asked.
+        self.asking = Asking(self.in_flight, self._give_back)
 
     def check(self) -> None:
         """:raises Cancelled: if the operator asked for the end; :class:`Stopped` if another thread failed."""
@@ -75,6 +80,9 @@ class Outgoing:
         if self._plan is None:
             raise TransferError(f"send disk {self._read.disk!r}", "it was not begun")
         return self._plan
+
+    def _give_back(self, items: Sequence[Work]) -> None:
+        self.plan.give_back(items)
 
     def begin(self, plan: Plan, digests: DigestWriter) -> None:
         """From now on ``plan`` is carried out and ``digests`` are written."""
@@ -155,6 +163,7 @@ class Outgoing:
             else:
                 self._link.arrived()
                 connection.about(self._geometry)
+                self.asking.heard()
                 return
 
     def _hear_claims(self, connection: Connection, claims: Claims, keep: DigestWriter) -> None:
@@ -187,7 +196,7 @@ class Outgoing:
         return connection
 
     def listen(self) -> None:
-        """Hear acknowledgements until everything is done; for a thread of its own."""
+        """Hear acknowledgements and answers until everything is done; for a thread of its own."""
         buffer = memoryview(bytearray(LARGEST_TEXT))
         while not self.plan.finished:
             try:
@@ -203,14 +212,24 @@ class Outgoing:
                 self._answers = None
                 if self._unacknowledged:
                     self.lost()
+                self.asking.unheard()
                 self.check()
                 continue
             verify(frame, payload)
-            if frame.type is FrameType.ERROR:
+            self._hear(frame, payload)
+
+    def _hear(self, frame: Frame, payload: memoryview) -> None:
+        match frame.type:
+            case FrameType.ACKNOWLEDGE:
+                self._acknowledged(unpack_durable(payload))
+            case FrameType.DIFFER:
+                self.asking.answered(frame.offset // self._geometry.block_size, payload)
+            case FrameType.SETTLED:
+                self.asking.heard()
+            case FrameType.ERROR:
                 raise error_of(payload)
-            if frame.type is not FrameType.ACKNOWLEDGE:
+            case _:
                 raise TransferError("receive", f"a {frame.type.name.lower()} frame among the acknowledgements")
-            self._acknowledged(unpack_durable(payload))
 
     # --- what is durable ----------------------------------------------------------------------------------------------
 

@@ -32,12 +32,14 @@ class ReadBlock:
     """Read a whole block; at most ``wanted``, ranges at 64 KiB borders, need to travel.
 
     :ivar kept: the layer has something there already, from an earlier attempt.
+    :ivar vague: which of its parts may have changed is not known: if its digest differs, that is to be found out.
     """
 
     block: Extent
     index: int
     wanted: tuple[Extent, ...]
     kept: bool = False
+    vague: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +235,8 @@ def _plan_window(
     for index, parts in extent.by_block(extent.subtract(wanted, zero_runs), spec.block_size):
         start = index * spec.block_size
         block = Extent(start, min(spec.block_size, spec.size - start))
-        yield ReadBlock(block, index, parts, index in rewritten)
+        vague = spec.mode is TransferMode.DIGEST_SCAN and index not in rewritten and block.length > PART
+        yield ReadBlock(block, index, parts, index in rewritten, vague)
     yield Skipped(unchanged=window.length - extent.total(touched), zero=extent.total(zero_runs) - extent.total(written))
 
 

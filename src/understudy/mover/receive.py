@@ -9,8 +9,10 @@ from contextlib import ExitStack, contextmanager
 
 from understudy.context import Context
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
+from understudy.mover.answering import Answering, Ask
+from understudy.mover.answers import Answers
 from understudy.mover.arriving import ArrivingDisk
-from understudy.mover.codecs import Decoder
+from understudy.mover.below import Content
 from understudy.mover.frames import (
     Codec,
     Durable,
@@ -18,8 +20,8 @@ from understudy.mover.frames import (
     FrameType,
     Geometry,
     pack_durable,
+    pack_parts,
     unpack_sum,
-    verify,
 )
 from understudy.mover.hello import (
     VERSION,
@@ -30,7 +32,8 @@ from understudy.mover.hello import (
     sender_of,
     shared_base,
 )
-from understudy.mover.meter import Counters, Meter
+from understudy.mover.inlet import Inlet
+from understudy.mover.meter import Meter
 from understudy.mover.wire import Connection
 
 #: What came is made durable and acknowledged at least this often, and whenever so much is new.
@@ -40,27 +43,15 @@ CHECKPOINT_BYTES = 64 << 20
 CLOSE_TIMEOUT_S = 60.0
 
 
-class _Inlet:
-    """One connection that brings data: which one it is, and how many of its frames are written."""
-
-    def __init__(self, connection: Connection, slot: int, epoch: int) -> None:
-        self.connection = connection
-        self.slot = slot
-        self.epoch = epoch
-        self.written = connection.received
-
-    def durable(self) -> Durable:
-        """As an acknowledgement says it, once what is written was made durable."""
-        return Durable(self.slot, self.epoch, self.written)
-
-
 class Reception:
     """One disk transfer at the target side.
 
     :meth:`run` is the transfer's life; :meth:`serve` is called for each connection, in a thread of that connection.
+
+    :param below: what the layer lies on; None: the source side is told that everything differs.
     """
 
-    def __init__(self, receiving: Receiving, disk: ArrivingDisk, meter: Meter) -> None:
+    def __init__(self, receiving: Receiving, disk: ArrivingDisk, meter: Meter, below: Content | None = None) -> None:
         self.receiving = receiving
         self._disk = disk
         self._meter = meter
@@ -68,14 +59,13 @@ class Reception:
         self._changed = threading.Condition()
         #: Held while what came is made durable, so that the layer is never completed meanwhile.
         self._settling = threading.Lock()
-        #: Held while something is said on the connection of answers.
-        self._speaking = threading.Lock()
         self._beginning = threading.Lock()
         self._serving: set[Connection] = set()
         self._sender = ""
         self._shared: bool | None = None
-        self._inlets: dict[int, _Inlet] = {}
-        self._answers: Connection | None = None
+        self._inlets: dict[int, Inlet] = {}
+        self._answers = Answers()
+        self._answering = Answering(self._geometry, below, self._answer, self._fail)
         self._told: list[Durable] = []
         self._pending = 0
         self._contact = time.monotonic()
@@ -104,6 +94,8 @@ class Reception:
             defect = TransferError(self._what, f"internal error: {exc!r}")
             self._end(exc if isinstance(exc, UnderstudyError) else defect)
             raise
+        finally:
+            self._answering.end()
         self._meter.waiting = ""
 
     @property
@@ -117,12 +109,9 @@ class Reception:
             return self._checksum is not None
 
     def _check_patience(self) -> None:
-        answers = self._answers
-        if answers is not None and answers.broken():
-            # Nothing may be to be said there for long, so nothing else would tell.
-            self._forget_answers(answers)
+        self._answers.look()
         with self._changed:
-            if self._inlets or self._answers is not None:
+            if self._inlets or self._answers.connected:
                 self._contact = time.monotonic()
             waited = time.monotonic() - self._contact
         self._meter.waiting = f"no connection from the source proxy since {waited:.0f} s" if waited > 1 else ""
@@ -158,22 +147,15 @@ class Reception:
 
     def _tell(self) -> None:
         """Send the newest acknowledgement, if somebody listens."""
-        with self._speaking:
-            with self._changed:
-                connection, payload = self._answers, pack_durable(self._told)
-            if connection is None or not payload:
-                return
-            frame = Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload))
-            try:
-                connection.send(frame, payload, payload)
-            except LinkLost:
-                self._forget_answers(connection)
-
-    def _forget_answers(self, connection: Connection) -> None:
         with self._changed:
-            if self._answers is connection:
-                self._answers = None
-        connection.close()
+            sender, payload = self._sender, pack_durable(self._told)
+        if payload:
+            self._answers.say(sender, Frame(FrameType.ACKNOWLEDGE, Codec.NONE, 0, len(payload), len(payload)), payload)
+
+    def _answer(self, ask: Ask, parts: int) -> None:
+        payload = pack_parts(parts)
+        frame = Frame(FrameType.DIFFER, Codec.NONE, ask.offset, len(payload), len(payload))
+        self._answers.say(ask.sender, frame, payload)
 
     def close(self) -> None:
         """The draft has ended: nothing more is accepted, answered or written.
@@ -181,6 +163,7 @@ class Reception:
         :raises TransferError: if a thread still writes after 60 s.
         """
         self._end(TransferError(self._what, "its draft has ended"))
+        self._answering.end()
         with self._changed:
             if not self._changed.wait_for(lambda: not self._serving, CLOSE_TIMEOUT_S):
                 raise TransferError(self._what, f"its threads did not end within {CLOSE_TIMEOUT_S:.0f} s")
@@ -188,14 +171,10 @@ class Reception:
     def _end(self, failure: UnderstudyError) -> None:
         with self._changed:
             self._failure = self._failure or failure
-            answers, self._answers = self._answers, None
-            served = [connection for connection in self._serving if connection is not answers]
+            served = list(self._serving)
+            untold = failure if self._checksum is None else None
             self._changed.notify_all()
-        if answers is not None:
-            with self._speaking:
-                if self._checksum is None:
-                    answers.refuse(failure)
-                answers.close()
+        self._answers.end(untold)
         for connection in served:
             connection.wake()
 
@@ -217,7 +196,7 @@ class Reception:
                 check_hello(hello, self.receiving)
                 shared = self._begin(hello)
             except UnderstudyError as exc:
-                self._fail(exc, connection)
+                self._failed_on(connection, exc)
                 raise
             self._admit_sender(hello)
             if hello.get("role") == "answers":
@@ -268,24 +247,19 @@ class Reception:
             return self._shared
 
     def _serve_answers(self, connection: Connection, hello: dict[str, object], shared: bool) -> None:
-        """The connection on which we speak: what is here, then acknowledgements. It is not read from any more."""
+        """The connection on which we speak: what is here, then all answers. It is not read from any more."""
         self._welcome(connection, {"digests": "base" if shared else "zeros"})
         if hello.get("claims"):
             say_claims(connection, self._disk, self._geometry)
-        with self._changed:
-            before, self._answers = self._answers, connection
-            if self._failure is not None:
-                self._answers = None
-                raise self._failure
-        if before is not None:
-            before.close()
+        if not self._answers.begin(connection, sender_of(hello, self.receiving)):
+            raise self._failure or TransferError(self._what, "it has ended")
         self._tell()
 
     def _serve_data(self, connection: Connection, hello: dict[str, object]) -> None:
         slot, epoch = number_of(hello, self.receiving)
-        inlet = _Inlet(connection, slot, epoch)
+        inlet = Inlet(connection, sender_of(hello, self.receiving), slot, epoch, self._meter.counters())
         with self._changed:
-            if hello.get("sender") != self._sender:
+            if inlet.sender != self._sender:
                 raise Refused(self._what, "another source proxy sends for it now")
             before = self._inlets.get(slot)
             if before is not None and before.epoch > epoch:
@@ -301,10 +275,10 @@ class Reception:
             pass
         except UnderstudyError as exc:
             if self._checksum is None:
-                self._fail(exc, connection)
+                self._failed_on(connection, exc)
             raise
         except Exception as exc:
-            self._fail(TransferError(self._what, f"internal error: {exc!r}"), connection)
+            self._failed_on(connection, TransferError(self._what, f"internal error: {exc!r}"))
             raise
         finally:
             with self._changed:
@@ -319,31 +293,27 @@ class Reception:
             "version": VERSION, "finished": finished, "complete": self._disk.complete_blocks, **more,
         })
 
-    def _fail(self, failure: UnderstudyError, connection: Connection) -> None:
+    def _failed_on(self, connection: Connection, failure: UnderstudyError) -> None:
         """The transfer failed on ``connection``, where that is told to the other side by whoever serves it."""
         with self._changed:
-            self._failure = self._failure or failure
             self._serving.discard(connection)
+        self._fail(failure)
+
+    def _fail(self, failure: UnderstudyError) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
             self._changed.notify_all()
 
-    def _take_frames(self, inlet: _Inlet) -> None:
-        counters = self._meter.counters()
-        decoder = Decoder()
-        buffer = memoryview(bytearray(self._geometry.block_size))
+    def _take_frames(self, inlet: Inlet) -> None:
         while True:
-            frame, wire = inlet.connection.receive(buffer, counters)
+            frame, raw = inlet.take()
             started = time.monotonic()
-            raw = decoder.decode(frame, wire)
-            verify(frame, raw)
-            decoded = time.monotonic()
             if frame.type is FrameType.END:
                 self._conclude(inlet, unpack_sum(raw))
             else:
                 with self._before_the_end():
-                    self._write(frame, raw)
-            counters.target_proxy += decoded - started
-            counters.target += time.monotonic() - decoded
-            self._count(counters, frame)
+                    self._write(inlet, frame, raw)
+            inlet.counters.target += time.monotonic() - started
             with self._changed:
                 inlet.written = inlet.connection.received
                 self._pending += frame.wire_length
@@ -374,8 +344,8 @@ class Reception:
             if self._ending:
                 self._changed.notify_all()
 
-    def _write(self, frame: Frame, raw: bytes | memoryview) -> None:
-        """Write what a frame brings."""
+    def _write(self, inlet: Inlet, frame: Frame, raw: bytes | memoryview) -> None:
+        """Write what a frame brings, or have answered what it asks."""
         match frame.type:
             case FrameType.DATA:
                 self._disk.write_at(frame.offset, raw)
@@ -383,6 +353,8 @@ class Reception:
                 self._disk.zero(frame.offset, frame.raw_length)
             case FrameType.DIGEST:
                 self._disk.put_digests(frame.offset // self._geometry.block_size, raw)
+            case FrameType.ASK:
+                self._answering.put(Ask(inlet.sender, frame.offset, bytes(raw)))
             case FrameType.SETTLED:
                 # The source side waits: do not keep it until the next checkpoint would be due.
                 with self._changed:
@@ -390,13 +362,7 @@ class Reception:
             case _:
                 raise TransferError("receive", f"a {frame.type.name.lower()} frame in the middle of the data")
 
-    def _count(self, counters: Counters, frame: Frame) -> None:
-        if frame.type is FrameType.DATA:
-            counters.sent += frame.raw_length
-        elif frame.type is FrameType.ZERO:
-            counters.zero += frame.raw_length
-
-    def _conclude(self, inlet: _Inlet, announced: int) -> None:
+    def _conclude(self, inlet: Inlet, announced: int) -> None:
         """Everything came: the source side says this only when all of it was acknowledged.
 
         It says it again if it lost the connection before it heard that we know. What came on connections that it lost

@@ -14,6 +14,7 @@ from understudy.model.replica import Consistency, ReplicaIdentity
 from understudy.model.transfer import TransferMode
 from understudy.mover.api import NbdSource, ReadSpec
 from understudy.mover.arriving import Arrival, ArrivingDisk, checkpoints
+from understudy.mover.below import Below, Content
 from understudy.mover.copier import Copying, DiskSink, check_base, copy_disk, known_content, plan_of
 from understudy.mover.digest import DigestReader, copy_digests
 from understudy.mover.meter import Counters, Meter
@@ -36,6 +37,7 @@ class Attempt:
     held: ExitStack
     disk: ArrivingDisk
     receipt: Receipt | None = None
+    below: Below | None = None
 
     @property
     def base_point(self) -> str:
@@ -47,12 +49,16 @@ class Attempt:
         """How much the layer had when it began."""
         return sum(extent.length for extent in self.draft.kept("vda").touched)
 
-    def receive(self, target: Target) -> Receipt:
-        """Begin the target side."""
+    def receive(self, target: Target, content: Content | None = None) -> Receipt:
+        """Begin the target side.
+
+        :param content: instead of what the base point really holds.
+        """
         below = self.lab.points[-1] if self.chained else ""
         terms = receiving(point=self.point, chained=self.chained, base_point=below,
                           base=self.draft.base_digest_path("vda"))
-        self.receipt = target.receive(self.disk, terms, self.point)
+        self.below = self._below()
+        self.receipt = target.receive(self.disk, terms, self.point, content or self.below)
         return self.receipt
 
     def sender(self, where: NbdSource, connections: int = 2) -> Sender:
@@ -73,16 +79,23 @@ class Attempt:
             self.disk.begin(start)
             copying = Copying(read, source, self.disk.content(known_content(read, start)), None, meter)
             plan = plan_of(copying)
+            below = stack.enter_context(self._below())
             with checkpoints(ctx, self.disk):
-                copy_disk(ctx, copying, plan, lambda counters: DiskSink(self.disk, plan, counters))
+                copy_disk(ctx, copying, plan, lambda counters: DiskSink(self.disk, plan, counters, below))
             self.disk.finish()
             copy_digests(self.disk.writer.path, self.lab.copy_of(self.point))
         return meter.sums()
+
+    def _below(self) -> Below:
+        image = self.lab.store.image(self.lab.points[-1], "vda") if self.chained else Path("/nothing")
+        return Below(lambda: served(self.lab.directory, image))
 
     def stop(self) -> None:
         """End the target side."""
         if self.receipt is not None:
             self.receipt.stop()
+        if self.below is not None:
+            self.below.close()
 
     def keep(self) -> None:
         """End it as a session does that failed."""

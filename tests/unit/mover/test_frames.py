@@ -27,9 +27,11 @@ from understudy.mover.frames import (
     Geometry,
     pack_durable,
     pack_header,
+    pack_parts,
     pack_sum,
     unpack_durable,
     unpack_header,
+    unpack_parts,
     unpack_sum,
     verify,
 )
@@ -102,6 +104,19 @@ def test_what_does_not_shrink_is_sent_raw() -> None:
         Frame(FrameType.UNKNOWN, Codec.NONE, 0, MIB, 5),
         Frame(FrameType.SETTLED, Codec.NONE, 0, 1, 0),
         Frame(FrameType.SETTLED, Codec.NONE, 0, 0, 1),
+        Frame(FrameType.ASK, Codec.NONE, MIB, 240, 240),  # a block has 16 parts
+        Frame(FrameType.ASK, Codec.NONE, MIB, 272, 272),
+        Frame(FrameType.ASK, Codec.NONE, MIB, 0, 0),
+        Frame(FrameType.ASK, Codec.NONE, 64 * KIB, 256, 256),  # not a block
+        Frame(FrameType.ASK, Codec.NONE, 10 * MIB, 256, 256),  # the last block has one part
+        Frame(FrameType.ASK, Codec.NONE, 11 * MIB, 16, 16),
+        Frame(FrameType.ASK, Codec.NONE, 1 << 63, 256, 256),
+        Frame(FrameType.ASK, Codec.ZSTD, MIB, 256, 100),
+        Frame(FrameType.DIFFER, Codec.NONE, MIB, 4, 4),
+        Frame(FrameType.DIFFER, Codec.NONE, MIB, 16, 16),
+        Frame(FrameType.DIFFER, Codec.NONE, 64 * KIB, 8, 8),
+        Frame(FrameType.DIFFER, Codec.NONE, 11 * MIB, 8, 8),
+        Frame(FrameType.DIFFER, Codec.ZSTD, MIB, 8, 7),
     ],
 )
 def test_frames_beyond_the_limits_are_refused(frame: Frame) -> None:
@@ -146,9 +161,26 @@ def test_payloads_come_back() -> None:
     states = [Durable(0, 1, 2), Durable(63, (1 << 32) - 1, 1 << 63)]
     assert unpack_durable(pack_durable(states)) == states
     assert unpack_sum(pack_sum(1 << 63)) == 1 << 63
-    for unpack in (unpack_durable, unpack_sum):
+    for parts in (0, 1, 1 << 63, (1 << 64) - 1):
+        assert unpack_parts(pack_parts(parts), 64) == parts
+    for unpack in (unpack_durable, unpack_sum, lambda payload: unpack_parts(payload, 64)):
         with pytest.raises(TransferError):
             unpack(b"short")
+    with pytest.raises(TransferError, match="a block of 4 does not have"):
+        unpack_parts(pack_parts(1 << 4), 4)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(FrameType.ASK, Codec.NONE, MIB, 256, 256),
+        Frame(FrameType.ASK, Codec.NONE, 10 * MIB, 16, 16),
+        Frame(FrameType.DIFFER, Codec.NONE, 10 * MIB, 8, 8),
+    ],
+)
+def test_questions_and_answers_about_blocks_of_the_disk_pass(frame: Frame) -> None:
+    raw = bytes(frame.raw_length)
+    assert accept(whole(frame, raw, raw))[1] == raw
 
 
 def test_a_header_is_checked_with_the_bytes() -> None:
@@ -167,7 +199,7 @@ def test_every_number_is_part_of_the_checksum() -> None:
 HEADERS = st.builds(
     lambda kind, codec, offset, raw, wire, number, total: HEADER.pack(b"UST2", kind, codec, 0, offset, raw, wire,
                                                                       number, total),
-    st.integers(0, 12), st.integers(0, 3), st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 200).map(PARTS)),
+    st.integers(0, 14), st.integers(0, 3), st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 200).map(PARTS)),
     st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 200).map(PARTS), st.integers(0, 70_000)),
     st.one_of(st.integers(0, (1 << 32) - 1), st.integers(0, 70_000)), st.integers(0, (1 << 32) - 1),
     st.integers(0, (1 << 64) - 1),
@@ -185,7 +217,7 @@ def test_any_header_is_refused_or_within_the_limits(header: bytes, geometry: Geo
     assert frame.wire_length <= max(LARGEST_TEXT, min(geometry.block_size, LARGEST_DATA))
     if frame.type not in (FrameType.ZERO, FrameType.UNKNOWN):
         assert frame.raw_length <= max(LARGEST_TEXT, min(geometry.block_size, LARGEST_DATA))
-    if frame.type in (FrameType.DATA, FrameType.ZERO, FrameType.UNKNOWN):
+    if frame.type in (FrameType.DATA, FrameType.ZERO, FrameType.UNKNOWN, FrameType.ASK):
         assert 0 < frame.offset + frame.raw_length <= geometry.size
     payload = memoryview(wire)[: frame.wire_length]
     try:

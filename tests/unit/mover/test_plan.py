@@ -111,6 +111,7 @@ def test_every_byte_is_planned_as_the_model_says(
         assert (index in read) == (wanted and not known_zero)
         if index in read:
             assert read[index].block == Extent(start, end - start)
+            assert read[index].vague == (mode is TransferMode.DIGEST_SCAN and end - start > PART)
             _check_wanted(read[index], dirty if mode is TransferMode.INCREMENTAL else units)
 
 
@@ -302,6 +303,7 @@ def test_what_the_layer_has_already_is_looked_at_whole(
             assert index in zeroed
         else:
             assert read[index].kept
+            assert not read[index].vague, "what the layer shows is not what the base shows"
             assert read[index].wanted == (read[index].block,)
     assert {index for index, block in read.items() if block.kept} <= kept
     if not chained:

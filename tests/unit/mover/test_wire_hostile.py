@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,13 @@ import pytest
 import xxhash
 
 from tests.unit.mover.mover_lab import RawLayer, same_content
+from tests.unit.mover.scan_lab import Scan
 from tests.unit.mover.wire_lab import (
     BLOCK,
+    DROP,
     HEADER,
     SIZE,
+    Passage,
     Receipt,
     Relay,
     Sender,
@@ -33,9 +37,10 @@ from tests.unit.mover.wire_lab import (
 from understudy.errors import LinkLost, Refused, TransferError, UnderstudyError
 from understudy.mover.api import NbdSource
 from understudy.mover.digest import DIGEST_BYTES, array_checksum
-from understudy.mover.frames import HEADER_BYTES, Codec, Frame, FrameType, pack_header, pack_sum
+from understudy.mover.frames import HEADER_BYTES, Codec, Frame, FrameType, pack_header, pack_parts, pack_sum
 from understudy.mover.hello import VERSION
 from understudy.mover.wire import error_of
+from understudy.units import KIB
 
 HELLO: dict[str, Any] = {
     "version": VERSION, "sender": "me", "role": "data", "disk": "vda", "size": SIZE, "block_size": BLOCK,
@@ -138,7 +143,7 @@ class Place:
         """A client that hears answers."""
         raw = self.client(role="answers", claims=True)
         assert raw.receive()[0].type is FrameType.SETTLED
-        eventually(lambda: self.receipt.reception._answers is not None)
+        eventually(lambda: self.receipt.reception._answers.connected)
         return raw
 
     def failed(self, kind: type[UnderstudyError], text: str) -> None:
@@ -211,6 +216,13 @@ BLOCK_OF_DATA = bytes(range(256)) * (BLOCK // 256)
         (lambda raw: raw.send(FrameType.UNKNOWN, raw_length=BLOCK), "a unknown frame in the middle"),
         (lambda raw: raw.send(FrameType.CLAIM, bytes(16)), "a claim frame in the middle"),
         (lambda raw: raw.send(FrameType.ACKNOWLEDGE, bytes(16)), "a acknowledge frame in the middle"),
+        (lambda raw: raw.send(FrameType.DIFFER, bytes(8)), "a differ frame in the middle"),
+        (lambda raw: raw.send(FrameType.ASK, bytes(48)), "disk of"),
+        (lambda raw: raw.send(FrameType.ASK, bytes(64), offset=64 * 1024), "disk of"),
+        (lambda raw: raw.send(FrameType.ASK, bytes(64), offset=20 * BLOCK), "disk of"),
+        (lambda raw: raw.send(FrameType.ASK, bytes(64), offset=1 << 63), "disk of"),
+        (lambda raw: raw.send(FrameType.ASK, bytes(2048)), "ask frame of 2048 bytes"),
+        (lambda raw: raw.send(FrameType.ASK, bytes(64), checksum=1), "checksum"),
         (lambda raw: raw.send(FrameType.END, bytes(4)), "an end frame of wrong length"),
         (lambda raw: raw.send(FrameType.END, bytes(16)), "end frame of 16 bytes"),
         (lambda raw: raw.send(FrameType.END, pack_sum(5)), "not those of the source side"),
@@ -371,6 +383,61 @@ def test_data_after_the_end_changes_nothing(place: Place) -> None:
     assert place.layer.calls == before
     assert place.layer.finished
     answers.close()
+
+
+def test_a_question_after_the_end_is_refused(place: Place) -> None:
+    answers = place.listener()
+    raw = finished(place)
+    raw.send(FrameType.ASK, bytes(64), offset=BLOCK)
+    assert_error(raw.error(), TransferError, "something came after its end")
+    answers.close()
+
+
+def test_questions_about_a_layer_that_stands_alone_are_answered_with_everything(place: Place) -> None:
+    answers = place.listener()
+    raw = place.client()
+    for index in (3, 3, 20):
+        raw.send(FrameType.ASK, bytes(64 if index < 20 else 16), offset=index * BLOCK)
+    found: list[tuple[int, bytes]] = []
+    while len(found) < 3:
+        frame, payload = answers.receive()
+        if frame.type is FrameType.DIFFER:
+            found.append((frame.offset, payload))
+    assert found == [(3 * BLOCK, pack_parts(0xF)), (3 * BLOCK, pack_parts(0xF)), (20 * BLOCK, pack_parts(1))]
+    raw.close()
+    answers.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda frame: (replace(frame, offset=64 * KIB), pack_parts(1)), "disk of"),
+        (lambda frame: (replace(frame, offset=21 * BLOCK), pack_parts(1)), "disk of"),
+        (lambda frame: (replace(frame, raw_length=4, wire_length=4), bytes(4)), "disk of"),
+        (lambda frame: (replace(frame, raw_length=16, wire_length=16), bytes(16)), "differ frame of 16 bytes"),
+        (lambda frame: (frame, pack_parts(1 << 4)), "a block of 4 does not have"),
+        (lambda frame: (replace(frame, type=FrameType.ASK, raw_length=64, wire_length=64), bytes(64)), "a ask frame"),
+        (lambda frame: (replace(frame, type=FrameType.DIGEST, raw_length=16, wire_length=16), bytes(16)), "a digest"),
+    ],
+)
+def test_an_answer_that_breaks_the_protocol_ends_the_source_side(
+    tmp_path: Path, target: Target, relay: Relay, make: Callable[[Frame], tuple[Frame, bytes]], text: str
+) -> None:
+    scan = Scan(tmp_path, target)
+    base = scan.replicated()
+    scan.change(2)
+
+    def forge(_relay: Relay, passage: Passage, frame: Frame, _payload: bytes) -> int | None:
+        if frame.type is not FrameType.DIFFER:
+            return None
+        other, payload = make(frame)
+        passage.sockets[0].sendall(pack_header(other, payload) + payload)
+        return DROP
+
+    relay.watch_back = forge
+    with scan.scanning(base, relay) as sender:
+        assert_error(sender.side.end(), TransferError, text)
+    assert not scan.layer.finished
 
 
 def test_the_end_again_is_the_same_end(place: Place) -> None:

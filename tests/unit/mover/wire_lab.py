@@ -19,6 +19,7 @@ from understudy.model.job import Compression
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.arriving import Arrival, ArrivingDisk
+from understudy.mover.below import Content
 from understudy.mover.data_port import DataPort
 from understudy.mover.digest import DigestReader
 from understudy.mover.frames import (
@@ -98,10 +99,12 @@ class Target:
         self.port = DataPort()
         self.port.listen_unix(path)
 
-    def receive(self, disk: ArrivingDisk, receiving: Receiving, owner: str = "draft") -> Receipt:
+    def receive(
+        self, disk: ArrivingDisk, receiving: Receiving, owner: str = "draft", below: Content | None = None
+    ) -> Receipt:
         """Begin a transfer."""
         side = Side()
-        reception = Reception(receiving, disk, side.meter)
+        reception = Reception(receiving, disk, side.meter, below)
         ticket = self.port.admit(owner, reception)
         side.start(lambda: reception.run(side.ctx))
         return Receipt(self, reception, ticket, side, owner)
