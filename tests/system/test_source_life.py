@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
@@ -28,8 +28,10 @@ from tests.system.steps import (
     our_checkpoints,
     replicate_off,
     replicate_paused,
+    wait_until,
 )
 from understudy.lab.disks import DataDisk
+from understudy.lab.domain_xml import VmDisk
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
 
@@ -42,7 +44,8 @@ class Scene:
 
     installation: Installation
     vm: LabVm
-    instants: list[Instant] = field(default_factory=list)
+    instants: list[Instant]
+    external: list[Instant]
 
     @property
     def image(self) -> Path:
@@ -53,6 +56,10 @@ class Scene:
         """Change 192 KiB of vdb at a MiB, and something on vda."""
         self.vm.run(f"dd if=/dev/urandom of=/dev/vdb bs=64k count=3 seek={place * 16} oflag=direct conv=notrunc;"
                     f"echo {place} >/data/place; sync")
+
+    def change_image(self, place: int) -> None:
+        """Change 64 KiB of vdb at a MiB while the VM is off, as its QEMU would; the bitmaps in the image notice."""
+        change_image(self.image, place)
 
     def start(self) -> None:
         """Power the VM on, and wait for it."""
@@ -65,6 +72,21 @@ class Scene:
         self.instants.append(make(self.installation, self.vm, "nightly"))
         return self.instants[-1]
 
+    def replicate_both(self) -> tuple[Instant, Instant]:
+        """The same with both jobs, one after the other, each in its snapshot mode."""
+        shown = LabVm(self.vm.host, self.vm.name, [
+            VmDisk(name, Path(path), "qcow2") for name, path in disk_paths(self.vm).items()
+        ])  # fmt: skip
+        for job, instants in (("nightly", self.instants), ("external", self.external)):
+            instants.append(replicate_paused(self.installation, shown, job))
+        return self.instants[-1], self.external[-1]
+
+    def assert_points_are_right(self) -> None:
+        """Every point of both jobs is what the disks were."""
+        assert_points_are(self.installation, "life_replica", *self.instants)
+        if self.external:
+            assert_points_are(self.installation, "life_external", *self.external)
+
     def bitmaps(self) -> dict[str, set[str]]:
         """Names of the bitmaps that each disk has, in QEMU if the VM runs, else in its image."""
         if not self.vm.is_running():
@@ -74,6 +96,18 @@ class Scene:
         drives = [drive["inserted"] for drive in said["return"] if "inserted" in drive]
         return {disk.target: {item["name"] for drive in drives if drive["file"] == str(disk.path)
                               for item in drive.get("dirty-bitmaps", [])} for disk in self.vm.disks}
+
+
+def change_image(image: Path, place: int) -> None:
+    """Change 64 KiB of an image that nobody has open, at a MiB."""
+    change = f"write -P {place} {place}M 64k"
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", change, image], check=True, capture_output=True)
+
+
+def snapshots_in(image: Path) -> list[str]:
+    """Names of the internal snapshots in an image file."""
+    said = subprocess.run(["qemu-img", "info", "-U", "--output=json", image], capture_output=True, check=True).stdout
+    return [item["name"] for item in json.loads(said).get("snapshots", [])]
 
 
 def bitmaps_in(image: Path) -> set[str]:
@@ -90,8 +124,10 @@ def scene(lab: Lab) -> Iterator[Scene]:
     vm = lab.create_vm(lab.alpha, "life", data_disks=[DataDisk(16 * MIB)])
     vm.wait_agent()
     installation.job("nightly", vm.name, options=("--points", "99", *QUIET))
+    external = ("--points", "99", "--suffix", "_external", "--snapshot-mode", "external", *QUIET)
+    installation.job("external", vm.name, options=external)
     try:
-        made = Scene(installation, vm)
+        made = Scene(installation, vm, [], [])
         made.write(1)
         made.replicate()
         yield made
@@ -103,26 +139,34 @@ def test_an_image_rolled_back_to_between_a_point_and_its_older_baseline_loses_no
     scene.write(2)
     scene.vm.shutdown()
     saved = scene.image.read_bytes()
-    scene.start()
-    scene.write(3)
-    scene.write(2)
-    scene.vm.shutdown()
+    scene.change_image(3)
+    scene.change_image(2)
     assert set(scene.replicate().how().values()) == {INCREMENTAL}
     # In place, so that only the content tells; it has the bitmap of the baseline.
     scene.image.write_bytes(saved)
     scene.start()
     scene.write(4)
     assert set(scene.replicate().how().values()) == {INCREMENTAL}
-    assert_points_are(scene.installation, "life_replica", *scene.instants)
+    scene.assert_points_are_right()
+
+
+def test_an_overlay_that_was_committed_by_hand_is_followed_and_no_internal_snapshot_goes_back(scene: Scene) -> None:
+    scene.vm.shutdown()
+    overlay = scene.image.with_suffix(".overlay")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", scene.image, overlay], check=True)
+    change_image(overlay, 5)
+    subprocess.run(["qemu-img", "commit", "-q", "-f", "qcow2", overlay], check=True)
+    overlay.unlink()
+    assert set(scene.replicate().how().values()) == {INCREMENTAL}
+    subprocess.run(["qemu-img", "snapshot", "-c", "theirs", scene.image], check=True)
+    refused = subprocess.run(["qemu-img", "snapshot", "-a", "theirs", scene.image], capture_output=True, check=False)
+    assert b"Device has active dirty bitmaps" in refused.stderr
+    subprocess.run(["qemu-img", "snapshot", "-d", "theirs", scene.image], check=True)
 
 
 def test_an_image_whose_file_is_older_than_it_was_is_scanned(scene: Scene) -> None:
-    scene.vm.shutdown()
     saved, before = scene.image.read_bytes(), scene.image.stat()
-    assert set(scene.replicate().how().values()) == {INCREMENTAL}
-    scene.start()
-    scene.write(5)
-    scene.vm.shutdown()
+    scene.change_image(6)
     assert set(scene.replicate().how().values()) == {INCREMENTAL}
     scene.image.write_bytes(saved)
     os.utime(scene.image, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -133,7 +177,7 @@ def test_an_image_whose_file_is_older_than_it_was_is_scanned(scene: Scene) -> No
 def test_an_image_that_was_replaced_at_its_path_is_scanned(scene: Scene) -> None:
     other = scene.image.with_suffix(".other")
     shutil.copy2(scene.image, other)
-    subprocess.run(["qemu-io", "-c", "write -P 7 6M 64k", other], check=True, capture_output=True)
+    change_image(other, 7)
     other.chmod(0o666)
     other.rename(scene.image)
     assert scene.replicate().how() == {"vda": INCREMENTAL, "vdb": ("digest_scan", "source_replaced")}
@@ -179,7 +223,6 @@ def test_a_vm_whose_hypervisor_crashes_while_it_is_read_and_runs_again_gets_its_
     assert any("planned anew, because it was restarted" in text for text in scene.instants[-1].task["warnings"])
     scene.write(12)
     assert set(scene.replicate().how().values()) == {INCREMENTAL}
-    assert_points_are(scene.installation, "life_replica", *scene.instants)
 
 
 def _redefine(vm: LabVm) -> None:
@@ -217,9 +260,63 @@ def test_bitmaps_without_a_checkpoint_are_removed_from_a_vm_that_is_off(scene: S
     scene.replicate()
     assert scene.bitmaps() == {"vda": {"other-tool"}, "vdb": {"other-tool"}}
     assert any(f"removed bitmap {orphan}" in text for text in scene.instants[-1].task["warnings"])
+    for disk in scene.vm.disks:
+        subprocess.run(["qemu-img", "snapshot", "-c", "theirs", disk.path], check=True)
     scene.start()
+    scene.replicate_both()
     scene.write(15)
-    scene.replicate()
-    scene.write(16)
+    for instant in scene.replicate_both():
+        assert set(instant.how().values()) == {INCREMENTAL}
+    assert [snapshots_in(disk.path) for disk in scene.vm.disks] == [["theirs"], ["theirs"]]
+
+
+def test_an_external_snapshot_of_somebody_else_is_left_alone_and_costs_scans_when_it_comes_and_goes(
+    scene: Scene,
+) -> None:
+    if not scene.external:
+        scene.replicate_both()
+    with scene.vm.domain() as domain:
+        domain.snapshotCreateXML("<domainsnapshot><name>theirs</name></domainsnapshot>",
+                                 libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+        described = domain.snapshotLookupByName("theirs").getXMLDesc()
+    overlays = disk_paths(scene.vm)
+    assert all(path.endswith(".theirs") for path in overlays.values())
+    scene.write(1)
+    for instant in scene.replicate_both():
+        assert set(instant.how().values()) == {("digest_scan", "source_replaced")}
+        assert instant.disk("vdb")["sent_bytes"] <= MIB
+    scene.write(2)
+    for instant in scene.replicate_both():
+        assert set(instant.how().values()) == {INCREMENTAL}
+    assert disk_paths(scene.vm) == overlays
+    with scene.vm.domain() as domain:
+        assert [item.getName() for item in domain.listAllSnapshots()] == ["theirs"]
+        assert domain.snapshotLookupByName("theirs").getXMLDesc() == described
+        for disk in overlays:
+            _commit(domain, disk)
+        domain.snapshotLookupByName("theirs").delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    scene.write(3)
+    for instant in scene.replicate_both():
+        assert set(instant.how().values()) == {("digest_scan", "source_replaced")}
+    scene.write(4)
+    for instant in scene.replicate_both():
+        assert set(instant.how().values()) == {INCREMENTAL}
+    scene.assert_points_are_right()
+
+
+def test_the_end_of_one_job_leaves_the_baseline_of_the_other(scene: Scene) -> None:
+    before = set(our_checkpoints(scene.vm))
+    assert len(before) == 2
+    scene.installation.ok("replica", "remove", "life_external", "--delete-files")
+    scene.installation.ok("job", "delete", "external")
+    scene.write(5)
     assert set(scene.replicate().how().values()) == {INCREMENTAL}
+    assert len(set(our_checkpoints(scene.vm)) & before) == 1
     assert_points_are(scene.installation, "life_replica", *scene.instants)
+
+
+def _commit(domain: libvirt.virDomain, disk: str) -> None:
+    """Merge the whole chain of a disk, as an administrator would."""
+    domain.blockCommit(disk, None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    wait_until(lambda: '<mirror type=' in domain.XMLDesc(0) and "ready='yes'" in domain.XMLDesc(0), 30, "the merge")
+    domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
