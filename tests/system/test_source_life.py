@@ -185,8 +185,6 @@ def test_an_image_that_was_replaced_at_its_path_is_scanned(scene: Scene) -> None
     scene.start()
     scene.write(7)
     assert scene.replicate().how() == {"vda": INCREMENTAL, "vdb": ("digest_scan", "no_baseline")}
-    scene.write(8)
-    assert set(scene.replicate().how().values()) == {INCREMENTAL}
 
 
 def test_a_vm_that_is_powered_off_while_it_is_read_gets_its_point_in_the_same_session(scene: Scene) -> None:
@@ -221,8 +219,6 @@ def test_a_vm_whose_hypervisor_crashes_while_it_is_read_and_runs_again_gets_its_
     scene.instants.append(Instant(run.ended.json, copies))
     assert {mode for mode, _ in scene.instants[-1].how().values()} == {"digest_scan"}
     assert any("planned anew, because it was restarted" in text for text in scene.instants[-1].task["warnings"])
-    scene.write(12)
-    assert set(scene.replicate().how().values()) == {INCREMENTAL}
 
 
 def _redefine(vm: LabVm) -> None:
@@ -298,9 +294,6 @@ def test_an_external_snapshot_of_somebody_else_is_left_alone_and_costs_scans_whe
     scene.write(3)
     for instant in scene.replicate_both():
         assert set(instant.how().values()) == {("digest_scan", "source_replaced")}
-    scene.write(4)
-    for instant in scene.replicate_both():
-        assert set(instant.how().values()) == {INCREMENTAL}
     scene.assert_points_are_right()
 
 
