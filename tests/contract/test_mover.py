@@ -30,7 +30,7 @@ from understudy.errors import (
     from_fields,
 )
 from understudy.model.job import Compression
-from understudy.model.replica import Consistency, ReplicaIdentity
+from understudy.model.replica import Consistency, FileMark, ReplicaIdentity
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.exports import greets
@@ -396,13 +396,42 @@ def test_images_are_probed(movers: tuple[MoverProcess, MoverProcess], tmp_path: 
     client = movers[0].client
     image = make_image(tmp_path / "i.qcow2", SIZE)
     add_bitmap(image, "one")
-    assert client.call(api.ProbeImage(str(image), "qcow2"), api.ImageFacts) == api.ImageFacts(True, ("one",))
+    probed = client.call(api.ProbeImage(str(image), "qcow2"), api.ImageFacts)
+    found = image.stat()
+    assert probed == api.ImageFacts(
+        True, ("one",), (), FileMark(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    )
+    process = subprocess.Popen(["qemu-nbd", "-k", tmp_path / "open.sock", "-f", "qcow2", image])
+    try:
+        while not greets(tmp_path / "open.sock", 10):
+            time.sleep(0.01)
+        in_use = client.call(api.ProbeImage(str(image), "qcow2"), api.ImageFacts)
+        assert (in_use.bitmaps, in_use.open_bitmaps) == ((), ("one",))
+        with pytest.raises(PlatformError, match="lock"):
+            client.call(api.RemoveBitmap(str(image), "one", "o"), api.Nothing)
+    finally:
+        process.terminate()
+        process.wait()
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", tmp_path / "old", "1M")
-    assert client.call(api.ProbeImage(str(tmp_path / "old"), "qcow2"), api.ImageFacts) == api.ImageFacts(False, ())
+    old = client.call(api.ProbeImage(str(tmp_path / "old"), "qcow2"), api.ImageFacts)
+    assert (old.can_track, old.bitmaps) == (False, ())
     run("qemu-img", "create", "-q", "-f", "raw", tmp_path / "raw", "1M")
-    assert client.call(api.ProbeImage(str(tmp_path / "raw"), "raw"), api.ImageFacts) == api.ImageFacts(False, ())
+    assert not client.call(api.ProbeImage(str(tmp_path / "raw"), "raw"), api.ImageFacts).can_track
     with pytest.raises(PlatformError):
         client.call(api.ProbeImage(str(tmp_path / "none"), "qcow2"), api.ImageFacts)
+
+
+def test_only_bitmaps_with_our_tag_are_removed(movers: tuple[MoverProcess, MoverProcess], tmp_path: Path) -> None:
+    client = movers[0].client
+    image = make_image(tmp_path / "i.qcow2", SIZE)
+    for name in ("ours-1", "ours-2", "other"):
+        add_bitmap(image, name)
+    for name, tag in (("other", "ours-"), ("other", "")):
+        with pytest.raises(UsageError, match="does not carry our tag"):
+            client.call(api.RemoveBitmap(str(image), name, tag), api.Nothing)
+    for _ in range(2):
+        client.call(api.RemoveBitmap(str(image), "ours-1", "ours-"), api.Nothing)
+    assert set(client.call(api.ProbeImage(str(image), "qcow2"), api.ImageFacts).bitmaps) == {"ours-2", "other"}
 
 
 def test_places_are_prepared_checked_and_swept(movers: tuple[MoverProcess, MoverProcess], tmp_path: Path) -> None:

@@ -420,6 +420,38 @@ def test_keeping_a_baseline_removes_our_others_and_the_former_and_no_foreign_one
     assert old not in checkpoints(guest)
 
 
+@pytest.mark.usefixtures("_no_checkpoints")
+def test_a_marker_that_was_made_at_another_time_than_recorded_is_not_trusted(
+    source: Platform, vm: Vm, scratch: Path
+) -> None:
+    request = request_of(vm, scratch, 44, checkpoint=True)
+    with source.snapshot(Context(), vm, SnapshotMode.BACKUP, request):
+        pass
+    (name, made_at), *others = source.markers(vm).items()
+    assert (name, others) == (request.checkpoint, [])
+    known = source.tracking(vm, Baseline(name, ("vda", "vdb"), made_at=made_at))
+    assert (known["vda"], known["vdb"]) == (Reason.NONE, Reason.NONE)
+    known = source.tracking(vm, Baseline(name, ("vda", "vdb"), made_at=str(int(made_at) - 1)))
+    assert set(known.values()) == {Reason.SOURCE_ROLLED_BACK}
+
+
+@pytest.mark.usefixtures("_no_checkpoints")
+def test_a_bitmap_that_lost_its_marker_is_removed_and_one_that_is_not_there_is_told(
+    guest: LabVm, source: Platform, vm: Vm, scratch: Path
+) -> None:
+    request = replace(request_of(vm, scratch, 45, checkpoint=True), tracked=("vdb",))
+    with source.snapshot(Context(), vm, SnapshotMode.BACKUP, request):
+        pass
+    with guest.domain() as domain:
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
+        domain.checkpointLookupByName(request.checkpoint).delete(flags)
+    assert source.markers(vm) == {}
+    assert "was forgotten" in source.remove_orphan(vm, request.checkpoint, ("vda", "vdb"))
+    assert source.remove_orphan(vm, request.checkpoint, ("vdb",)) == ""
+    assert "not found" in source.remove_orphan(vm, request.checkpoint, ("vdb",))
+    assert source.markers(vm) == {}
+
+
 # --- sweep ------------------------------------------------------------------------------------------------------------
 
 

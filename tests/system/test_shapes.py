@@ -159,12 +159,14 @@ def test_disks_that_are_added_removed_excluded_or_shrunk(installation: Installat
         domain.detachDeviceFlags(_disk_xml(extra), LIVE_AND_KEPT)
     instants.append(replicate_paused(installation, vm, "nightly"))
     assert instants[-1].how()["vda"] == INCREMENTAL
+    assert [text for text in instants[-1].task["warnings"] if "disk vdc is no longer part of VM 'changing'" in text]
     vm.shutdown()
     with vm.disks[1].path.open("r+b") as image:
         image.truncate(8 * MIB)
     refused = installation.run("--json", "job", "run", "nightly")
     assert refused.status == 1
-    assert "shrank from 16777216 to 8388608 bytes" in refused.json["tasks"][0]["error"]
+    error = refused.json["tasks"][0]["error"]
+    assert "disk vdb of VM 'changing': it shrank from 16777216 to 8388608 bytes; give it its old size" in error
     assert_points_are(installation, "changing_replica", *instants)
 
 

@@ -159,4 +159,4 @@ def _point(row: RestorePointRow) -> RestorePoint:
 
 
 def _baseline(stored: dict[str, Any] | None) -> Baseline | None:
-    return Baseline(stored["checkpoint"], tuple(stored["disks"])) if stored else None
+    return Baseline(**{**stored, "disks": tuple(stored["disks"])}) if stored else None

@@ -55,6 +55,7 @@ class Vm:
     :ivar definition: the platform's own full definition (libvirt: inactive XML). May hold secrets: never log it.
     :ivar obstacle: why this VM cannot be replicated at all, or empty.
     :ivar nvram: path of its UEFI variables on the source host, or empty.
+    :ivar run: another text whenever it was started; empty while it is off.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Vm:
     obstacle: str = ""
     clean_shutdown: bool = False
     nvram: str = ""
+    run: str = ""
 
     def disk(self, name: str) -> Disk:
         """The disk called ``name``.

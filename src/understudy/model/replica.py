@@ -29,10 +29,50 @@ class Baseline:
 
     :ivar checkpoint: name of the platform's marker (libvirt: checkpoint).
     :ivar disks: the disks that the marker tracks.
+    :ivar point: the restore point at whose instant the marker was made; empty in records of older versions.
+    :ivar made_at: when the marker was made, in the platform's own words; empty if that is not known.
     """
 
     checkpoint: str
     disks: tuple[str, ...]
+    point: str = ""
+    made_at: str = ""
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """What tells a file from another one, or from itself at another time.
+
+    The device is not among it: its number is another one after a restart of the host, or on another host.
+    """
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True)
+class ImageGeneration:
+    """What an image on the source was just before the snapshot.
+
+    :ivar bitmaps: the consistent dirty bitmaps in it if the VM was off; those of a running VM are in its memory: None.
+    """
+
+    disk: str
+    file: FileMark
+    bitmaps: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SourceGeneration:
+    """What the images of a point were, as far as a proxy on their host could see; block devices are not among them."""
+
+    images: tuple[ImageGeneration, ...]
+
+    def image(self, disk: str) -> ImageGeneration | None:
+        """The image of ``disk``, or None if nothing is known of it."""
+        return next((image for image in self.images if image.disk == disk), None)
 
 
 @dataclass(frozen=True)
@@ -64,6 +104,7 @@ class RestorePoint:
     :ivar created_at: the instant of the source snapshot, ISO 8601 in UTC.
     :ivar block_size: bytes per digest.
     :ivar nvram: file name below ``points/`` of the UEFI variables at that instant, or empty.
+    :ivar generation: what the images on the source were; None in records of older versions, and over the network.
     """
 
     id: str
@@ -75,6 +116,7 @@ class RestorePoint:
     baseline: Baseline | None = None
     versions: dict[str, str] = field(default_factory=dict)
     nvram: str = ""
+    generation: SourceGeneration | None = None
 
     def disk(self, name: str) -> PointDisk | None:
         """The disk called ``name``, or None if the VM had none at that instant."""

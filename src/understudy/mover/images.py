@@ -1,15 +1,19 @@
-"""Images: what an image file on this host is, as qemu-img tells it."""
+"""Images: what an image file on this host is, as qemu-img tells it, and what of ours is removed from it."""
 
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
+from pathlib import Path
 from typing import Any
 
-from understudy.errors import PlatformError
-from understudy.mover.api import ImageFacts, ProbeImage
+from understudy.errors import PlatformError, UsageError
+from understudy.model.replica import FileMark
+from understudy.mover.api import ImageFacts, Nothing, ProbeImage, RemoveBitmap
 
 TIMEOUT_S = 60
+_NUMBERS = (1 << 63) - 1
 
 
 def probe_image(request: ProbeImage) -> ImageFacts:
@@ -18,24 +22,60 @@ def probe_image(request: ProbeImage) -> ImageFacts:
     :raises PlatformError: if qemu-img cannot read it.
     """
     what = f"look at image {request.image}"
+    # Before its content: what is written in between makes the file look younger next time, which is harmless.
+    mark = _file_mark(what, Path(request.image))
     # -U: the VM that runs on the image holds its lock; only the header is read.
-    command = ["qemu-img", "info", "-U", "--output=json", "-f", request.image_format, request.image]
+    said = _qemu_img(what, "info", "-U", "--output=json", "-f", request.image_format, request.image)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise PlatformError(what, f"qemu-img: {exc}", "install qemu-utils") from exc
-    if done.returncode != 0:
-        raise PlatformError(what, " ".join(done.stderr.split()).removeprefix("qemu-img: "))
-    try:
-        return _facts(json.loads(done.stdout))
+        return _facts(json.loads(said), mark)
     except (ValueError, KeyError, TypeError) as exc:
         raise PlatformError(what, "qemu-img said something unexpected") from exc
 
 
-def _facts(info: dict[str, Any]) -> ImageFacts:
+def remove_bitmap(request: RemoveBitmap) -> Nothing:
+    """Remove a bitmap of ours from an image that nobody has open.
+
+    :raises UsageError: if the name is not one that begins with the tag.
+    :raises PlatformError: if somebody has the image open, or qemu-img cannot change it.
+    """
+    what = f"remove bitmap {request.name} from image {request.image}"
+    if not request.tag or not request.name.startswith(request.tag):
+        raise UsageError(what, "its name does not carry our tag")
+    facts = probe_image(ProbeImage(request.image, "qcow2"))
+    if request.name in (*facts.bitmaps, *facts.open_bitmaps):
+        _qemu_img(what, "bitmap", "--remove", "-f", "qcow2", request.image, request.name)
+    return Nothing()
+
+
+def _file_mark(what: str, path: Path) -> FileMark | None:
+    try:
+        found = path.stat()
+    except OSError as exc:
+        raise PlatformError(what, exc.strerror or str(exc)) from exc
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    # Records hold signed numbers of 64 bits; inodes of some file systems are larger.
+    return FileMark(found.st_ino & _NUMBERS, found.st_size, found.st_mtime_ns & _NUMBERS, found.st_ctime_ns & _NUMBERS)
+
+
+def _qemu_img(what: str, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["qemu-img", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise PlatformError(what, f"qemu-img: {exc}", "install qemu-utils") from exc
+    if done.returncode != 0:
+        raise PlatformError(what, " ".join(done.stderr.split()).removeprefix("qemu-img: "))
+    return done.stdout
+
+
+def _facts(info: dict[str, Any], mark: FileMark | None) -> ImageFacts:
     if info["format"] != "qcow2":
-        return ImageFacts(can_track=False, bitmaps=())
+        return ImageFacts(can_track=False, bitmaps=(), file=mark)
     specific = info["format-specific"]["data"]
+    flags = {str(item["name"]): item["flags"] for item in specific.get("bitmaps", ())}
     # "in-use": not closed after the last change, so its content is not to be trusted.
-    bitmaps = tuple(str(item["name"]) for item in specific.get("bitmaps", ()) if "in-use" not in item["flags"])
-    return ImageFacts(can_track=specific["compat"] != "0.10", bitmaps=bitmaps)
+    closed = tuple(name for name in flags if "in-use" not in flags[name])
+    in_use = tuple(name for name in flags if "in-use" in flags[name])
+    return ImageFacts(specific["compat"] != "0.10", closed, in_use, mark)

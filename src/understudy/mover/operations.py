@@ -11,7 +11,7 @@ from understudy.mover import operations_source as source
 from understudy.mover import operations_target as target
 from understudy.mover import operations_transfer as transfer
 from understudy.mover.about import about
-from understudy.mover.images import probe_image
+from understudy.mover.images import probe_image, remove_bitmap
 from understudy.mover.state import Mover
 from understudy.mover.throttle import Throttles
 
@@ -31,6 +31,7 @@ HANDLERS: dict[type, Handler] = {
     api.ForgetController: identity.forget_controller,
     api.PrepareScratch: source.prepare_scratch,
     api.ProbeImage: lambda _mover, request: probe_image(request),
+    api.RemoveBitmap: lambda _mover, request: remove_bitmap(request),
     api.ReadNvram: source.read_nvram,
     api.OpenExport: source.open_export,
     api.CloseExport: source.close_export,

@@ -74,6 +74,15 @@ class SourcePlatform(Protocol):
         :raises PlatformError: if it is not held any more.
         """
 
+    def markers(self, vm: Vm) -> dict[str, str]:
+        """All markers of changes on ``vm``, also those of others: by name, when made, in the platform's words."""
+
+    def remove_orphan(self, vm: Vm, name: str, disks: tuple[str, ...]) -> str:
+        """Remove what is left of a marker in these disks of a running VM, after the platform forgot the marker itself.
+
+        :return: why it could not be removed, or empty.
+        """
+
     def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
         """Remove the job's markers on ``vm``, and ``former``, except ``keep`` (S3); says what could not be removed.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
-from understudy.model.replica import Consistency
+from understudy.model.replica import Consistency, SourceGeneration
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot
 from understudy.model.transfer import DiskPlan, Reason
 from understudy.mover import api
@@ -57,6 +57,7 @@ class HeldTask:
     :ivar consistency: what the restore point will be, as guest processing achieved it.
     :ivar begin: the request that opened the draft; ``draft`` is its id.
     :ivar works: by disk name.
+    :ivar generation: what the images were just before the snapshot.
     """
 
     spec: TransferSpec
@@ -71,3 +72,4 @@ class HeldTask:
     begin: api.BeginPoint
     draft: str
     works: Mapping[str, Works] = field(default_factory=dict)
+    generation: SourceGeneration | None = None

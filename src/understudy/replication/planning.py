@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from understudy.errors import Refused
-from understudy.model.inventory import Disk
-from understudy.model.replica import RestorePoint
+from understudy.model.inventory import Disk, Vm
+from understudy.model.replica import ImageGeneration, PointDisk, RestorePoint
 from understudy.model.transfer import DiskPlan, Reason, TransferMode
 
 
@@ -20,6 +20,8 @@ class PlanningFacts:
     :ivar tracking: per disk, ``Reason.NONE`` if changes since the newest point's baseline are known, else why not.
     :ivar block_size: the job's block size in bytes.
     :ivar full_scan: the operator wants every block compared.
+    :ivar began: the point at whose instant the newest point's baseline was made, see :func:`began_at`.
+    :ivar images: what the images of the disks are now, as far as that is known.
     """
 
     newest: RestorePoint | None
@@ -27,6 +29,26 @@ class PlanningFacts:
     tracking: Mapping[str, Reason]
     block_size: int
     full_scan: bool
+    began: RestorePoint | None = None
+    images: Mapping[str, ImageGeneration] = field(default_factory=dict)
+
+
+def began_at(points: Sequence[RestorePoint]) -> RestorePoint | None:
+    """The point at whose instant the baseline of the newest of ``points`` was made; None if it is unknown or retired.
+
+    Records of older versions do not name it. Then it is the first point in the row of those with this baseline, if the
+    point before that row is there to show where the row begins.
+    """
+    if not points or points[-1].baseline is None:
+        return None
+    baseline, first = points[-1].baseline, points[-1]
+    if baseline.point:
+        return next((point for point in points if point.id == baseline.point), None)
+    for point in reversed(points):
+        if point.baseline is None or point.baseline.checkpoint != baseline.checkpoint:
+            return first
+        first = point
+    return None
 
 
 def plan_disks(vm: str, disks: Sequence[Disk], facts: PlanningFacts) -> tuple[DiskPlan, ...]:
@@ -39,7 +61,9 @@ def plan_disks(vm: str, disks: Sequence[Disk], facts: PlanningFacts) -> tuple[Di
 
 def _plan_disk(vm: str, disk: Disk, facts: PlanningFacts) -> DiskPlan:
     mode, reason, chained = _decide(vm, disk, facts)
-    return DiskPlan(name=disk.name, size=disk.size, mode=mode, reason=reason, chained=chained)
+    since = _since(disk, facts) if mode is TransferMode.INCREMENTAL else None
+    older = "" if since is None or since == facts.newest else since.id
+    return DiskPlan(disk.name, disk.size, mode, reason, chained, older)
 
 
 def _decide(vm: str, disk: Disk, facts: PlanningFacts) -> tuple[TransferMode, Reason, bool]:
@@ -54,30 +78,88 @@ def _decide(vm: str, disk: Disk, facts: PlanningFacts) -> tuple[TransferMode, Re
         raise Refused(
             f"disk {disk.name} of VM {vm!r}",
             f"it shrank from {previous.size} to {disk.size} bytes",
-            "exclude the disk, or remove the replica and start again",
+            f"give it its old size again, or exclude it with --exclude-disk '{vm}:{disk.name}' (older points keep it), "
+            "or remove the replica and start again",
         )
     if facts.newest.block_size != facts.block_size:
         return TransferMode.FULL, Reason.BLOCK_SIZE_CHANGED, True
-    reason = _why_not_incremental(disk, previous.size, previous.source_path, facts)
+    reason = _why_not_incremental(disk, previous, facts.newest, facts)
     return (TransferMode.DIGEST_SCAN if reason else TransferMode.INCREMENTAL), reason, True
 
 
-def _why_not_incremental(disk: Disk, previous_size: int, previous_path: str, facts: PlanningFacts) -> Reason:
+def _why_not_incremental(disk: Disk, previous: PointDisk, newest: RestorePoint, facts: PlanningFacts) -> Reason:
     if facts.full_scan:
         return Reason.FORCED
     if not disk.tracked:
         return Reason.TRACKING_UNSUPPORTED
-    if disk.path != previous_path:
+    if disk.path != previous.source_path:
         return Reason.SOURCE_REPLACED
-    if disk.size != previous_size:
+    before = newest.generation.image(disk.name) if newest.generation else None
+    now = facts.images.get(disk.name)
+    changed = source_change(newest, before, now)
+    if changed:
+        return changed
+    if disk.size != previous.size:
         return Reason.DISK_RESIZED
-    return facts.tracking.get(disk.name, Reason.NO_BASELINE)
+    tracking = facts.tracking.get(disk.name, Reason.NO_BASELINE)
+    if tracking or _since(disk, facts) or untouched(before, now):
+        return tracking
+    return Reason.NO_BASELINE
+
+
+def source_change(newest: RestorePoint, before: ImageGeneration | None, now: ImageGeneration | None) -> Reason:
+    """Whether an image is another one than at the newest point, or an older state of it; what is unknown is no change.
+
+    A state between the newest point and now cannot be told from the present, and need not: it holds the bitmap.
+    """
+    if before is None or now is None:
+        return Reason.NONE
+    if now.file.inode != before.file.inode:
+        return Reason.SOURCE_REPLACED
+    if now.file.mtime_ns < before.file.mtime_ns:
+        return Reason.SOURCE_ROLLED_BACK
+    lost = set(before.bitmaps or ()) - set(now.bitmaps or ()) if now.bitmaps is not None else set()
+    gone = newest.baseline is not None and newest.baseline.checkpoint in lost
+    return Reason.SOURCE_ROLLED_BACK if gone else Reason.NONE
+
+
+def untouched(before: ImageGeneration | None, now: ImageGeneration | None) -> bool:
+    """Whether an image was off at the newest point and is off now, and was not written to in between."""
+    return (
+        before is not None and now is not None
+        and before.bitmaps is not None and now.bitmaps is not None and before.file == now.file
+    )  # fmt: skip
+
+
+def _since(disk: Disk, facts: PlanningFacts) -> RestorePoint | None:
+    """The point from which all that may differ from the newest one can be found, even in an image that was rolled back.
+
+    A VM that was off at the newest point has an older baseline. If its image goes back to a state between the two, the
+    bitmap does too, and says nothing of what the newest point has since then; the digests of both points do.
+    """
+    began, newest = facts.began, facts.newest
+    if began is None or newest is None or began.id == newest.id:
+        return began
+    then = began.disk(disk.name)
+    usable = then is not None and then.size == disk.size and began.block_size == newest.block_size
+    return began if usable else None
+
+
+def no_longer_replicated(vm: Vm, disks: Sequence[Disk], newest: RestorePoint | None) -> tuple[str, ...]:
+    """What to tell of disks that the newest point has and the new one will not have."""
+    gone = {disk.name for disk in newest.disks} - {disk.name for disk in disks} if newest else set()
+    there = {disk.name for disk in vm.disks}
+    keeps = f"points up to {newest.id if newest else ''} keep it, the replica VM has it no more"
+    return tuple(
+        f"disk {name} is {'excluded now' if name in there else f'no longer part of VM {vm.name!r}'}: {keeps}"
+        for name in sorted(gone)
+    )
 
 
 def without_tracking(plans: Sequence[DiskPlan], reason: Reason) -> tuple[DiskPlan, ...]:
     """The plans after the platform refused the incremental part: incremental disks are scanned for ``reason``."""
     return tuple(
-        replace(plan, mode=TransferMode.DIGEST_SCAN, reason=reason)
+        replace(plan, mode=TransferMode.DIGEST_SCAN, reason=reason, since_point="")
         if plan.mode is TransferMode.INCREMENTAL
         else plan
         for plan in plans

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from understudy.context import Context
-from understudy.errors import UnderstudyError
+from understudy.errors import GuestError, PlatformError, TransferError, UnderstudyError
 from understudy.model.inventory import Vm
-from understudy.model.replica import ReplicaIdentity, RestorePoint
+from understudy.model.replica import ReplicaIdentity, RestorePoint, SourceGeneration
 from understudy.model.session import Step, StepState
 from understudy.model.snapshot import SnapshotRequest, Tag
 from understudy.model.transfer import DiskPlan, Reason
@@ -22,13 +22,31 @@ from understudy.replication import target_side as target
 from understudy.replication.base_digests import provide_base_digests
 from understudy.replication.draft import HeldDraft, held_draft, open_draft
 from understudy.replication.held import HeldTask, TransferSpec, Works
-from understudy.replication.planning import PlanningFacts, plan_disks
+from understudy.replication.planning import PlanningFacts, began_at, no_longer_replicated, plan_disks
+from understudy.replication.power import power_change
 from understudy.replication.site import Lease, Place, Site, Task, TaskOutcome
+from understudy.replication.source_images import generation, look_at_images, remove_orphans, with_tracking_facts
 from understudy.replication.transfer import Copying, copy_disks, send_seconds
 from understudy.storage import DatastoreFacts, NewDisk, PointMeta
 
 
 def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
+    """Make a new restore point of one VM; try twice if the first fails because the VM was powered off or restarted.
+
+    :raises UnderstudyError: if no point was made; everything that was begun is undone, all older points are intact.
+    """
+    before = place.source.describe_vm(task.vm)
+    try:
+        return replicate_once(ctx, task, place)
+    except (TransferError, PlatformError, GuestError) as exc:
+        change = power_change(ctx, place.source, before)
+        if not change:
+            raise
+        place.journal.warn(f"VM {task.vm!r} was planned anew, because {change} while it was replicated ({exc})")
+    return replicate_once(ctx, task, place)
+
+
+def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
     """Make a new restore point of one VM.
 
     Plans from facts, never from memory: it may be called again after any interruption. The order of the last acts is
@@ -63,12 +81,16 @@ def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
                 holding = source.held_snapshot(ctx, site.source, ready.vm, job, ready.request, plans)
                 snapshot, plans = snapshot_held.enter_context(holding)
+        snapshot = source.with_baseline_facts(
+            site, ready.vm, snapshot, ready.request.checkpoint, ready.spec.point, ready.baselines.newest
+        )
         for warning in quiescing.warnings:
             journal.warn(warning)
         held = HeldTask(
             spec=ready.spec, source_proxy=lease.source_proxy.name, target_proxy=lease.target_proxy.name, vm=ready.vm,
             request=ready.request, plans=plans, snapshot=snapshot, begin=begin, draft=draft.id,
             consistency=source.consistency(ready.vm, quiescing), frozen_ms=quiescing.frozen_ms,
+            generation=ready.generation,
         )
         return _complete(ctx, task, site, lease, held, draft, ready.baselines, snapshot_held)
 
@@ -167,6 +189,7 @@ class Prepared:
     identity: ReplicaIdentity
     spec: TransferSpec
     baselines: Baselines
+    generation: SourceGeneration | None
 
 
 def prepare(
@@ -184,12 +207,20 @@ def prepare(
     newest = facts.replica.newest if facts.replica else None
     baselines = Baselines(site, vm, tag, newest)
     baselines.settle()
-    disks = source.with_tracking_facts(site, source.replicated_disks(vm, task.job))
+    disks = source.replicated_disks(vm, task.job)
+    images = remove_orphans(site, vm, look_at_images(site, disks), tag, checkpoint_of(newest))
+    disks = with_tracking_facts(disks, images)
+    marks = generation(vm, images)
     # If QEMU died while the delta was in use, its part of the dirty map is lost, and the merge does not tell.
     unknown = {disk.name: Reason.SNAPSHOT_LEFT for disk in disks}
-    known = unknown if left else source.tracking_since(site, vm, disks, newest)
-    damaged = target.damaged_disks(facts)
-    plans = plan_disks(vm.name, disks, PlanningFacts(newest, damaged, known, task.job.block_size, task.full_scan))
+    known = unknown if left else source.tracking_since(site, vm, disks, images, newest)
+    plans = plan_disks(vm.name, disks, PlanningFacts(
+        newest=newest, damaged=target.damaged_disks(facts), tracking=known, block_size=task.job.block_size,
+        full_scan=task.full_scan, began=began_at(facts.replica.points) if facts.replica else None,
+        images={image.disk: image for image in marks.images} if marks else {},
+    ))  # fmt: skip
+    for text in no_longer_replicated(vm, disks, newest):
+        site.journal.warn(text)
     target.check_space(site, space, disks, plans)
     identity = target.identity(task, vm, facts.replica)
     return Prepared(
@@ -200,6 +231,7 @@ def prepare(
         identity=identity,
         spec=TransferSpec(task.job, identity.id, newest.id if newest else "", new_point_id()),
         baselines=baselines,
+        generation=marks,
     )
 
 
@@ -225,7 +257,7 @@ class Baselines:
         self._site = site
         self._vm = vm
         self._tag = tag
-        self._former = _checkpoint(newest)
+        self._former = checkpoint_of(newest)
         self.newest = newest
 
     def published(self, point: RestorePoint) -> None:
@@ -234,7 +266,7 @@ class Baselines:
 
     def settle(self) -> None:
         """Remove what no point needs; what cannot be removed becomes a warning."""
-        keep = _checkpoint(self.newest)
+        keep = checkpoint_of(self.newest)
         for warning in self._site.source.keep_baseline(self._vm, self._tag, keep, self._former):
             self._site.journal.warn(warning)
 
@@ -249,7 +281,8 @@ def resumed_baselines(site: Site, held: HeldTask, points: Sequence[RestorePoint]
     return baselines
 
 
-def _checkpoint(point: RestorePoint | None) -> str:
+def checkpoint_of(point: RestorePoint | None) -> str:
+    """The marker that a point's record names as its baseline, or empty."""
     return point.baseline.checkpoint if point is not None and point.baseline is not None else ""
 
 
@@ -265,6 +298,7 @@ def publish(site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
         versions=versions(site),
         definition=held.vm.definition,
         nvram=source.uefi_variables(site, held.vm),
+        generation=held.generation,
     )
     return site.target_mover.call(api.PublishPoint(draft, meta), api.PublishedPoint).point
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -22,6 +22,7 @@ from understudy.platforms import SourcePlatform
 from understudy.replication.held import TransferSpec
 from understudy.replication.planning import without_tracking
 from understudy.replication.site import Site, Task
+from understudy.replication.source_images import Images
 
 
 def prepare_scratch(site: Site) -> None:
@@ -100,39 +101,24 @@ def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
     return vm
 
 
-def with_tracking_facts(site: Site, disks: Iterable[Disk]) -> tuple[Disk, ...]:
-    """The disks, with ``tracked`` true only where the image really can hold a dirty bitmap (qcow2 version 3).
-
-    Over the network nobody can look; the platform refuses the snapshot if an image cannot.
-    """
-    if site.transport is TransportMode.NETWORK:
-        return tuple(disks)
-    known = []
-    for disk in disks:
-        if disk.tracked:
-            facts = site.source_mover.call(api.ProbeImage(disk.path, disk.image_format), api.ImageFacts)
-            disk = replace(disk, tracked=facts.can_track)
-        known.append(disk)
-    return tuple(known)
-
-
 def on_delta(vm: Vm, tag: Tag) -> bool:
     """Whether the VM writes to a snapshot delta of this job, which only a dead session can have left."""
     return any(PurePosixPath(disk.path).name.startswith(tag.prefix) for disk in vm.disks)
 
 
-def tracking_since(site: Site, vm: Vm, disks: Sequence[Disk], newest: RestorePoint | None) -> dict[str, Reason]:
-    """Per disk: whether the changes since the newest point are known (``Reason.NONE``), or why not."""
+def tracking_since(
+    site: Site, vm: Vm, disks: Sequence[Disk], images: Images, newest: RestorePoint | None
+) -> dict[str, Reason]:
+    """Per disk: whether the changes since the newest point's baseline are known (``Reason.NONE``), or why not."""
     if newest is None or newest.baseline is None:
         return {disk.name: Reason.NO_BASELINE for disk in disks}
     known = site.source.tracking(vm, newest.baseline)
     if vm.state is not VmState.SHUT_OFF:
         return known
     for disk in disks:
-        if not known[disk.name]:
-            facts = site.source_mover.call(api.ProbeImage(disk.path, disk.image_format), api.ImageFacts)
-            if newest.baseline.checkpoint not in facts.bitmaps:
-                known[disk.name] = Reason.BITMAP_INCONSISTENT
+        image = images.get(disk.name)
+        if not known[disk.name] and (image is None or newest.baseline.checkpoint not in image.bitmaps):
+            known[disk.name] = Reason.BITMAP_INCONSISTENT
     return known
 
 
@@ -158,6 +144,25 @@ def snapshot_request(
         scratch_dir=site.source_host.scratch_dir,
         serve_at=site.source_host.serve_address if site.transport is TransportMode.NETWORK else "",
     )
+
+
+def with_baseline_facts(
+    site: Site, vm: Vm, snapshot: SourceSnapshot, made: str, point: str, newest: RestorePoint | None
+) -> SourceSnapshot:
+    """The snapshot, its baseline with the point at whose instant it was made.
+
+    :param made: the marker that was made with the snapshot, for ``point``; the baseline of a VM that is off is older.
+    """
+    baseline = snapshot.baseline
+    if baseline is None:
+        return snapshot
+    if baseline.checkpoint == made:
+        made_at = site.source.markers(vm).get(made, "")
+        return replace(snapshot, baseline=replace(baseline, point=point, made_at=made_at))
+    former = newest.baseline if newest else None
+    if former is None or former.checkpoint != baseline.checkpoint:
+        return snapshot
+    return replace(snapshot, baseline=replace(former, disks=baseline.disks))
 
 
 def settle_digests(site: Site, spec: TransferSpec, newest: RestorePoint | None) -> None:

@@ -14,7 +14,15 @@ from typing import Protocol
 
 from understudy.errors import UsageError
 from understudy.model.extent import Extent
-from understudy.model.replica import Baseline, Consistency, Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.replica import (
+    Baseline,
+    Consistency,
+    Replica,
+    ReplicaIdentity,
+    ReplicaState,
+    RestorePoint,
+    SourceGeneration,
+)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -69,6 +77,7 @@ class PointMeta:
     versions: dict[str, str]
     definition: str
     nvram: str = ""
+    generation: SourceGeneration | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from understudy.errors import (
     PlatformError,
     Refused,
     TrackingLost,
+    TransferError,
     UnderstudyError,
 )
 from understudy.model.inventory import Disk, HostFacts, Vm, VmState
@@ -24,11 +25,14 @@ from understudy.model.job import Datastore, GuestPolicy, Host, Job, Proxy, Snaps
 from understudy.model.replica import (
     Baseline,
     Consistency,
+    FileMark,
+    ImageGeneration,
     PointDisk,
     Replica,
     ReplicaIdentity,
     ReplicaState,
     RestorePoint,
+    SourceGeneration,
 )
 from understudy.model.session import DiskReport, Step, StepState
 from understudy.model.snapshot import ServedDisk, SnapshotRequest, SourceSnapshot, Tag
@@ -37,6 +41,7 @@ from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.work import error_fields
 from understudy.platforms import ReplicaVmSpec, SourcePlatform, TargetPlatform
+from understudy.replication import power
 from understudy.replication.held import HeldTask
 from understudy.replication.run import replicate_vm, resume_vm
 from understudy.replication.site import Lease, Place, Task, TaskOutcome
@@ -49,11 +54,12 @@ VM = Vm("web", "source-uuid", VmState.RUNNING, "x86_64", "q35", "bios", 1, 1, (D
 IDENTITY = ReplicaIdentity("replica-1", "web_replica", JOB.id, "nightly", "web", "source-uuid", "replica-uuid")
 OLD_DISK = PointDisk("vda", 64 * MIB, "a.qcow2", "", "a.digest", 1, DISK.path)
 OLD = RestorePoint("p0", "2026-01-01T00:00:00.000+00:00", Consistency.CRASH, 1, MIB, (OLD_DISK,),
-                   Baseline("cp-old", ("vda",)))  # fmt: skip
+                   Baseline("cp-old", ("vda",), "p0", "1"))  # fmt: skip
 # Requests that are only noted, with the word for each.
 NOTED = {
     api.KeepDigests: "keep digests", api.DropDigests: "drop digests", api.RemoveTagged: "tidy",
-    api.EndLeftovers: "end leftovers", api.PrepareScratch: "scratch", api.CancelWork: "stop",
+    api.EndLeftovers: "end leftovers", api.RemoveBitmap: "remove bitmap", api.PrepareScratch: "scratch",
+    api.CancelWork: "stop",
 }  # fmt: skip
 
 
@@ -66,6 +72,7 @@ class World:
 
     points: tuple[RestorePoint, ...] = (OLD,)
     breaks: dict[str, UnderstudyError] = field(default_factory=dict)
+    broken_once: dict[str, UnderstudyError] = field(default_factory=dict)
     cancel_at: str = ""
     events: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -85,11 +92,16 @@ class World:
     held: list[HeldTask | None] = field(default_factory=list)
     kept_draft: list[bool] = field(default_factory=list)
     reserved: Job | None = None
+    becomes: dict[str, Vm] = field(default_factory=dict)
+    images: api.ImageFacts = field(default_factory=lambda: api.ImageFacts(True, ()))
 
     def act(self, word: str) -> None:
         self.events.append(word)
         if word == self.cancel_at:
             self.ctx.cancel.cancel()
+        self.vm = self.becomes.get(word, self.vm)
+        if word in self.broken_once:
+            raise self.broken_once.pop(word)
         if word in self.breaks:
             raise self.breaks[word]
 
@@ -132,8 +144,8 @@ class Source:
         self._world.checkpoint = request.checkpoint
         self._world.request = request
         try:
-            yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),),
-                                 Baseline(request.checkpoint, ("vda",)))  # fmt: skip
+            baseline = Baseline(request.checkpoint or request.since, ("vda",))
+            yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),), baseline)
         finally:
             self._world.act("snapshot ended")
 
@@ -147,6 +159,13 @@ class Source:
             yield snapshot
         finally:
             self._world.act("snapshot ended")
+
+    def markers(self, vm: Vm) -> dict[str, str]:
+        return {"cp-old": "1", self._world.checkpoint: "2"}
+
+    def remove_orphan(self, vm: Vm, name: str, disks: tuple[str, ...]) -> str:
+        self._world.act(f"remove orphan {name} of {' '.join(disks)}")
+        return ""
 
     def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
         self._world.kept.append(keep)
@@ -235,7 +254,7 @@ class End:
                 replica = Replica(IDENTITY, ReplicaState.READY, world.points, OLD.id) if world.points else None
                 return api.ReplicaFacts(replica, HeadFacts("p0", True, {"vda": "/srv/h"}), 3, {}, {}, {}, "<domain/>")
             case api.ProbeImage():
-                return api.ImageFacts(True, ())
+                return self._world.images
             case api.BeginPoint():
                 world.act("draft")
                 return api.DraftOpened("draft-1", ())
@@ -303,7 +322,7 @@ def test_the_point_names_what_the_next_run_starts_from() -> None:
     world = World()
     outcome = world.run()
     assert world.meta is not None
-    assert world.meta.baseline == Baseline(world.checkpoint, ("vda",))
+    assert world.meta.baseline == Baseline(world.checkpoint, ("vda",), outcome.point, "2")
     assert (world.meta.id, world.meta.created_at, world.meta.session) == (
         outcome.point, "2026-01-02T00:00:00.000+00:00", 2,
     )  # fmt: skip
@@ -434,6 +453,91 @@ def test_a_forced_scan_does_without_a_dirty_map_that_is_refused() -> None:
     assert world.held[0] is not None
     assert world.held[0].plans[0].reason is Reason.FORCED
     assert world.at("snapshot") < world.at("whole snapshot") < world.at("copy")
+
+
+ON = replace(VM, run="1")
+OFF = replace(VM, state=VmState.SHUT_OFF)
+ENDED = TransferError("read disk vda", "the NBD server closed the connection")
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for a platform that takes its time."""
+    monkeypatch.setattr(power, "NOTICED_S", 0.0)
+    monkeypatch.setattr(power, "RESTARTED_S", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("after", "told"), [(OFF, "it was powered off"), (replace(VM, run="2"), "it was restarted")]
+)
+@pytest.mark.parametrize("where", ["whole snapshot", "copy"])
+def test_a_vm_that_goes_away_while_it_is_replicated_is_planned_anew_once(where: str, after: Vm, told: str) -> None:
+    world = World(points=(), vm=ON, becomes={where: after}, broken_once={where: ENDED})
+    outcome = world.run()
+    assert world.points[-1].id == outcome.point
+    assert [warning for warning in world.warnings if "planned anew" in warning] == [
+        f"VM 'web' was planned anew, because {told} while it was replicated ({ENDED})"
+    ]
+    assert world.events.count("reserve") == 2
+    assert world.request is not None
+    assert bool(world.request.checkpoint) == (after is not OFF)
+
+
+def test_a_vm_that_goes_away_again_fails_the_task() -> None:
+    world = World(vm=ON, becomes={"copy": OFF}, breaks={"copy": ENDED})
+    with pytest.raises(TransferError):
+        world.run()
+    assert world.events.count("copy") == 2
+
+
+@pytest.mark.parametrize("before", [ON, OFF])
+def test_a_failure_of_a_vm_that_was_or_stayed_what_it_is_is_final(before: Vm) -> None:
+    world = World(vm=before, breaks={"copy": ENDED})
+    with pytest.raises(TransferError):
+        world.run()
+    assert world.events.count("copy") == 1
+    assert world.warnings == []
+
+
+def test_what_the_target_refuses_is_not_tried_again_because_the_vm_went_off() -> None:
+    world = World(vm=ON, becomes={"copy": OFF}, breaks={"copy": DatastoreError("write disk vda", "no space left")})
+    with pytest.raises(DatastoreError):
+        world.run()
+    assert world.events.count("copy") == 1
+
+
+def test_a_bitmap_that_no_checkpoint_names_is_removed_and_never_the_baseline_or_that_of_others() -> None:
+    prefix = Tag(JOB.id, VM.uuid, 1).prefix
+    foreign = ("cp-old", "other-tool", Tag("f" * 16, VM.uuid, 1).prefix + "1-ab")
+    orphan = f"{prefix}1-aa"
+    for vm, done in ((ON, f"remove orphan {orphan} of vda"), (OFF, "remove bitmap")):
+        world = World(vm=vm, images=api.ImageFacts(True, foreign, (orphan,)))
+        world.run()
+        assert [word for word in world.events if word.startswith("remove")] == [done]
+        assert any(f"removed bitmap {orphan}" in warning for warning in world.warnings)
+
+
+def test_a_bitmap_that_cannot_be_removed_is_told_with_the_command() -> None:
+    orphan = f"{Tag(JOB.id, VM.uuid, 1).prefix}1-aa"
+    world = World(vm=OFF, images=api.ImageFacts(True, ("cp-old", orphan)),
+                  breaks={"remove bitmap": PlatformError("remove bitmap", "in use")})  # fmt: skip
+    world.run()
+    assert any(f"run, while the VM is off: qemu-img bitmap --remove {DISK.path} {orphan}" in warning
+               for warning in world.warnings)  # fmt: skip
+
+
+def test_the_point_of_a_vm_that_is_off_names_the_point_where_its_tracking_began() -> None:
+    began = replace(OLD, baseline=Baseline("cp-old", ("vda",), "p0", "1"))
+    world = World(points=(began,), vm=OFF, images=api.ImageFacts(True, ("cp-old",), (), FileMark(1, 2, 3, 4)))
+    world.run()
+    assert world.meta is not None
+    assert world.meta.baseline == Baseline("cp-old", ("vda",), "p0", "1")
+    assert world.meta.generation == SourceGeneration((ImageGeneration("vda", FileMark(1, 2, 3, 4), ("cp-old",)),))
+    assert world.read is not None
+    assert (world.read.mode, world.read.since_point) == (TransferMode.INCREMENTAL, "")
+    world.run()
+    assert world.meta.baseline == Baseline("cp-old", ("vda",), "p0", "1")
+    assert (world.read.mode, world.read.since_point) == (TransferMode.INCREMENTAL, "p0")
 
 
 FILES = (api.PrepareScratch, api.ProbeImage, api.RemoveTagged, api.ReadNvram, api.OpenExport)

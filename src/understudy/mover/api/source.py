@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.model.replica import FileMark
+
 
 @dataclass(frozen=True)
 class PrepareScratch:
@@ -35,10 +37,26 @@ class ImageFacts:
 
     :ivar can_track: it can hold dirty bitmaps (qcow2 version 3).
     :ivar bitmaps: the consistent bitmaps in it; those of a running VM are in its memory and do not show.
+    :ivar open_bitmaps: those that are in use by a running VM, or were when its QEMU or host crashed.
+    :ivar file: its file; None for a block device.
     """
 
     can_track: bool
     bitmaps: tuple[str, ...]
+    open_bitmaps: tuple[str, ...] = ()
+    file: FileMark | None = None
+
+
+@dataclass(frozen=True)
+class RemoveBitmap:
+    """Remove the dirty bitmap ``name`` from an image that nobody has open; an image without it is no error.
+
+    :ivar tag: what the name must begin with, so that no bitmap of somebody else is ever removed.
+    """
+
+    image: str
+    name: str
+    tag: str
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
@@ -33,12 +34,43 @@ def tracking(domain: libvirt.virDomain, vm: Vm, baseline: Baseline) -> dict[str,
     """
     with libvirt_errors(f"list checkpoints of VM {vm.name!r}"):
         checkpoints = {item.getName(): item for item in domain.listAllCheckpoints()}
-    if baseline.checkpoint not in checkpoints:
+        found = checkpoints.get(baseline.checkpoint)
+        made_at = "" if found is None else _creation_time(found)
+    if found is None:
         return {disk.name: Reason.CHECKPOINT_MISSING for disk in vm.disks}
+    if baseline.made_at and made_at != baseline.made_at:
+        return {disk.name: Reason.SOURCE_ROLLED_BACK for disk in vm.disks}
     usable = set(baseline.disks)
     if vm.state is not VmState.SHUT_OFF:
-        usable &= _measurable(checkpoints[baseline.checkpoint])
+        usable &= _measurable(found)
     return {disk.name: _disk_tracking(disk.name, disk.tracked, baseline, usable) for disk in vm.disks}
+
+
+def creation_times(domain: libvirt.virDomain, vm: Vm) -> dict[str, str]:
+    """When each checkpoint of the domain was made, in seconds since 1970, by name."""
+    with libvirt_errors(f"list checkpoints of VM {vm.name!r}"):
+        return {item.getName(): _creation_time(item) for item in domain.listAllCheckpoints()}
+
+
+def _creation_time(checkpoint: libvirt.virDomainCheckpoint) -> str:
+    root = ET.fromstring(checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN))
+    return root.findtext("creationTime", "")
+
+
+def remove_orphan(domain: libvirt.virDomain, vm: Vm, name: str, disks: Iterable[str]) -> str:
+    """Remove bitmaps whose checkpoint libvirt has forgotten, by telling it of the checkpoint again (P3).
+
+    libvirt 9.0 takes any creation time and needs no domain in the XML. Exactly the disks that have the bitmap must be
+    named, because it refuses to delete a checkpoint if one disk lacks it.
+    """
+    root = ET.fromstring(checkpoint_xml(name, disks, (disk.name for disk in vm.disks)))
+    ET.SubElement(root, "creationTime").text = str(int(time.time()))
+    xml = ET.tostring(root, encoding="unicode")
+    try:
+        checkpoint = domain.checkpointCreateXML(xml, libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE)
+    except libvirt.libvirtError as exc:
+        return error_text(exc)
+    return _remove(checkpoint, vm)
 
 
 def _disk_tracking(name: str, tracked: bool, baseline: Baseline, usable: set[str]) -> Reason:

@@ -115,6 +115,14 @@ class LibvirtHost:
         finally:
             end()
 
+    def markers(self, vm: Vm) -> dict[str, str]:
+        """The domain's checkpoints, with the times of their creation."""
+        return checkpoints.creation_times(self._domain(vm), vm)
+
+    def remove_orphan(self, vm: Vm, name: str, disks: tuple[str, ...]) -> str:
+        """Remove the bitmaps of a checkpoint that libvirt does not know any more."""
+        return checkpoints.remove_orphan(self._domain(vm), vm, name, disks)
+
     def keep_baseline(self, vm: Vm, tag: Tag, keep: str, former: str) -> list[str]:
         """Remove the job's checkpoints, and ``former``, except ``keep``."""
         domain = self._connection.domain(vm.uuid)

@@ -40,9 +40,10 @@ def describe(domain: libvirt.virDomain) -> Vm:
         live = ET.fromstring(domain.XMLDesc(0))
         sizes, unreadable = _sizes(domain, live)
         state, clean = vm_state(domain), _shut_down_cleanly(domain)
+        run = str(domain.ID()) if domain.isActive() else ""
     vm = parse(definition, live, state, sizes, clean)
     disks = (replace(disk, obstacle=disk.obstacle or unreadable.get(disk.name, "")) for disk in vm.disks)
-    return replace(vm, disks=tuple(disks))
+    return replace(vm, disks=tuple(disks), run=run)
 
 
 def _sizes(domain: libvirt.virDomain, live: ET.Element) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

@@ -96,7 +96,7 @@ class Qcow2Draft:
         self._check_complete(record, meta)
         point = RestorePoint(meta.id, meta.created_at, meta.consistency, meta.session, meta.block_size,
                              tuple(self._measure(disk) for disk in self._disks.values()), meta.baseline,
-                             dict(meta.versions), nvram_name(self._id) if meta.nvram else "")
+                             dict(meta.versions), nvram_name(self._id) if meta.nvram else "", meta.generation)
         with datastore_errors(f"publish {self._what}"):
             self._make_durable(meta)
             fault_point("publish.layers_durable")

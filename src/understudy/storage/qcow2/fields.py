@@ -56,6 +56,10 @@ class Fields:
             raise Malformed(f"{self._where}.{name} is missing")
         return self._left.pop(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there: documents of older versions lack some."""
+        return name in self._left
+
     def text(self, name: str, check: Callable[[str], bool] | None = None) -> str:
         """A string; ``check`` says whether it may be this one."""
         value = self._take(name)
@@ -93,6 +97,13 @@ class Fields:
             raise Malformed(f"{self._where}.{name} is no list")
         items = Fields(f"{self._where}.{name}", {str(index): item for index, item in enumerate(value)})
         return tuple(items.text(str(index), check) for index in range(len(value)))
+
+    def optional_texts(self, name: str) -> tuple[str, ...] | None:
+        """A list of strings or null."""
+        if self._left.get(name, ()) is not None:
+            return self.texts(name)
+        self._take(name)
+        return None
 
     def text_map(self, name: str) -> dict[str, str]:
         """An object of strings with any keys."""

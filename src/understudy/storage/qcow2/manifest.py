@@ -16,11 +16,14 @@ from understudy.errors import DatastoreError, NotFound, ReplicaError
 from understudy.model.replica import (
     Baseline,
     Consistency,
+    FileMark,
+    ImageGeneration,
     PointDisk,
     Replica,
     ReplicaIdentity,
     ReplicaState,
     RestorePoint,
+    SourceGeneration,
 )
 from understudy.storage.qcow2.chains import MergingDisk, contradictions
 from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time, parse_object
@@ -157,7 +160,8 @@ def _point(fields: Fields) -> RestorePoint:
         disks=fields.children("disks", _disk),
         baseline=fields.optional_child("baseline", _baseline),
         versions=fields.text_map("versions"),
-        nvram=fields.text("nvram", lambda text: not text or is_nvram_name(text)))
+        nvram=fields.text("nvram", lambda text: not text or is_nvram_name(text)),
+        generation=fields.optional_child("generation", _generation) if fields.has("generation") else None)
 
 
 def _disk(fields: Fields) -> PointDisk:
@@ -172,7 +176,27 @@ def _disk(fields: Fields) -> PointDisk:
 
 
 def _baseline(fields: Fields) -> Baseline:
-    return Baseline(fields.text("checkpoint"), fields.texts("disks"))
+    return Baseline(
+        checkpoint=fields.text("checkpoint"),
+        disks=fields.texts("disks"),
+        point=fields.text("point", lambda text: not text or _is_point_id(text)) if fields.has("point") else "",
+        made_at=fields.text("made_at") if fields.has("made_at") else "")
+
+
+def _generation(fields: Fields) -> SourceGeneration:
+    return SourceGeneration(fields.children("images", _image))
+
+
+def _image(fields: Fields) -> ImageGeneration:
+    return ImageGeneration(
+        disk=fields.text("disk", bool),
+        file=fields.child("file", _file_mark),
+        bitmaps=fields.optional_texts("bitmaps"))
+
+
+def _file_mark(fields: Fields) -> FileMark:
+    names = ("inode", "size", "mtime_ns", "ctime_ns")
+    return FileMark(**{name: fields.number(name, 0) for name in names})
 
 
 def _merging(fields: Fields) -> MergingDisk:
