@@ -23,6 +23,7 @@ from understudy.controller.engine import LocalEngine
 from understudy.controller.records import FrozenGuest
 from understudy.controller.reports import session_report
 from understudy.controller.sites import SiteBuilder
+from understudy.controller.whereabouts import Whereabouts
 from understudy.errors import GuestError, HostUnreachable, UnderstudyError
 from understudy.model.job import Datastore, Host, Job
 from understudy.model.session import SessionReport, SessionState
@@ -38,7 +39,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from understudy.controller import control, engine
 from understudy.controller.database import open_database
-from understudy.controller.whereabouts import Whereabouts
 from understudy.controller.whereabouts import Whereabouts
 from understudy.replication.site import TaskOutcome
 
