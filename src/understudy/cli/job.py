@@ -37,7 +37,8 @@ def job() -> None:
 
 @job.command()
 @click.argument("name")
-@click.option("--source", required=True, help="Host where the VMs run.")
+@click.option("--source", "sources", multiple=True, required=True,
+              help="Host where the VMs run; given again, a host to which they may migrate.")  # fmt: skip
 @click.option("--vm", "vms", multiple=True, required=True, help="VM to replicate; may be given again.")
 @click.option("--target", required=True, help="Host where the replicas are kept.")
 @click.option("--datastore", required=True, help="Datastore of the target host.")
@@ -65,7 +66,7 @@ def create(
     app: App,
     *,
     name: str,
-    source: str,
+    sources: tuple[str, ...],
     vms: tuple[str, ...],
     target: str,
     datastore: str,
@@ -85,7 +86,7 @@ def create(
     created = Job(
         id=jobs.new_job_id(),
         name=name,
-        source=source,
+        source=sources[0],
         target=target,
         datastore=datastore,
         vms=vms,
@@ -100,6 +101,7 @@ def create(
         excluded_disks=tuple(_excluded_disk(name, text) for text in excluded),
         connections=connections,
         patience_s=_patience_s(name, patience),
+        other_sources=sources[1:],
     )
     answer_line(app, job_shape(jobs.create_job(app.database, created)), f"Job {name} created.")
 
@@ -148,8 +150,8 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show the settings of job NAME.
 
-    JSON: {name, id, enabled, source, vms, target, datastore, points, suffix, snapshot_mode, guest_processing,
-    block_size, compression, source_proxy, target_proxy, connections, patience_s,
+    JSON: {name, id, enabled, source, other_sources, vms, target, datastore, points, suffix, snapshot_mode,
+    guest_processing, block_size, compression, source_proxy, target_proxy, connections, patience_s,
     excluded_disks: [{vm, disk}]}.
     """
     answer_facts(app, job_shape(jobs.get_job(app.database, name)))

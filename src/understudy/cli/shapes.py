@@ -38,6 +38,7 @@ def job_shape(job: Job) -> Shape:
         "id": job.id,
         "enabled": job.enabled,
         "source": job.source,
+        "other_sources": list(job.other_sources),
         "vms": list(job.vms),
         "target": job.target,
         "datastore": job.datastore,

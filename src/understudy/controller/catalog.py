@@ -105,8 +105,8 @@ def remove_host(database: Database, name: str) -> None:
     with database.transaction() as session:
         row = host_row(session, name)
         session.execute(delete(InvitationRow).where(InvitationRow.host == name, InvitationRow.over(now_iso())))
-        used = or_(JobRow.source == name, JobRow.target == name)
-        users = _users(session, "job", select(JobRow.name).where(used))
+        jobs = session.scalars(select(JobRow).order_by(JobRow.name))
+        users = [f"job {job.name!r}" for job in jobs if name in (job.source, job.target, *job.other_sources)]
         users += _users(session, "datastore", select(DatastoreRow.name).filter_by(host=name))
         users += _users(session, "proxy", select(ProxyRow.name).filter_by(host=name))
         users += _users(session, "replica", select(ReplicaRow.name).filter_by(target_host=name))

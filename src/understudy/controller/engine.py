@@ -10,10 +10,11 @@ from typing import Protocol
 from understudy.context import CancelToken, Context
 from understudy.controller import journal
 from understudy.controller.database import Database
-from understudy.controller.records import ClaimedSession
+from understudy.controller.records import ClaimedSession, ResumedTask
 from understudy.controller.replicas import list_replicas, save_replica
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
+from understudy.controller.whereabouts import job_there
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.session import SessionState
 from understudy.mover import api
@@ -88,11 +89,12 @@ class LocalEngine:
         if resumed is None and session.resumed and not journal.is_queued(self._database, session.id, vm):
             return  # it ended, or was lost, with the controller before
         task_id = journal.start_task(self._database, session.id, vm) if resumed is None else resumed.id
-        rows = DatabaseJournal(self._database, task_id, session.id, session.job.source)
+        rows = DatabaseJournal(self._database, task_id, session.id)
         ctx = Context(token, {"session": session.id, "vm": vm})
         try:
-            task = Task(session.job, vm, session.id, session.full_scan, self._adoptable())
-            place = self._sites.build(session.job, rows)
+            task = self._task(session, vm, resumed)
+            rows.host = task.job.source
+            place = self._sites.build(task.job, rows)
             if resumed is None:
                 outcome = replicate_vm(ctx, task, place)
             else:
@@ -113,12 +115,22 @@ class LocalEngine:
             ctx.log(__name__).exception("a defect ended the task")
             self._fail(task_id, rows, f"replicate {vm!r}: internal error: {exc!r}; see the log, and report it")
 
+    def _task(self, session: ClaimedSession, vm: str, resumed: ResumedTask | None) -> Task:
+        """The task, with the VM where it is now; one that is gone on with stays where its snapshot is."""
+        known = list_replicas(self._database)
+        # Replicas that no job of this controller keeps: a job for the same VM and place may take them over.
+        adoptable = tuple(item.replica.identity.id for item in known if item.job is None)
+        if resumed is not None:
+            held = resumed.held
+            return Task(held.spec.job, vm, held.vm.name, session.id, session.full_scan, adoptable)
+        job = session.job
+        uuids = [item.replica.identity.source_uuid for item in known
+                 if item.job == job.name and item.datastore == job.datastore and item.name == vm + job.suffix]
+        found = self._sites.locate(job, vm, uuids[0] if uuids else "")
+        return Task(job_there(job, vm, found), vm, found.name, session.id, session.full_scan, adoptable)
+
     def _fail(self, task_id: int, rows: DatabaseJournal, error: str) -> None:
         journal.end_task(self._database, task_id, SessionState.FAILED, error=error, warnings=tuple(rows.warnings))
-
-    def _adoptable(self) -> tuple[str, ...]:
-        """Replicas that no job of this controller keeps: a job for the same VM and place may take them over."""
-        return tuple(item.replica.identity.id for item in list_replicas(self._database) if item.job is None)
 
     def _remember(self, task: Task, rows: DatabaseJournal) -> None:
         """Copy the replica's record into the database; the point is published, whatever happens here."""

@@ -180,7 +180,10 @@ def _check_vms(job: Job, what: str) -> None:
 
 
 def _check_references(session: Session, job: Job, what: str) -> None:
-    host_row(session, job.source)
+    for source in job.sources:
+        host_row(session, source)
+    if len(set(job.sources)) != len(job.sources):
+        raise UsageError(what, "a source host is named twice", "name each host once")
     host_row(session, job.target)
     datastore = datastore_row(session, job.datastore)
     if datastore.host != job.target:

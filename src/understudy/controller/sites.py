@@ -18,6 +18,7 @@ from understudy.controller.movers import MoverPool
 from understudy.controller.rates import RatePusher
 from understudy.controller.resources import ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
+from understudy.controller.whereabouts import Whereabouts, locate_vm
 from understudy.errors import UnderstudyError
 from understudy.guests.processing import Watchdog
 from understudy.model.inventory import Disk, Vm
@@ -102,6 +103,10 @@ class SiteBuilder:
         for proxy in proxies:
             if proxy.kind is ProxyKind.CHILD and proxy.name in (route.source, route.target):
                 self.movers.start(proxy.name)
+
+    def locate(self, job: Job, vm: str, uuid: str) -> Whereabouts:
+        """Where a VM of ``job`` is now; see :func:`understudy.controller.whereabouts.locate_vm`."""
+        return locate_vm(job, vm, uuid, lambda host: self.platforms.get(catalog.get_host(self._database, host).uri))
 
     def build(self, job: Job, journal: DatabaseJournal) -> Place:
         """The two ends of a task of ``job``; it gets its proxies when it reserves them.

@@ -23,11 +23,12 @@ _DISK_INTERVAL_S = 1.0
 class DatabaseJournal:
     """Implements :class:`understudy.replication.site.TaskJournal`."""
 
-    def __init__(self, database: Database, task_id: int, session: int, host: str) -> None:
+    def __init__(self, database: Database, task_id: int, session: int) -> None:
         self._database = database
         self._task_id = task_id
         self._session = session
-        self._host = host
+        #: Where the VM is, which must be known before it is frozen.
+        self.host = ""
         self._disk_written: dict[str, float] = {}
         self.warnings: list[str] = []
 
@@ -77,10 +78,10 @@ class DatabaseJournal:
     def freezing(self, vm_uuid: str, frozen: bool) -> None:
         """Record that the guest is, or may be, frozen; or that it is thawed (S9)."""
         if not frozen:
-            clear_frozen(self._database, self._host, vm_uuid)
+            clear_frozen(self._database, self.host, vm_uuid)
             return
         now = datetime.datetime.now(datetime.UTC)
         deadline = now + datetime.timedelta(seconds=FREEZE_DEADLINE_S)
         record_frozen(
-            self._database, FrozenGuest(self._host, vm_uuid, self._session, now.isoformat(), deadline.isoformat())
+            self._database, FrozenGuest(self.host, vm_uuid, self._session, now.isoformat(), deadline.isoformat())
         )

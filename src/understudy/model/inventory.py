@@ -15,6 +15,15 @@ class VmState(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Sighting:
+    """That a host has a VM, and how it is called there."""
+
+    name: str
+    uuid: str
+    state: VmState
+
+
+@dataclass(frozen=True)
 class Disk:
     """One virtual disk of a VM.
 

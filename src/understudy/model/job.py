@@ -140,3 +140,8 @@ class Job:
     other_sources: tuple[str, ...] = ()
     verify_every_s: int = 0
     verify_rate: int = 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every host where its VMs may be."""
+        return (self.source, *self.other_sources)

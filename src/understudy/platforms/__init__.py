@@ -13,7 +13,7 @@ from typing import Protocol
 
 from understudy.context import Context
 from understudy.errors import UsageError
-from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
@@ -47,6 +47,9 @@ class SourcePlatform(Protocol):
 
     def list_vms(self) -> tuple[Vm, ...]:
         """All VMs, by name."""
+
+    def sighting(self, name: str, uuid: str) -> Sighting | None:
+        """The VM with that UUID; if ``uuid`` is empty, or no VM has it, the one of that name; None if there is none."""
 
     def describe_vm(self, name: str) -> Vm:
         """One VM with its disks.

@@ -35,7 +35,7 @@ def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:
 
     :raises UnderstudyError: if no point was made; everything that was begun is undone, all older points are intact.
     """
-    before = place.source.describe_vm(task.vm)
+    before = place.source.describe_vm(task.called)
     try:
         return replicate_once(ctx, task, place)
     except (TransferError, PlatformError, GuestError) as exc:
@@ -58,7 +58,7 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
     journal, job = place.journal, task.job
     with ExitStack() as undo:
         with journal.step(Step.SETTINGS):  # 1 settings and resources
-            wanted = place.source.describe_vm(task.vm)
+            wanted = place.source.describe_vm(task.called)
             reserving = place.resources.reserve(ctx, job, wanted, source.replicated_disks(wanted, job))
             lease = undo.enter_context(reserving)
             site = place.with_proxies(lease)
@@ -66,7 +66,7 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             facts = target.inspect(task, site)
             source.prepare_scratch(site)
         with journal.step(Step.INVENTORY):  # 2 inventory, and what dead sessions left
-            found = site.source.describe_vm(task.vm)
+            found = site.source.describe_vm(task.called)
             watchdog = undo.enter_context(source.thaw_watchdog(task, site, found))
             ready = prepare(ctx, task, site, found, facts, space)
             begin = target.draft_request(task, site, facts, ready.layers, ready.identity, ready.spec.point)

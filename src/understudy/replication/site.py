@@ -140,12 +140,16 @@ class Site(Place):
 class Task:
     """One VM to replicate in one session.
 
+    :ivar job: as it holds for this VM: its source is the host where the VM is now.
+    :ivar vm: how the job calls the VM.
+    :ivar called: how the VM is called on its host now.
     :ivar full_scan: compare every block, whatever tracking says.
     :ivar may_adopt: UUIDs of replicas without a job, which this job may take over.
     """
 
     job: Job
     vm: str
+    called: str
     session: int
     full_scan: bool = False
     may_adopt: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ def draft_request(
 def identity(task: Task, vm: Vm, replica: Replica | None) -> ReplicaIdentity:
     """Whose replica it is: as recorded, under this job; a new one for the first run."""
     if replica is not None:
-        return replace(replica.identity, job_id=task.job.id, job_name=task.job.name)
+        return replace(replica.identity, job_id=task.job.id, job_name=task.job.name, source_vm=vm.name)
     return ReplicaIdentity(
         id=str(uuid.uuid4()), name=task.replica_name, job_id=task.job.id, job_name=task.job.name,
         source_vm=vm.name, source_uuid=vm.uuid, domain_uuid=str(uuid.uuid4()),
@@ -107,8 +107,11 @@ def identity(task: Task, vm: Vm, replica: Replica | None) -> ReplicaIdentity:
 
 
 def take_over(task: Task, site: Site, facts: api.ReplicaFacts, owner: ReplicaIdentity, draft: str) -> None:
-    """Record this job as the owner of a replica that was adopted."""
-    if facts.replica is not None and facts.replica.identity.job_id != task.job.id:
+    """Record this job as the owner of a replica that was adopted, and the name of a VM that was renamed."""
+    if facts.replica is not None and facts.replica.identity != owner:
+        former = facts.replica.identity.source_vm
+        if former != owner.source_vm:
+            site.journal.warn(f"VM {former!r} is called {owner.source_vm!r} now; job and replica keep its old name")
         owned = api.OwnedReplica(replica_ref(task, site), draft)
         site.target_mover.call(api.SetIdentity(owned, owner), api.Nothing)
 

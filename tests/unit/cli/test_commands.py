@@ -33,7 +33,8 @@ def full(cli: CommandLine) -> CommandLine:
 
 
 JOB = {
-    "name": "nightly", "enabled": True, "source": "prod", "vms": ["web", "db"], "target": "dr", "datastore": "vault",
+    "name": "nightly", "enabled": True, "source": "prod", "other_sources": [], "vms": ["web", "db"],
+    "target": "dr", "datastore": "vault",
     "points": 7, "suffix": "_replica", "snapshot_mode": "auto", "guest_processing": "try", "block_size": MIB,
     "compression": "zstd", "source_proxy": "", "target_proxy": "", "connections": 4, "patience_s": 1800,
     "excluded_disks": [],
@@ -193,7 +194,8 @@ def test_job_create_with_every_option(full: CommandLine) -> None:
     )  # fmt: skip
     created.pop("id")
     assert created == {
-        "name": "special", "enabled": True, "source": "prod", "vms": ["a:b"], "target": "dr", "datastore": "vault",
+        "name": "special", "enabled": True, "source": "prod", "other_sources": [], "vms": ["a:b"],
+        "target": "dr", "datastore": "vault",
         "points": 1000, "suffix": ".dr", "snapshot_mode": "external", "guest_processing": "require",
         "block_size": 256 * 1024, "compression": "zstd-high", "source_proxy": "local", "target_proxy": "local",
         "connections": 64, "patience_s": 7200, "excluded_disks": [{"vm": "a:b", "disk": "vdb"}],

@@ -23,6 +23,7 @@ from understudy.controller.engine import LocalEngine
 from understudy.controller.records import FrozenGuest
 from understudy.controller.reports import session_report
 from understudy.controller.sites import SiteBuilder
+from understudy.controller.whereabouts import Whereabouts
 from understudy.errors import GuestError, HostUnreachable, UnderstudyError
 from understudy.model.job import Datastore, Host, Job
 from understudy.model.session import SessionReport, SessionState
@@ -38,6 +39,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from understudy.controller import control, engine
 from understudy.controller.database import open_database
+from understudy.controller.whereabouts import Whereabouts
 from understudy.replication.site import TaskOutcome
 
 home, session = Path(sys.argv[1]), int(sys.argv[2])
@@ -56,6 +58,7 @@ engine.replicate_vm = replicate
 engine.LocalEngine._remember = lambda *_: None
 sites = SimpleNamespace(
     platforms=SimpleNamespace(get=lambda uri: Platform()), warm_up=lambda job: None, build=lambda job, rows: None,
+    locate=lambda job, vm, uuid: Whereabouts(job.source, vm),
     rates=SimpleNamespace(push=lambda: None), is_held=lambda held: False,
 )
 database = open_database(home)
@@ -101,6 +104,9 @@ class FakeSites:
 
     def warm_up(self, job: Job) -> None:
         pass
+
+    def locate(self, job: Job, vm: str, uuid: str) -> Whereabouts:
+        return Whereabouts(job.source, vm)
 
     def build(self, job: Job, rows: object) -> Place:
         return cast("Place", None)

@@ -17,6 +17,7 @@ from understudy.controller.records import ClaimedSession
 from understudy.controller.reports import session_report
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
+from understudy.controller.whereabouts import Whereabouts
 from understudy.errors import Cancelled, HostUnreachable, MoverError, UnderstudyError
 from understudy.model.job import Job
 from understudy.model.session import SessionReport, SessionState, Step, StepState, TaskReport
@@ -51,6 +52,9 @@ class FakeSites(SiteBuilder):
         self.warmed.append(job.name)
         if self.warm_problem is not None:
             raise self.warm_problem
+
+    def locate(self, job: Job, vm: str, uuid: str) -> Whereabouts:
+        return Whereabouts(job.source, vm)
 
     def build(self, job: Job, journal: DatabaseJournal) -> Place:
         if self.problem is not None:

@@ -25,6 +25,7 @@ from understudy.controller.reports import session_report
 from understudy.controller.schema import TaskRow
 from understudy.controller.services import ControllerServices
 from understudy.controller.sites import SiteBuilder
+from understudy.controller.whereabouts import Whereabouts
 from understudy.errors import NotFound, PlatformError
 from understudy.model.job import Datastore, Host, Job
 from understudy.model.session import DiskReport, SessionReport, SessionState, TaskReport
@@ -79,7 +80,7 @@ class World:
         self.resume: Callable[[Context], TaskOutcome] = lambda _: DONE
         sites = SimpleNamespace(
             platforms=None, rates=SimpleNamespace(push=lambda: None), warm_up=lambda _: None,
-            build=lambda _job, _rows: None, is_held=self.is_held,
+            build=lambda _job, _rows: None, is_held=self.is_held, locate=lambda job, vm, _: Whereabouts(job.source, vm),
         )  # fmt: skip
         self.control = Control(home, database, cast("SiteBuilder", sites))
 

@@ -112,7 +112,7 @@ def mover(maker: SiteBuilder, name: str) -> Mover:
 def rows_of(database: Database) -> DatabaseJournal:
     session = journal.insert_session(database, "nightly")
     assert journal.claim_session(database) is not None
-    return DatabaseJournal(database, journal.start_task(database, session, "db"), session, "prod")
+    return DatabaseJournal(database, journal.start_task(database, session, "db"), session)
 
 
 def disk(path: str) -> Disk:

@@ -25,7 +25,9 @@ DISK = DiskReport("vda", TransferMode.FULL, Reason.FIRST_RUN, 1000)
 def rows(site: Database) -> DatabaseJournal:
     session = journal.insert_session(site, "nightly")
     assert journal.claim_session(site) is not None
-    return DatabaseJournal(site, journal.start_task(site, session, "web 1"), session, "prod")
+    made = DatabaseJournal(site, journal.start_task(site, session, "web 1"), session)
+    made.host = "prod"
+    return made
 
 
 def told(database: Database, rows: DatabaseJournal) -> TaskReport:

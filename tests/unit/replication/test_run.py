@@ -106,10 +106,10 @@ class World:
             raise self.breaks[word]
 
     def run(self, full_scan: bool = False) -> TaskOutcome:
-        return replicate_vm(self.ctx, Task(self.job, "web", 2, full_scan), self.place)
+        return replicate_vm(self.ctx, Task(self.job, "web", "web", 2, full_scan), self.place)
 
     def resume(self, held: HeldTask) -> TaskOutcome:
-        return resume_vm(self.ctx, Task(self.job, "web", 2), self.place, held)
+        return resume_vm(self.ctx, Task(self.job, "web", "web", 2), self.place, held)
 
     @property
     def place(self) -> Place:

@@ -11,7 +11,7 @@ import libvirt
 
 from understudy.context import Context
 from understudy.errors import GuestError, NotFound, PlatformError, Refused
-from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
@@ -67,6 +67,15 @@ class LibvirtHost:
         with libvirt_errors(f"list VMs of {self._connection.uri}"):
             domains = self._conn.listAllDomains()
         return tuple(sorted((describe(domain) for domain in domains), key=lambda vm: vm.name))
+
+    def sighting(self, name: str, uuid: str) -> Sighting | None:
+        """The domain with that UUID, else the one of that name."""
+        domain = self._connection.domain(uuid) if uuid else None
+        domain = domain or self._connection.domain_by_name(name)
+        if domain is None:
+            return None
+        with libvirt_errors(f"look up VM {name!r}"):
+            return Sighting(domain.name(), domain.UUIDString(), vm_state(domain))
 
     def describe_vm(self, name: str) -> Vm:
         """One domain by name."""
