@@ -66,6 +66,7 @@ def inspect_replica(_mover: Mover, request: api.InspectReplica) -> api.ReplicaFa
         replica, head, store.last_attempt(), {point: found for point, found in damage.items() if found},
         _paths(replica, store, digests=False), _paths(replica, store, digests=True),
         store.definition(head.point) if any(point.id == head.point for point in replica.points) else "",
+        store.health(),
     )
 
 

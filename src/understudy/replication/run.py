@@ -190,6 +190,7 @@ def prepare(
     known = unknown if left else source.tracking_since(site, vm, disks, newest)
     damaged = target.damaged_disks(facts)
     plans = plan_disks(vm.name, disks, PlanningFacts(newest, damaged, known, task.job.block_size, task.full_scan))
+    plans = target.with_repairs(site, facts, plans, task.job.block_size)
     target.check_space(site, space, disks, plans)
     identity = target.identity(task, vm, facts.replica)
     return Prepared(
