@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 
 from understudy.context import Context
 from understudy.errors import (
@@ -18,8 +17,8 @@ from understudy.errors import (
     UnderstudyError,
     UsageError,
 )
-from understudy.model.extent import by_block, subtract
-from understudy.model.health import DiskHealth, affected_points, health_of
+from understudy.model.extent import subtract
+from understudy.model.health import DiskHealth, health_of
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.mover import api
 from understudy.mover.digest import DigestHeader, DigestReader
@@ -27,11 +26,9 @@ from understudy.mover.drafts import store_of
 from understudy.mover.meter import Meter
 from understudy.mover.pace import Pace
 from understudy.mover.state import Mover
+from understudy.mover.verified import verified_disk
 from understudy.mover.verify import Found, Pass, rebuild_digests, verify_disk
 from understudy.storage import ReplicaStore
-from understudy.units import block_count
-
-MOST_REPORTED = 1000
 
 
 def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
@@ -50,7 +47,7 @@ def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
                 part = _Part(store, point, disk, request.ref.kind, Pace(request.rate))
                 problems[disk.name] = _verify(ctx, mover, part, meter)
         known = store.health()
-        return tuple(_outcome(known, point, disk, problems.get(disk.name, "")) for disk in point.disks)
+        return tuple(verified_disk(known, point, disk, problems.get(disk.name, "")) for disk in point.disks)
 
     return api.WorkStarted(mover.works.start(f"verify {request.ref.name}", verify))
 
@@ -140,16 +137,6 @@ def _pass(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> None:
 
         wanted = Pass(known.position, known.bad, bool(known.digests_recomputed_at), part.pace, save)
         verify_disk(ctx, where, digests, meter, wanted)
-
-
-def _outcome(known: Sequence[DiskHealth], point: RestorePoint, disk: PointDisk, problem: str) -> api.VerifiedDisk:
-    item = health_of(known, point.id, disk.name)
-    indexes = islice((index for index, _ in by_block(item.bad, point.block_size)), MOST_REPORTED)
-    return api.VerifiedDisk(
-        disk.name, block_count(disk.size, point.block_size), item.bad_blocks, tuple(indexes),
-        problem or item.problem, item.bad[:MOST_REPORTED], affected_points(known, point.id, disk.name),
-        item.verified_at, item.digests_recomputed_at,
-    )
 
 
 def _now() -> str:
