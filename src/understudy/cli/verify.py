@@ -188,8 +188,8 @@ def _todo(document: Shape) -> str:
 def _show(document: Shape) -> None:
     rows = [(disk["name"], str(disk["blocks"]), str(disk["bad_count"]), finding(disk)) for disk in document["disks"]]
     left = "" if document["complete"] else ": not yet to its end"
-    table(("Disk", "Blocks", "Bad", "Finding"), rows,
-          printable(f"Restore point {document['point']} of {document['replica']}{left}"))
+    click.echo(printable(f"Restore point {document['point']} of {document['replica']}{left}"))
+    table(("Disk", "Blocks", "Bad", "Finding"), rows)
 
 
 def _is_ok(disk: Shape) -> bool:
