@@ -271,6 +271,27 @@ def test_what_was_found_is_remembered_and_damage_survives_digests_made_of_it(lab
     assert lab.facts().health[0].found_at == found_at
 
 
+def test_blocks_that_cannot_be_read_are_damaged_and_all_others_are_looked_at(lab: Lab) -> None:
+    write(lab.image, 1, (0, SIZE))
+    lab.replicate(TransferMode.FULL)
+    point = lab.points[-1]
+    path = lab.image_of(point)
+    with path.open("r+b") as file:
+        place = int.from_bytes(file.read(48)[40:], "big")  # of the L1 table; its first entry leads to the L2 table
+        file.seek(place)
+        table = int.from_bytes(file.read(8), "big") & 0x00FF_FFFF_FFFF_FE00
+        for cluster in (5 * 16 + 3, 8 * 16):
+            file.seek(table + cluster * 8)
+            entry = int.from_bytes(file.read(8), "big")
+            file.seek(table + cluster * 8)
+            file.write((entry | 0x200).to_bytes(8, "big"))  # no border of a cluster: QEMU gives the image up
+    io(path, "write -P 7 1M 512")
+    bad = lab.verified(point)
+    assert (bad.bad, bad.bad_count, bad.problem) == (
+        (Extent(MIB, MIB), Extent(5 * MIB, MIB), Extent(8 * MIB, MIB)), 3, "")
+    assert bad.verified_at
+
+
 def test_a_replica_is_verified_by_one_at_a_time(lab: Lab) -> None:
     write(lab.image, 1, (0, 5 * MIB))
     lab.replicate(TransferMode.FULL)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from understudy.context import Context
 from understudy.errors import (
@@ -17,7 +17,7 @@ from understudy.errors import (
     UnderstudyError,
     UsageError,
 )
-from understudy.model.extent import subtract
+from understudy.model.extent import span, subtract, unite
 from understudy.model.health import DiskHealth, health_of
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.mover import api
@@ -27,8 +27,12 @@ from understudy.mover.meter import Meter
 from understudy.mover.pace import Pace
 from understudy.mover.state import Mover
 from understudy.mover.verified import verified_disk
-from understudy.mover.verify import Found, Pass, rebuild_digests, verify_disk
+from understudy.mover.verify import Found, Pass, block_matches, rebuild_digests, verify_disk
 from understudy.storage import ReplicaStore
+from understudy.units import block_count
+
+#: Where reading fails, so many blocks are looked at one by one.
+STEP_BLOCKS = 16
 
 
 def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
@@ -93,6 +97,21 @@ class _Part:
     kind: str
     pace: Pace
 
+    @property
+    def image(self) -> Path:
+        """The layer that shows it."""
+        return self.store.image(self.point.id, self.disk.name)
+
+    def wanted(self) -> Pass:
+        """What is left of the pass, by what is remembered."""
+        known = health_of(self.store.health(), self.point.id, self.disk.name)
+
+        def save(found: Found) -> None:
+            found_at = _now() if subtract(found.bad, known.bad) else known.found_at if found.bad else ""
+            self.note(position=found.position, bad=found.bad, bad_blocks=found.bad_blocks, found_at=found_at)
+
+        return Pass(known.position, known.bad, bool(known.digests_recomputed_at), self.pace, save)
+
     def note(self, **changes: object) -> None:
         """Remember something of it."""
         self.store.change_health(self.point.id, self.disk.name, lambda known: _changed(known, changes))
@@ -123,20 +142,41 @@ def _verify(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> str:
 
 
 def _pass(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> None:
-    store, point, name = part.store, part.point, part.disk.name
-    known = health_of(store.health(), point.id, name)
-    with ExitStack() as stack:
-        digests = stack.enter_context(DigestReader(store.digest_path(point.id, name)))
-        if (digests.header.point, digests.header.size) != (point.id, part.disk.size):
+    """Look at what is left of a disk.
+
+    :raises TransferError: if there is nobody to read it from.
+    """
+    with DigestReader(part.store.digest_path(part.point.id, part.disk.name)) as digests:
+        if (digests.header.point, digests.header.size) != (part.point.id, part.disk.size):
             raise ReplicaError(f"digest file {digests.path}", "it is of another point or size")
-        where = stack.enter_context(mover.exports.serving(store.image(point.id, name), part.kind))
+        done = False
+        while not done:
+            try:
+                with mover.exports.serving(part.image, part.kind) as where:
+                    verify_disk(ctx, where, digests, meter, part.wanted())
+                done = True
+            except TransferError:
+                _step_over(ctx, mover, part, digests)
 
-        def save(found: Found) -> None:
-            found_at = _now() if subtract(found.bad, known.bad) else known.found_at if found.bad else ""
-            part.note(position=found.position, bad=found.bad, bad_blocks=found.bad_blocks, found_at=found_at)
 
-        wanted = Pass(known.position, known.bad, bool(known.digests_recomputed_at), part.pace, save)
-        verify_disk(ctx, where, digests, meter, wanted)
+def _step_over(ctx: Context, mover: Mover, part: _Part, digests: DigestReader) -> None:
+    """Look one by one at the blocks near which reading failed; those that cannot be read are damaged.
+
+    :raises TransferError: if there is nobody to read from.
+    """
+    for _ in range(STEP_BLOCKS):
+        wanted, size, block_size = part.wanted(), part.disk.size, digests.header.block_size
+        if wanted.position >= size:
+            return
+        ctx.check()
+        index = wanted.position // block_size
+        block = span(index * block_size, min((index + 1) * block_size, size))
+        wanted.pace.wait(ctx, block.length)
+        with mover.exports.serving(part.image, part.kind) as where:
+            good = block_matches(where, digests, index)
+        bad = wanted.bad if wanted.keep_bad else subtract(wanted.bad, [block])
+        bad = bad if good else unite(bad, [block])
+        wanted.save(Found(block.end, tuple(bad), sum(block_count(item.length, block_size) for item in bad)))
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from understudy.context import Context
+from understudy.errors import TransferError
 from understudy.faults import fault_point
 from understudy.model.extent import Extent, span
 from understudy.model.transfer import TransferMode
@@ -20,8 +21,9 @@ from understudy.mover.digest import ZERO_DIGEST, DigestHeader, DigestReader, Dig
 from understudy.mover.filters import zero_parts
 from understudy.mover.meter import Meter
 from understudy.mover.pace import Pace
-from understudy.mover.plan import Conclusion, Item, Plan, PlanSpec, ReadBlock, ZeroRun
-from understudy.mover.reader import Source, read_plan
+from understudy.mover.plan import Conclusion, Item, Plan, PlanSpec, ReadBlock, StatusSource, ZeroRun
+from understudy.mover.reader import POLL_S, Source, read_plan
+from understudy.nbd import ALLOCATION, ZERO_FLAG
 from understudy.units import GIB, block_count
 
 #: What a pass has found is told to whoever remembers it after so long, or so many bytes.
@@ -75,11 +77,37 @@ def verify_disk(ctx: Context, where: NbdSource, digests: DigestReader, meter: Me
         plan = _Remaining(ctx, source, header, own, wanted)
         try:
             read_plan(ctx, source, plan, own, lambda _: _Examiner(plan, findings))
+        except TransferError:
+            plan.uncount()
+            raise
         finally:
             findings.save()
     finally:
         source.close()
     return findings.found()
+
+
+def block_matches(where: NbdSource, digests: DigestReader, index: int) -> bool:
+    """Whether one block can be read and is what its digest says.
+
+    A server that found its image corrupt may refuse everything from then on: ``where`` is for this block alone.
+
+    :raises TransferError: if there is nobody to read it from.
+    """
+    header = digests.header
+    start = index * header.block_size
+    view = memoryview(bytearray(min(header.block_size, header.size - start)))
+    source = Source(where, header.size)
+    try:
+        cookie = source.planner.start_read(view, start)
+        while not source.planner.finished(cookie):
+            source.planner.poll(POLL_S)
+    except TransferError:
+        Source(where, header.size).close()
+        return False
+    finally:
+        source.close()
+    return _digest(view) == PointDigests(digests, header.size).known(index)
 
 
 def rebuild_digests(ctx: Context, where: NbdSource, header: DigestHeader, path: Path, meter: Meter) -> None:
@@ -113,7 +141,7 @@ class _Remaining(Plan):
 
     def __init__(self, ctx: Context, source: Source, header: DigestHeader, meter: Meter, wanted: Pass) -> None:
         self._own = meter.counters()
-        super().__init__(_everything(header), source.planner, NothingKnown(), self._own)
+        super().__init__(_everything(header), _Behind(source.planner, wanted.position), NothingKnown(), self._own)
         self._ctx = ctx
         self._wanted = wanted
 
@@ -127,6 +155,29 @@ class _Remaining(Plan):
         if isinstance(item, ReadBlock):
             self._wanted.pace.wait(self._ctx, item.block.length)
         return item
+
+    def uncount(self) -> None:
+        """It failed; whoever goes on counts what was done as done before."""
+        self._own.processed = self._own.saved = self._own.zero = 0
+
+
+class _Behind:
+    """Block status behind a position; what lies before it is not asked for, for the server may refuse to tell."""
+
+    def __init__(self, planner: StatusSource, position: int) -> None:
+        self._planner = planner
+        self._position = position
+
+    def has(self, context: str) -> bool:
+        """Whether the context can be asked for."""
+        return self._planner.has(context)
+
+    def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
+        """As of the planner; before the position all is one run, which is skipped."""
+        known = min(length, self._position - start)
+        if known > 0:
+            return known, {ALLOCATION: [Extent(start, known, ZERO_FLAG)]}
+        return self._planner.statuses(start, length, at_least)
 
 
 def _everything(header: DigestHeader) -> PlanSpec:
