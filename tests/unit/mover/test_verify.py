@@ -84,7 +84,8 @@ def test_a_pass_that_is_stopped_anywhere_goes_on_and_misses_nothing(
     io(image, "write -P 7 1M 512", "write -P 7 10M 512", "write -P 7 15M 512")
     done, calls = Found(0, (), 0), 0
     while done.position < SIZE:
-        ctx, saved = Context(), []
+        ctx = Context()
+        saved: list[Found] = []
 
         def save(found: Found, ctx: Context = ctx, saved: list[Found] = saved) -> None:
             saved.append(found)
