@@ -12,9 +12,10 @@ from understudy.errors import Refused
 from understudy.faults import fault_point
 from understudy.model.replica import Replica
 from understudy.mover import api
-from understudy.mover.drafts import store_of
+from understudy.mover.drafts import ORPHANED_S, store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
+from understudy.mover.work import VERIFYING
 from understudy.storage import DatastoreFacts, ReplicaStore, list_replicas
 
 LOG = logging.getLogger(__name__)
@@ -111,10 +112,11 @@ def release_draft(mover: Mover, request: api.ReleaseDraft) -> api.Nothing:
 
 
 def release_orphans(mover: Mover) -> None:
-    """End drafts of dead controllers, so that their locks keep nobody from the replicas; what has come is kept."""
+    """End what dead controllers began, so that its locks keep nobody from the replicas; what was done is kept."""
     for orphan in mover.drafts.orphaned():
         LOG.warning("draft %s of replica %s: its controller is not heard of any more", orphan.id, orphan.ref.name)
         _end_draft(mover, orphan.id, keep=True)
+    mover.works.cancel_unheard(VERIFYING, ORPHANED_S)
 
 
 def _end_draft(mover: Mover, key: str, *, keep: bool) -> None:

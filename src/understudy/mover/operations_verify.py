@@ -28,6 +28,7 @@ from understudy.mover.pace import Pace
 from understudy.mover.state import Mover
 from understudy.mover.verified import verified_disk
 from understudy.mover.verify import Found, Pass, block_matches, rebuild_digests, verify_disk
+from understudy.mover.work import VERIFYING
 from understudy.storage import ReplicaStore
 from understudy.units import block_count
 
@@ -53,7 +54,7 @@ def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
         known = store.health()
         return tuple(verified_disk(known, point, disk, problems.get(disk.name, "")) for disk in point.disks)
 
-    return api.WorkStarted(mover.works.start(f"verify {request.ref.name}", verify))
+    return api.WorkStarted(mover.works.start(f"verify {request.ref.name}", verify, VERIFYING))
 
 
 def start_rebuild(mover: Mover, request: api.RebuildDigests) -> api.WorkStarted:
