@@ -18,6 +18,7 @@ import pytest
 
 from tests.unit.mover.mover_lab import add_bitmap, io, make_image, run, same_content, write
 from understudy.errors import (
+    Cancelled,
     Fenced,
     MoverError,
     NotFound,
@@ -29,6 +30,7 @@ from understudy.errors import (
     UsageError,
     from_fields,
 )
+from understudy.model.extent import Extent
 from understudy.model.job import Compression
 from understudy.model.replica import Consistency, FileMark, ReplicaIdentity
 from understudy.model.transfer import TransferMode
@@ -118,6 +120,13 @@ class Lab:
         if status.error is not None:
             raise from_fields(status.error.code, status.error.what, status.error.why, status.error.todo)
         return status.progress
+
+    def verified(self, point: str) -> api.VerifiedDisk:
+        """What verifying a point finds of its one disk."""
+        work = self.target.client.call(api.VerifyPoint(self.ref, point), api.WorkStarted).work
+        self.wait(self.target, work)
+        (disk,) = self.target.client.call(api.WorkQuery(work), api.WorkStatus).verified
+        return disk
 
     def publish(self, draft: str, point: str) -> None:
         meta = PointMeta(point, "2025-01-01T00:00:00Z", Consistency.CRASH, 1, self.block_size, None, {}, "<domain/>")
@@ -270,6 +279,72 @@ def test_a_changed_byte_in_the_replica_is_found(lab: Lab) -> None:
     work = lab.target.client.call(api.VerifyPoint(lab.ref, lab.points[-1]), api.WorkStarted).work
     (disk,) = lab.target.client.call(api.WorkQuery(work, 60.0), api.WorkStatus).verified
     assert (disk.bad_count, disk.bad_blocks) == (1, (3,))
+
+
+def test_what_was_found_is_remembered_and_damage_survives_digests_made_of_it(lab: Lab) -> None:
+    write(lab.image, 1, (0, 5 * MIB))
+    lab.replicate(TransferMode.FULL)
+    point = lab.points[-1]
+    assert lab.facts().health == ()
+    lab.check()
+    (clean,) = lab.facts().health
+    assert (clean.point, clean.disk, clean.started_at, clean.position, clean.bad) == (point, "vda", "", 0, ())
+    assert clean.verified_at
+    io(lab.image_of(point), "write -P 7 3M 512")
+    bad = lab.verified(point)
+    assert (bad.bad, bad.bad_count, bad.affected, bad.problem) == ((Extent(3 * MIB, MIB),), 1, (), "")
+    assert bad.verified_at > clean.verified_at
+    found_at = lab.facts().health[0].found_at
+    assert clean.verified_at < found_at <= bad.verified_at
+    digests = Path(lab.facts().digests[point]["vda"])
+    digests.write_bytes(b"nonsense")
+    assert "digest" in lab.verified(point).problem
+    assert "digest" in lab.facts().health[0].problem
+    lab.wait(lab.target, lab.target.client.call(api.RebuildDigests(lab.ref, point, "vda"), api.WorkStarted).work)
+    again = lab.verified(point)
+    assert again.digests_recomputed_at
+    assert (again.bad, again.problem) == ((Extent(3 * MIB, MIB),), "")
+    assert lab.facts().health[0].found_at == found_at
+
+
+def test_blocks_that_cannot_be_read_are_damaged_and_all_others_are_looked_at(lab: Lab) -> None:
+    write(lab.image, 1, (0, SIZE))
+    lab.replicate(TransferMode.FULL)
+    point = lab.points[-1]
+    path = lab.image_of(point)
+    with path.open("r+b") as file:
+        place = int.from_bytes(file.read(48)[40:], "big")  # of the L1 table; its first entry leads to the L2 table
+        file.seek(place)
+        table = int.from_bytes(file.read(8), "big") & 0x00FF_FFFF_FFFF_FE00
+        for cluster in (5 * 16 + 3, 8 * 16):
+            file.seek(table + cluster * 8)
+            entry = int.from_bytes(file.read(8), "big")
+            file.seek(table + cluster * 8)
+            file.write((entry | 0x200).to_bytes(8, "big"))  # no border of a cluster: QEMU gives the image up
+    io(path, "write -P 7 1M 512")
+    bad = lab.verified(point)
+    assert (bad.bad, bad.bad_count, bad.problem) == (
+        (Extent(MIB, MIB), Extent(5 * MIB, MIB), Extent(8 * MIB, MIB)), 3, "")
+    assert bad.verified_at
+
+
+def test_a_replica_is_verified_by_one_at_a_time(lab: Lab) -> None:
+    write(lab.image, 1, (0, 5 * MIB))
+    lab.replicate(TransferMode.FULL)
+    slow = api.VerifyPoint(lab.ref, lab.points[-1], rate=64 * KIB)
+    work = lab.target.client.call(slow, api.WorkStarted).work
+    deadline = time.monotonic() + 30
+    while not (lab.facts().health and lab.facts().health[0].started_at):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(Refused, match="being verified or merged just now"):
+        lab.verified(lab.points[-1])
+    lab.target.client.call(api.CancelWork(work), api.Nothing)
+    with pytest.raises(Cancelled):
+        lab.wait(lab.target, work)
+    assert lab.verified(lab.points[-1]).bad_count == 0
+    with pytest.raises(NotFound, match="no such restore point"):
+        lab.verified("gone")
 
 
 def test_a_draft_is_published_only_when_every_disk_arrived(lab: Lab) -> None:

@@ -37,7 +37,7 @@ TIDYING = [
 KEEPING = ["checkpoint.begun", "checkpoint.synced", "checkpoint.recorded"]
 TAKING_OVER = ["takeover.journal", "takeover.layer", "takeover.dropped", "takeover.durable", "takeover.digests"]
 # Not on the way of a run.
-ELSEWHERE = {"failover.recorded", "undo.stopped", "undo.bound"}
+ELSEWHERE = {"failover.recorded", "undo.stopped", "undo.bound", "verify.position"}
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from understudy.cli.app import App, Group, pass_app
+from understudy.cli.facts import chosen_point
 from understudy.cli.output import answer, printable
-from understudy.cli.replica import chosen_point
 from understudy.cli.shapes import replica_shape
 from understudy.controller import replicas
 from understudy.controller.records import FailoverAnswer

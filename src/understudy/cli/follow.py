@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,13 +12,12 @@ import click
 
 from understudy.cli.app import App
 from understudy.cli.output import answer, console, printable
-from understudy.cli.progress import plain_events, progress_lines
+from understudy.cli.progress import VerifyLine, plain_events, progress_lines
 from understudy.cli.shapes import session_shape
 from understudy.cli.summary import show_session
-from understudy.controller.records import ReplicaRecord
+from understudy.controller.records import ReplicaRecord, VerifyAnswer, VerifyWish
 from understudy.model.session import SessionReport
-from understudy.mover.api import Progress, VerifiedDisk
-from understudy.units import format_size
+from understudy.mover.api import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,10 +35,10 @@ def run_to_end(app: App, session_id: int) -> SessionReport:
     return report
 
 
-def verify_to_end(app: App, record: ReplicaRecord, point: str) -> tuple[VerifiedDisk, ...]:
+def verify_to_end(app: App, record: ReplicaRecord, wish: VerifyWish) -> VerifyAnswer:
     """Verify a restore point, showing how it goes."""
-    with _verify_view(app) as on_progress:
-        return app.services.verify_point(record, point, on_progress)
+    with _verify_view(app, f"{record.name} {wish.point}") as on_progress:
+        return app.services.verify_point(record, wish, on_progress)
 
 
 @contextmanager
@@ -87,9 +87,10 @@ def _plain_session() -> OnReport:
 
 
 @contextmanager
-def _verify_view(app: App) -> Iterator[Callable[[Progress], None]]:
+def _verify_view(app: App, what: str) -> Iterator[Callable[[Progress], None]]:
     if app.json or not sys.stdout.isatty():
         yield lambda _progress: None
         return
-    with console().status("Reading") as status:
-        yield lambda done: status.update(f"Read {format_size(done.processed)} of {format_size(done.total)}")
+    line = VerifyLine()
+    with console().status(printable(f"{what}: reading")) as status:
+        yield lambda done: status.update(printable(f"{what}: {line.text(done, time.monotonic())}"))

@@ -7,6 +7,7 @@ import click
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.follow import run_to_end
 from understudy.cli.output import answer_facts, answer_line, answer_table
+from understudy.cli.rates import parsed_rate
 from understudy.cli.shapes import job_shape, session_shape
 from understudy.cli.summary import raise_if_bad
 from understudy.controller import jobs, journal
@@ -28,6 +29,7 @@ from understudy.units import parse_duration
 DEFAULT_BLOCK_SIZE_NAME = "1M"
 DEFAULT_PATIENCE = "30m"
 MAX_PATIENCE_S = 30 * 86400
+OFF = "off"
 
 
 @click.group(cls=Group)
@@ -61,6 +63,10 @@ def job() -> None:
               help="How long a transfer waits for a lost line or proxy, e.g. 90s, 30m, 2h.")  # fmt: skip
 @click.option("--exclude-disk", "excluded", multiple=True, metavar="VM:DISK",
               help="Disk that is not replicated; may be given again.")  # fmt: skip
+@click.option("--verify-every", default=OFF, show_default=True, metavar="DURATION|off",
+              help="How often 'replica verify --due' proves the newest restore point, e.g. 12h, 7d.")  # fmt: skip
+@click.option("--verify-rate", default=OFF, show_default=True, metavar="RATE|off",
+              help="What verifying may read in a second, e.g. 100MiB.")  # fmt: skip
 @pass_app
 def create(
     app: App,
@@ -81,6 +87,8 @@ def create(
     connections: int,
     patience: str,
     excluded: tuple[str, ...],
+    verify_every: str,
+    verify_rate: str,
 ) -> None:
     """Create job NAME. JSON: as of `job show`."""
     created = Job(
@@ -102,6 +110,8 @@ def create(
         connections=connections,
         patience_s=_patience_s(name, patience),
         other_sources=sources[1:],
+        verify_every_s=_verify_every_s(f"create job {name!r}", verify_every),
+        verify_rate=parsed_rate(f"create job {name!r}", verify_rate),
     )
     answer_line(app, job_shape(jobs.create_job(app.database, created)), f"Job {name} created.")
 
@@ -152,9 +162,30 @@ def show(app: App, name: str) -> None:
 
     JSON: {name, id, enabled, source, other_sources, vms, target, datastore, points, suffix, snapshot_mode,
     guest_processing, block_size, compression, source_proxy, target_proxy, connections, patience_s,
-    excluded_disks: [{vm, disk}]}.
+    excluded_disks: [{vm, disk}], verify_every_s, verify_rate}; 0 is off.
     """
     answer_facts(app, job_shape(jobs.get_job(app.database, name)))
+
+
+@job.command("set")
+@click.argument("name")
+@click.option("--points", type=click.IntRange(1, jobs.MAX_POINTS), default=None, help="Restore points to keep.")
+@click.option("--verify-every", default=None, metavar="DURATION|off",
+              help="How often 'replica verify --due' proves the newest restore point, e.g. 12h, 7d.")  # fmt: skip
+@click.option("--verify-rate", default=None, metavar="RATE|off",
+              help="What verifying may read in a second, e.g. 100MiB.")  # fmt: skip
+@pass_app
+def set_(app: App, name: str, points: int | None, verify_every: str | None, verify_rate: str | None) -> None:
+    """Change settings of job NAME, for what begins later; what is not named stays. JSON: as of `job show`."""
+    what = f"set job {name!r}"
+    change = jobs.JobChange(
+        points,
+        None if verify_every is None else _verify_every_s(what, verify_every),
+        None if verify_rate is None else parsed_rate(what, verify_rate),
+    )
+    if change == jobs.JobChange():
+        raise UsageError(what, "nothing to change was named", "see 'understudy job set --help'")
+    answer_line(app, job_shape(jobs.change_job(app.database, name, change)), f"Job {name} changed.")
 
 
 @job.command()
@@ -199,4 +230,17 @@ def _patience_s(job_name: str, text: str) -> int:
         raise UsageError(f"create job {job_name!r}", str(exc), todo) from exc
     if not 1 <= seconds <= MAX_PATIENCE_S:
         raise UsageError(f"create job {job_name!r}", f"a patience of {text} is not possible", todo)
+    return seconds
+
+
+def _verify_every_s(what: str, text: str) -> int:
+    """Seconds; 0 for off."""
+    if text.strip().lower() == OFF:
+        return 0
+    try:
+        seconds = parse_duration(text)
+    except ValueError as exc:
+        raise UsageError(what, str(exc), "use e.g. 12h or 7d, or off") from exc
+    if not seconds:
+        raise UsageError(what, "a schedule without time between is not possible", "use e.g. 12h or 7d, or off")
     return seconds

@@ -56,13 +56,13 @@ def answer_facts(app: App, document: dict[str, Any]) -> None:
     answer(app, document, lambda: click.echo("\n".join(lines)))
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> None:
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, title=caption or None, title_justify="left", pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in titles:
         grid.add_column(title, overflow="fold")
     for row in rows:

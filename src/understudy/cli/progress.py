@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from understudy.model.session import DiskReport, SessionReport, StepState, TaskReport
+from understudy.mover.api import Progress
 from understudy.units import format_seconds, format_size
+
+RATE_WINDOW_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,28 @@ def rate(disk: DiskReport) -> str:
 def remaining(disk: DiskReport) -> str:
     """How long it takes; empty if that cannot be said."""
     return format_seconds(disk.eta_s) if disk.eta_s is not None else ""
+
+
+class VerifyLine:
+    """How far a verification is, over its last seconds: how much, at what rate, and for how long still."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def text(self, done: Progress, now: float) -> str:
+        """The line at ``now``, in seconds of any clock."""
+        fresh = done.processed - done.saved  # what an earlier call did says nothing of the rate
+        self._samples.append((now, fresh))
+        while now - self._samples[0][0] > RATE_WINDOW_S:
+            self._samples.popleft()
+        then, before = self._samples[0]
+        rate = (fresh - before) / (now - then) if now > then else 0.0
+        share = done.processed / done.total if done.total else 0.0
+        told = [f"{share:.0%}".replace("%", " %"), f"{format_size(done.processed)} of {format_size(done.total)}"]
+        if rate > 0:
+            left = format_seconds((done.total - done.processed) / rate)
+            told += [f"{format_size(rate)}/s", f"{left} left"]
+        return ", ".join(told)
 
 
 def current_step(task: TaskReport) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from understudy.cli.app import App, Group, pass_app
-from understudy.cli.follow import verify_to_end
+from understudy.cli.facts import facts_of
 from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
-from understudy.cli.shapes import Shape, points_shape, replica_facts_shape, replica_shape, verify_shape
+from understudy.cli.shapes import Shape, points_shape, replica_facts_shape, replica_shape
+from understudy.cli.verify import verify
 from understudy.controller import replicas
 from understudy.controller.records import ReplicaRecord
-from understudy.errors import NotFound, ReplicaError, UsageError
+from understudy.errors import UsageError
 from understudy.mover.api import ReplicaFacts
 from understudy.units import format_size
 
@@ -18,6 +19,9 @@ from understudy.units import format_size
 @click.group(cls=Group)
 def replica() -> None:
     """Replicas: VMs kept ready on a target. REPLICA is a name, or DATASTORE/NAME."""
+
+
+replica.add_command(verify)
 
 
 @replica.command("list")
@@ -40,7 +44,8 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show REPLICA and the state of its files.
 
-    JSON: as of `replica list`, and {head_empty, damage: {point: [problem]}}.
+    JSON: as of `replica list`, and {head_empty, damage: {point: [problem]}, verified_at: {point: time}, bad_blocks:
+    {point: {disk: count}}, health_problems: {point: [problem]}}.
     """
     record, facts = _inspect(app, name)
     answer_facts(app, replica_facts_shape(record, facts))
@@ -52,30 +57,12 @@ def show(app: App, name: str) -> None:
 def points(app: App, name: str) -> None:
     """List the restore points of REPLICA, oldest first.
 
-    JSON: [{id, created_at, consistency, session, disks: [{name, size, image, digest}]}].
+    JSON: [{id, created_at, consistency, session, verified_at, bad_blocks, disks: [{name, size, image, digest,
+    verified_at, bad_blocks}]}].
     """
     _, facts = _inspect(app, name)
     documents = points_shape(facts)
     answer(app, documents, lambda: _show_points(documents, facts))
-
-
-@replica.command()
-@click.argument("name", metavar="REPLICA")
-@click.option("--point", default=None, help="Restore point; without it, the newest.")
-@pass_app
-def verify(app: App, name: str, point: str | None) -> None:
-    """Prove a restore point of REPLICA by its digests; fails if one does not match.
-
-    JSON: {replica, datastore, point, ok, disks: [{name, blocks, bad_count, bad_blocks, problem}]}.
-    """
-    record = replicas.find_replica(app.database, name)
-    chosen = chosen_point(app, record, point)
-    document = verify_shape(record, chosen, verify_to_end(app, record, chosen))
-    answer(app, document, lambda: _show_verified(document))
-    if not document["ok"]:
-        bad = "; ".join(f"{disk['name']}: {_finding(disk)}" for disk in document["disks"] if _finding(disk) != "ok")
-        raise ReplicaError(f"verify restore point {chosen!r} of replica {name!r}", bad,
-                           "use another point, and run the job with --full-scan")
 
 
 @replica.command()
@@ -108,55 +95,26 @@ def remove(app: App, name: str, delete_files: bool) -> None:
     answer_line(app, document, f"Replica {record.full_name} {'deleted' if delete_files else 'forgotten'}.")
 
 
-def chosen_point(app: App, record: ReplicaRecord, point: str | None) -> str:
-    """The id of the point that the operator means: the newest one, if none is named.
-
-    The files say which points there are: a controller that died may have published one that it never noted.
-
-    :raises NotFound: if there is no such point, or none at all.
-    """
-    replica = _facts(app, record).replica
-    assert replica is not None
-    if point is not None:
-        return replica.point(point).id
-    if replica.newest is None:
-        raise NotFound(f"replica {record.full_name!r}", "it has no restore point", "run its job first")
-    return replica.newest.id
-
-
 def _inspect(app: App, name: str) -> tuple[ReplicaRecord, ReplicaFacts]:
     record = replicas.find_replica(app.database, name)
-    return record, _facts(app, record)
-
-
-def _facts(app: App, record: ReplicaRecord) -> ReplicaFacts:
-    facts = app.services.replica_facts(record)
-    if facts.replica is None:
-        raise ReplicaError(f"replica {record.full_name!r}", "its files are gone",
-                           f"forget it: understudy replica remove {record.full_name!r}")
-    return facts
+    return record, facts_of(app, record)
 
 
 def _show_points(documents: list[Shape], facts: ReplicaFacts) -> None:
     if not documents:
         click.echo("No restore points.")
         return
-    titles = ("Restore point", "Created", "Consistency", "Session", "Disks", "Files")
-    table(titles, [_point_row(point, facts.damage.get(point["id"], [])) for point in documents])
+    titles = ("Restore point", "Created", "Consistency", "Session", "Disks", "Files", "Verified")
+    table(titles, [_point_row(point, facts) for point in documents])
 
 
-def _point_row(point: Shape, damage: list[str]) -> tuple[str, ...]:
+def _point_row(point: Shape, facts: ReplicaFacts) -> tuple[str, ...]:
     disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in point["disks"])
-    files = "; ".join(damage) or "ok"
-    return point["id"], point["created_at"], point["consistency"], str(point["session"]), disks, files
-
-
-def _show_verified(document: Shape) -> None:
-    rows = [(disk["name"], str(disk["blocks"]), str(disk["bad_count"]), _finding(disk)) for disk in document["disks"]]
-    table(("Disk", "Blocks", "Bad", "Finding"), rows, f"Restore point {document['point']}")
-
-
-def _finding(disk: Shape) -> str:
-    if disk["problem"]:
-        return str(disk["problem"])
-    return f"{disk['bad_count']} of {disk['blocks']} blocks do not match" if disk["bad_count"] else "ok"
+    files = "; ".join(facts.damage.get(point["id"], [])) or "ok"
+    health = [point["verified_at"] or "never"]
+    if point["bad_blocks"]:
+        health.append(f"{point['bad_blocks']} bad blocks")
+    health += [f"disk {item.disk}: {item.problem}" for item in facts.health
+               if item.point == point["id"] and item.problem]
+    return (point["id"], point["created_at"], point["consistency"], str(point["session"]), disks, files,
+            "; ".join(health))

@@ -13,15 +13,18 @@ from typing import Protocol
 from understudy.controller.database import Database
 from understudy.controller.records import (
     CheckedProxy,
+    DueAnswer,
     FailoverAnswer,
     InvitedProxy,
     ProxyWish,
     RemovedProxy,
     ReplicaRecord,
+    VerifyAnswer,
+    VerifyWish,
 )
 from understudy.model.inventory import HostFacts, Vm
 from understudy.model.session import SessionReport
-from understudy.mover.api import Progress, ReplicaFacts, VerifiedDisk
+from understudy.mover.api import Progress, ReplicaFacts
 from understudy.storage import DatastoreFacts
 
 
@@ -106,11 +109,20 @@ class Services(Protocol):
         """
 
     def verify_point(
-        self, replica: ReplicaRecord, point: str, on_progress: Callable[[Progress], None]
-    ) -> tuple[VerifiedDisk, ...]:
-        """Recompute the digests of a restore point from its layers, on the target, and compare. Ctrl-C stops it.
+        self, replica: ReplicaRecord, wish: VerifyWish, on_progress: Callable[[Progress], None]
+    ) -> VerifyAnswer:
+        """Recompute the digests of a restore point from its layers, on the target, and compare; goes on where an
+        earlier call was stopped. What is found is remembered beside the replica. Ctrl-C stops it.
 
-        :param point: id of a point that the replica has.
+        :raises NotFound: if there is no such point, any more.
+        :raises Refused: if the replica is being verified already, or layers are merged.
+        :raises Cancelled: after Ctrl-C.
+        """
+
+    def due_verifications(self) -> DueAnswer:
+        """What is to be verified now by the schedules of the jobs, by turn; reads the files of their replicas.
+
+        A replica that cannot be asked is told as a problem.
         """
 
     def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:

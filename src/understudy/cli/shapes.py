@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from understudy.controller.records import ReplicaRecord, SessionSummary
+from understudy.controller.records import ReplicaRecord, SessionSummary, VerifyAnswer
+from understudy.model.health import health_of, last_verified
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
+from understudy.model.replica import PointDisk, RestorePoint
 from understudy.model.session import DiskReport, SessionReport, StepReport, TaskReport
-from understudy.mover.api import ReplicaFacts, VerifiedDisk
+from understudy.mover.api import ReplicaFacts
 
 Shape = dict[str, Any]
 
@@ -53,6 +55,8 @@ def job_shape(job: Job) -> Shape:
         "connections": job.connections,
         "patience_s": job.patience_s,
         "excluded_disks": [{"vm": vm, "disk": disk} for vm, disk in job.excluded_disks],
+        "verify_every_s": job.verify_every_s,
+        "verify_rate": job.verify_rate,
     }
 
 
@@ -148,7 +152,30 @@ def replica_facts_shape(record: ReplicaRecord, facts: ReplicaFacts) -> Shape:
         **replica_shape(record),
         "head_empty": head.empty if head and head.point else None,
         "damage": {point: list(problems) for point, problems in facts.damage.items() if problems},
+        **_health_shape(facts),
     }
+
+
+def _health_shape(facts: ReplicaFacts) -> Shape:
+    """What verifying has found out: when each point was verified last, and what is wrong with it."""
+    bad: dict[str, dict[str, int]] = {}
+    problems: dict[str, list[str]] = {}
+    for item in facts.health:
+        if item.bad:
+            bad.setdefault(item.point, {})[item.disk] = item.bad_blocks
+        if item.problem:
+            problems.setdefault(item.point, []).append(f"disk {item.disk}: {item.problem}")
+    points = facts.replica.points if facts.replica else ()
+    return {
+        "verified_at": {point.id: _verified_at(facts, point) for point in points},
+        "bad_blocks": bad,
+        "health_problems": problems,
+    }
+
+
+def _verified_at(facts: ReplicaFacts, point: RestorePoint) -> str | None:
+    """When the last complete verification of a point was; None for never."""
+    return last_verified(facts.health, point.id, [disk.name for disk in point.disks]) or None
 
 
 def points_shape(facts: ReplicaFacts) -> list[Shape]:
@@ -160,27 +187,35 @@ def points_shape(facts: ReplicaFacts) -> list[Shape]:
             "created_at": point.created_at,
             "consistency": point.consistency.value,
             "session": point.session,
-            "disks": [
-                {
-                    "name": disk.name,
-                    "size": disk.size,
-                    "image": facts.images[point.id][disk.name],
-                    "digest": facts.digests[point.id][disk.name],
-                }
-                for disk in point.disks
-            ],
+            "verified_at": _verified_at(facts, point),
+            "bad_blocks": sum(item.bad_blocks for item in facts.health if item.point == point.id),
+            "disks": [_point_disk_shape(facts, point, disk) for disk in point.disks],
         }
         for point in points
     ]
 
 
-def verify_shape(record: ReplicaRecord, point: str, disks: tuple[VerifiedDisk, ...]) -> Shape:
-    """The outcome of a verification."""
+def _point_disk_shape(facts: ReplicaFacts, point: RestorePoint, disk: PointDisk) -> Shape:
+    health = health_of(facts.health, point.id, disk.name)
+    return {
+        "name": disk.name,
+        "size": disk.size,
+        "image": facts.images[point.id][disk.name],
+        "digest": facts.digests[point.id][disk.name],
+        "verified_at": health.verified_at or None,
+        "bad_blocks": health.bad_blocks,
+    }
+
+
+def verify_shape(record: ReplicaRecord, point: str, verified: VerifyAnswer, newest: bool) -> Shape:
+    """The outcome of a verification; ``complete`` unless the time was over before its end."""
     return {
         "replica": record.name,
         "datastore": record.datastore,
         "point": point,
-        "ok": not any(disk.bad_count or disk.problem for disk in disks),
+        "newest": newest,
+        "ok": not any(disk.bad_count or disk.problem for disk in verified.disks),
+        "complete": verified.complete,
         "disks": [
             {
                 "name": disk.name,
@@ -188,7 +223,11 @@ def verify_shape(record: ReplicaRecord, point: str, disks: tuple[VerifiedDisk, .
                 "bad_count": disk.bad_count,
                 "bad_blocks": list(disk.bad_blocks),
                 "problem": disk.problem,
+                "bad_ranges": [{"start": part.start, "length": part.length} for part in disk.bad],
+                "affected_points": list(disk.affected),
+                "verified_at": disk.verified_at or None,
+                "digests_recomputed_at": disk.digests_recomputed_at or None,
             }
-            for disk in disks
+            for disk in verified.disks
         ],
     }

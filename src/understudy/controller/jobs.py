@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -14,8 +15,11 @@ from understudy.controller.schema import ExcludedDiskRow, JobRow, JobVmRow, Sess
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.job import BLOCK_SIZES, Compression, GuestPolicy, Job, SnapshotMode
 from understudy.model.session import SessionState
+from understudy.units import KIB
 
 MAX_POINTS = 1000
+MAX_VERIFY_EVERY_S = 3650 * 86400
+MIN_VERIFY_RATE = 64 * KIB
 UNFINISHED = (SessionState.QUEUED.value, SessionState.RUNNING.value)
 
 
@@ -65,6 +69,31 @@ def set_enabled(database: Database, name: str, enabled: bool) -> Job:
         row = job_row(session, name)
         row.enabled = enabled
         return job_value(row)
+
+
+@dataclass(frozen=True)
+class JobChange:
+    """Settings of a job to change; None stays as it is. See :class:`understudy.model.job.Job`."""
+
+    points: int | None = None
+    verify_every_s: int | None = None
+    verify_rate: int | None = None
+
+
+def change_job(database: Database, name: str, change: JobChange) -> Job:
+    """Change settings of a job, for what begins later.
+
+    :raises NotFound: if there is no such job.
+    :raises UsageError: if a setting is not acceptable.
+    """
+    wanted = {key: value for key, value in asdict(change).items() if value is not None}
+    with database.transaction() as session:
+        row = job_row(session, name)
+        changed = replace(job_value(row), **wanted)
+        _check_settings(changed, f"set job {name!r}")
+        for key, value in wanted.items():
+            setattr(row, key, value)
+        return changed
 
 
 def delete_job(database: Database, name: str) -> None:
@@ -160,6 +189,11 @@ def _check_settings(job: Job, what: str) -> None:
         raise UsageError(what, f"the suffix {job.suffix!r} is empty or no part of a VM name", "choose e.g. _replica")
     if job.block_size not in BLOCK_SIZES.values():
         raise UsageError(what, f"unknown block size {job.block_size}", f"choose one of {', '.join(BLOCK_SIZES)}")
+    if job.verify_every_s < 0 or job.verify_every_s > MAX_VERIFY_EVERY_S:
+        raise UsageError(what, "verifying so seldom is not possible", "choose 1s to 3650d, or off")
+    if job.verify_rate and job.verify_rate < MIN_VERIFY_RATE:
+        raise UsageError(what, f"{job.verify_rate} bytes a second are too few to verify with",
+                         "choose 64K or more, or off")
     _check_vms(job, what)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from understudy.model.job import Job, Proxy
 from understudy.model.replica import Replica
 from understudy.model.session import SessionState
-from understudy.mover.api import MoverInfo
+from understudy.mover.api import MoverInfo, VerifiedDisk
 from understudy.replication.held import HeldTask
 
 
@@ -143,3 +143,51 @@ class ProxyWish:
     slots: int
     valid_s: int
     controller: str
+
+
+@dataclass(frozen=True)
+class VerifyWish:
+    """How to verify a restore point.
+
+    :ivar rate: bytes a second to read at most; 0 for no limit.
+    :ivar restart: begin a new pass, whatever was done of one.
+    :ivar until: when to stop, in seconds of ``time.monotonic()``; None to go on to the end.
+    """
+
+    point: str
+    rate: int = 0
+    restart: bool = False
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class VerifyAnswer:
+    """What a verification came to.
+
+    :ivar complete: it came to its end; else the time was over, and the next one goes on there.
+    """
+
+    disks: tuple[VerifiedDisk, ...]
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class DueVerification:
+    """A restore point that is to be verified by its job's schedule.
+
+    :ivar newest: it is the newest one of its replica.
+    :ivar rate: bytes a second, by the job; 0 for no limit.
+    """
+
+    record: ReplicaRecord
+    point: str
+    newest: bool
+    rate: int
+
+
+@dataclass(frozen=True)
+class DueAnswer:
+    """What is due, whose turn is first first, and why a replica could not be asked."""
+
+    due: tuple[DueVerification, ...]
+    problems: tuple[str, ...] = ()

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from understudy.context import Context
-from understudy.controller import catalog, control, journal, lock
+from understudy.controller import catalog, control, jobs, journal, lock, verification
 from understudy.controller.database import Database
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedProxy,
+    DueAnswer,
     FailoverAnswer,
     InvitedProxy,
     ProxyWish,
     RemovedProxy,
     ReplicaRecord,
+    VerifyAnswer,
+    VerifyWish,
 )
 from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
@@ -30,7 +32,6 @@ from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
 from understudy.replication import failover
 from understudy.replication.target_side import replica_vm_spec
-from understudy.replication.work import finish
 from understudy.storage import DatastoreFacts
 
 
@@ -135,13 +136,16 @@ class ControllerServices:
         return facts
 
     def verify_point(
-        self, replica: ReplicaRecord, point: str, on_progress: Callable[[api.Progress], None]
-    ) -> tuple[api.VerifiedDisk, ...]:
+        self, replica: ReplicaRecord, wish: VerifyWish, on_progress: Callable[[api.Progress], None]
+    ) -> VerifyAnswer:
         """Recompute a point's digests from its layers and compare."""
         site = self._failover_site(replica)
-        ctx = Context()
-        with control.cancel_on_interrupt(ctx.cancel):
-            return finish(ctx, site.mover, api.VerifyPoint(site.ref, point), on_progress).verified
+        return verification.verify_point(site.mover, site.ref, wish, on_progress)
+
+    def due_verifications(self) -> DueAnswer:
+        """What is to be verified by the schedules of the jobs."""
+        return verification.due_verifications(
+            jobs.list_jobs(self._database), list_replicas(self._database), self.replica_facts)
 
     def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:
         """Take a replica from a datastore into the database, and define its VM if it is missing."""

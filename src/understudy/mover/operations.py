@@ -10,6 +10,7 @@ from understudy.mover import operations_identity as identity
 from understudy.mover import operations_source as source
 from understudy.mover import operations_target as target
 from understudy.mover import operations_transfer as transfer
+from understudy.mover import operations_verify as verify
 from understudy.mover.about import about
 from understudy.mover.images import probe_image, remove_bitmap
 from understudy.mover.state import Mover
@@ -52,8 +53,8 @@ HANDLERS: dict[type, Handler] = {
     api.SetState: target.set_state,
     api.SetIdentity: target.set_identity,
     api.RemoveReplica: target.remove_replica,
-    api.VerifyPoint: transfer.start_verify,
-    api.RebuildDigests: transfer.start_rebuild,
+    api.VerifyPoint: verify.start_verify,
+    api.RebuildDigests: verify.start_rebuild,
     api.CopyDisk: transfer.start_copy,
     api.ReceiveDisk: transfer.start_receive,
     api.SendDisk: transfer.start_send,

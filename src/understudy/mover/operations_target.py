@@ -12,9 +12,10 @@ from understudy.errors import Refused
 from understudy.faults import fault_point
 from understudy.model.replica import Replica
 from understudy.mover import api
-from understudy.mover.drafts import store_of
+from understudy.mover.drafts import ORPHANED_S, store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
+from understudy.mover.work import VERIFYING
 from understudy.storage import DatastoreFacts, ReplicaStore, list_replicas
 
 LOG = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def inspect_replica(_mover: Mover, request: api.InspectReplica) -> api.ReplicaFa
         replica, head, store.last_attempt(), {point: found for point, found in damage.items() if found},
         _paths(replica, store, digests=False), _paths(replica, store, digests=True),
         store.definition(head.point) if any(point.id == head.point for point in replica.points) else "",
+        store.health(),
     )
 
 
@@ -110,10 +112,11 @@ def release_draft(mover: Mover, request: api.ReleaseDraft) -> api.Nothing:
 
 
 def release_orphans(mover: Mover) -> None:
-    """End drafts of dead controllers, so that their locks keep nobody from the replicas; what has come is kept."""
+    """End what dead controllers began, so that its locks keep nobody from the replicas; what was done is kept."""
     for orphan in mover.drafts.orphaned():
         LOG.warning("draft %s of replica %s: its controller is not heard of any more", orphan.id, orphan.ref.name)
         _end_draft(mover, orphan.id, keep=True)
+    mover.works.cancel_unheard(VERIFYING, ORPHANED_S)
 
 
 def _end_draft(mover: Mover, key: str, *, keep: bool) -> None:

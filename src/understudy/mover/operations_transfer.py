@@ -1,4 +1,4 @@
-"""Operations that move or check disk data; all of them are long."""
+"""Operations that move disk data; all of them are long."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 
 from understudy.context import Context
-from understudy.errors import NotFound, ReplicaError, TrackingLost, UnderstudyError, UsageError
+from understudy.errors import NotFound, ReplicaError, TrackingLost, UsageError
 from understudy.faults import fault_point
 from understudy.model.job import BLOCK_SIZES
-from understudy.model.replica import PointDisk
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.arriving import checkpoints
@@ -26,8 +25,8 @@ from understudy.mover.copier import (
     plan_of,
     wants_base,
 )
-from understudy.mover.digest import DigestHeader, DigestReader, copy_digests
-from understudy.mover.drafts import Draft, store_of
+from understudy.mover.digest import DigestReader, copy_digests
+from understudy.mover.drafts import Draft
 from understudy.mover.frames import MOST_CONNECTIONS
 from understudy.mover.hello import Receiving
 from understudy.mover.link import Link
@@ -37,7 +36,6 @@ from understudy.mover.receive import Reception
 from understudy.mover.sampling import check_sample
 from understudy.mover.send import send_disk
 from understudy.mover.state import Mover
-from understudy.mover.verify import rebuild_digests, verify_disk
 from understudy.mover.work import Function
 from understudy.storage import NewDisk
 
@@ -104,42 +102,6 @@ def redirect_send(mover: Mover, request: api.RedirectSend) -> api.Nothing:
         raise NotFound(f"work {request.work!r}", "this proxy does not send for it", "the proxy may have been restarted")
     link.redirect(request.target)
     return api.Nothing()
-
-
-def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
-    """Compare a point's content with its digests."""
-    store = store_of(request.ref)
-    point = store.load().point(request.point)
-
-    def verify(ctx: Context, meter: Meter) -> tuple[api.VerifiedDisk, ...]:
-        found: list[api.VerifiedDisk] = []
-        for disk in point.disks:
-            try:
-                found.append(_verify(ctx, mover, request, disk, meter))
-            except UnderstudyError as exc:
-                # What makes a disk unreadable is its outcome; the other disks still count. A cancel is not.
-                ctx.check()
-                found.append(api.VerifiedDisk(disk.name, 0, 0, (), str(exc)))
-        return tuple(found)
-
-    return api.WorkStarted(mover.works.start(f"verify {request.ref.name}", verify))
-
-
-def start_rebuild(mover: Mover, request: api.RebuildDigests) -> api.WorkStarted:
-    """Recompute the digest file of a point's disk."""
-    store = store_of(request.ref)
-    point = store.load().point(request.point)
-    disk = point.disk(request.disk)
-    if disk is None:
-        raise UsageError(f"restore point {request.point!r}", f"it has no disk {request.disk!r}")
-    header = DigestHeader(point.id, disk.size, point.block_size)
-
-    def rebuild(ctx: Context, meter: Meter) -> None:
-        image, digest = store.image(point.id, disk.name), store.digest_path(point.id, disk.name)
-        with mover.exports.serving(image, request.ref.kind) as where:
-            rebuild_digests(ctx, where, header, digest, meter)
-
-    return api.WorkStarted(mover.works.start(f"rebuild {request.ref.name}", rebuild))
 
 
 def query_work(mover: Mover, request: api.WorkQuery) -> api.WorkStatus:
@@ -274,15 +236,3 @@ def _receiving(draft: Draft, disk: NewDisk, request: api.ReceiveDisk) -> Receivi
         request.source_identity, draft.point_id, disk.name, disk.size, request.block_size, disk.chained,
         draft.base_point, base, request.patience_s,
     )
-
-
-def _verify(
-    ctx: Context, mover: Mover, request: api.VerifyPoint, disk: PointDisk, meter: Meter
-) -> api.VerifiedDisk:
-    store = store_of(request.ref)
-    with ExitStack() as stack:
-        digests = stack.enter_context(DigestReader(store.digest_path(request.point, disk.name)))
-        if (digests.header.point, digests.header.size) != (request.point, disk.size):
-            raise ReplicaError(f"digest file {digests.path}", "it is of another point or size")
-        where = stack.enter_context(mover.exports.serving(store.image(request.point, disk.name), request.ref.kind))
-        return verify_disk(ctx, disk.name, where, digests, meter)

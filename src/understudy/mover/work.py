@@ -17,6 +17,8 @@ LOG = logging.getLogger(__name__)
 KEPT = 256
 LONGEST_WAIT_S = 60.0
 CANCEL_TIMEOUT_S = 90.0
+#: Group of the verifications.
+VERIFYING = "verify"
 
 Verified = tuple[VerifiedDisk, ...]
 Function = Callable[[Context, Meter], Verified | None]
@@ -35,6 +37,8 @@ class WorkItem:
     def __init__(self, name: str, function: Function, group: str) -> None:
         self.id = uuid.uuid4().hex
         self.group = group
+        #: When somebody asked last how far it is (monotonic).
+        self.asked_at = time.monotonic()
         self._name = name
         self._function = function
         self._token = CancelToken()
@@ -110,6 +114,7 @@ class Works:
         if item is None:
             raise NotFound(f"work {work!r}", "this proxy does not know it", "the proxy may have been restarted")
         item.wait(min(max(wait_s, 0.0), LONGEST_WAIT_S))
+        item.asked_at = time.monotonic()
         return item.status()
 
     def cancel(self, work: str) -> None:
@@ -133,6 +138,16 @@ class Works:
             members = [item.id for item in self._items.values() if item.group == group and not item.done]
         for work in members:
             self.cancel(work)
+
+    def cancel_unheard(self, group: str, silence_s: float) -> None:
+        """Ask those of a group to end that nobody has asked for during ``silence_s`` seconds; does not wait for it."""
+        now = time.monotonic()
+        with self._lock:
+            items = [item for item in self._items.values() if item.group == group and not item.done]
+        for item in items:
+            if now - item.asked_at > silence_s:
+                LOG.warning("work=%s: nobody asks for it any more", item.id)
+                item.cancel()
 
     def cancel_all(self, timeout_s: float) -> bool:
         """Stop everything; whether all ended within ``timeout_s`` seconds."""

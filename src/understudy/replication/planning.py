@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from understudy.errors import Refused
+from understudy.model.extent import Extent, round_out
 from understudy.model.inventory import Disk, Vm
 from understudy.model.replica import ImageGeneration, PointDisk, RestorePoint
 from understudy.model.transfer import DiskPlan, Reason, TransferMode
@@ -164,6 +165,20 @@ def without_tracking(plans: Sequence[DiskPlan], reason: Reason) -> tuple[DiskPla
         else plan
         for plan in plans
     )
+
+
+def with_suspects(
+    plans: Sequence[DiskPlan], suspect: Mapping[str, Sequence[Extent]], block_size: int
+) -> tuple[DiskPlan, ...]:
+    """The plans with ranges that the newest point does not hold as its digests say, grown to whole blocks.
+
+    A full copy writes the whole disk anyway.
+    """
+    return tuple(
+        plan if plan.mode is TransferMode.FULL
+        else replace(plan, suspect=tuple(round_out(suspect.get(plan.name, ()), block_size, plan.size)))
+        for plan in plans
+    )  # fmt: skip
 
 
 def required_bytes(disks: Sequence[Disk], plans: Sequence[DiskPlan]) -> int:

@@ -219,6 +219,7 @@ def prepare(
         full_scan=task.full_scan, began=began_at(facts.replica.points) if facts.replica else None,
         images={image.disk: image for image in marks.images} if marks else {},
     ))  # fmt: skip
+    plans = target.with_repairs(site, facts, plans, task.job.block_size)
     for text in no_longer_replicated(vm, disks, newest):
         site.journal.warn(text)
     target.check_space(site, space, disks, plans)

@@ -9,12 +9,13 @@ from pathlib import PurePosixPath
 
 from understudy.context import Context
 from understudy.errors import DatastoreError, Refused, ReplicaError
+from understudy.model.health import suspect_disks
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.platforms import ReplicaVmSpec
-from understudy.replication.planning import required_bytes
+from understudy.replication.planning import required_bytes, with_suspects
 from understudy.replication.retention import points_to_retire
 from understudy.replication.site import Place, Site, Task
 from understudy.replication.work import finish
@@ -87,6 +88,24 @@ def damaged_disks(facts: api.ReplicaFacts) -> frozenset[str]:
         # A layer below, of another point, may be meant: only the disk's own name tells. Without one, all are suspect.
         damaged |= {name for name in names if problem.startswith(f"disk {name}: ")} or names
     return frozenset(damaged)
+
+
+def with_repairs(
+    site: Site, facts: api.ReplicaFacts, plans: tuple[DiskPlan, ...], block_size: int
+) -> tuple[DiskPlan, ...]:
+    """The plans; blocks that verifying found damaged in the newest point are read from the source and sent."""
+    newest = facts.replica.newest if facts.replica else None
+    if newest is None:
+        return plans
+    suspect = suspect_disks(facts.health, newest.id)
+    repaired = with_suspects(plans, {name: item.bad for name, item in suspect.items()}, block_size)
+    for plan in repaired:
+        if plan.suspect:
+            count, found_at = suspect[plan.name].bad_blocks, suspect[plan.name].found_at
+            blocks, verb = ("block", "is") if count == 1 else ("blocks", "are")
+            site.journal.warn(f"{count} damaged {blocks} of disk {plan.name}, found by verify at {found_at}, {verb} "
+                              "repaired from the source")
+    return repaired
 
 
 def draft_request(

@@ -6,7 +6,7 @@ the target proxy, next to the files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from understudy.errors import UsageError
 from understudy.model.extent import Extent
+from understudy.model.health import DiskHealth
 from understudy.model.replica import (
     Baseline,
     Consistency,
@@ -231,7 +232,29 @@ class ReplicaStore(Protocol):
     def retire(self, point_ids: tuple[str, ...]) -> Replica:
         """Remove these points, which must be the oldest, keeping the content of all others at every instant.
 
-        :raises Refused: if the newest point, or the point under the head, is among them, or if a layer is in use.
+        What is known of the health of the others stays right.
+
+        :raises Refused: if the newest point, or the point under the head, is among them, if a layer is in use, or if
+            the replica is being verified.
+        """
+
+    def health(self) -> tuple[DiskHealth, ...]:
+        """What verifying has found out, by point and disk, of the points that are there.
+
+        What is damaged in one point shows at every other that reads it, unless that one was found good since. Nothing
+        is known where what was remembered is missing or damaged.
+        """
+
+    def verifying(self) -> AbstractContextManager[None]:
+        """Nobody else verifies the replica, and no layers are merged, inside the context. The lock is not needed.
+
+        :raises Refused: if somebody does.
+        """
+
+    def change_health(self, point_id: str, disk: str, change: Callable[[DiskHealth], DiskHealth]) -> None:
+        """Remember of a disk what ``change`` makes of what is remembered, durably. The lock is not needed.
+
+        :raises NotFound: if there is no such point, any more, or the VM had no such disk then.
         """
 
     def head(self) -> HeadFacts:

@@ -16,14 +16,19 @@ from understudy.controller.database import Database, open_database
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedProxy,
+    DueAnswer,
+    DueVerification,
     FailoverAnswer,
     InvitedProxy,
     ProxyWish,
     RemovedProxy,
     ReplicaRecord,
+    VerifyAnswer,
+    VerifyWish,
 )
 from understudy.controller.recovery import end_dead_sessions
-from understudy.errors import NotFound, UnderstudyError
+from understudy.errors import NotFound, Refused, UnderstudyError
+from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.replica import (
     Consistency,
@@ -76,6 +81,10 @@ class FakeServices:
     told: bool | None = None
     held: bool = False
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
+    unverifiable: tuple[str, ...] = ()
+    due: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    health: tuple[DiskHealth, ...] = ()
 
     def _called(self, *call: Any) -> None:
         self.calls.append(call)
@@ -157,14 +166,22 @@ class FakeServices:
             last_attempt=2, damage={"p1": ["vda-1.qcow2 is missing"]},
             images={f"p{n}": {"vda": f"/srv/web_replica/layers/vda-{n}.qcow2"} for n in (1, 2)},
             digests={f"p{n}": {"vda": f"/srv/web_replica/digests/vda-p{n}.digest"} for n in (1, 2)},
+            health=self.health,
         )  # fmt: skip
 
     def verify_point(
-        self, replica: ReplicaRecord, point: str, on_progress: Callable[[Progress], None]
-    ) -> tuple[VerifiedDisk, ...]:
-        self._called("verify_point", replica.name, point)
+        self, replica: ReplicaRecord, wish: VerifyWish, on_progress: Callable[[Progress], None]
+    ) -> VerifyAnswer:
+        self._called("verify_point", replica.name, wish.point, wish.rate, wish.restart)
         on_progress(Progress(total=100, processed=50))
-        return self.verified
+        if wish.point in self.unverifiable:
+            raise Refused(f"verify {wish.point}", "it is being verified already")
+        return VerifyAnswer(self.verified, wish.until is None)
+
+    def due_verifications(self) -> DueAnswer:
+        self._called("due_verifications")
+        (record,) = replicas.list_replicas(self.database)
+        return DueAnswer(tuple(DueVerification(record, point, point == "p2", 7) for point in self.due), self.problems)
 
     def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:
         self._called("adopt_replica", datastore, name)

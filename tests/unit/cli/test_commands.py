@@ -17,7 +17,6 @@ from understudy.controller.records import ProxyWish
 from understudy.errors import MoverError
 from understudy.lab.demo import DemoOutcome
 from understudy.model.session import SessionReport, SessionState, TaskReport
-from understudy.mover.api import VerifiedDisk
 from understudy.storage import DatastoreFacts
 from understudy.units import GIB, MIB
 
@@ -37,7 +36,7 @@ JOB = {
     "target": "dr", "datastore": "vault",
     "points": 7, "suffix": "_replica", "snapshot_mode": "auto", "guest_processing": "try", "block_size": MIB,
     "compression": "zstd", "source_proxy": "", "target_proxy": "", "connections": 4, "patience_s": 1800,
-    "excluded_disks": [],
+    "excluded_disks": [], "verify_every_s": 0, "verify_rate": 0,
 }  # fmt: skip
 REPLICA_DOCUMENT = {
     "name": "web_replica", "id": "rid-1", "datastore": "vault", "host": "dr", "job": None, "source_vm": "web",
@@ -185,12 +184,30 @@ def test_jobs(full: CommandLine) -> None:
     assert full.json("job", "list") == []
 
 
+def test_job_set_changes_what_is_named_and_nothing_else(full: CommandLine) -> None:
+    before = full.json("job", "show", "nightly")
+    changed = full.json("job", "set", "nightly", "--verify-every", "12h", "--verify-rate", "80Mbit")
+    assert changed == before | {"verify_every_s": 43200, "verify_rate": 10_000_000}
+    assert full.json("job", "set", "nightly", "--points", "3") == changed | {"points": 3}
+    full.ok("job", "set", "nightly", "--verify-every", "off", "--verify-rate", "off")
+    assert full.json("job", "show", "nightly") == before | {"points": 3}
+    assert "nothing to change was named" in full.refused("job", "set", "nightly")
+    assert "not a duration: 'often'" in full.refused("job", "set", "nightly", "--verify-every", "often")
+    assert "without time between" in full.refused("job", "set", "nightly", "--verify-every", "0s")
+    assert "not a rate: 'fast'" in full.refused("job", "set", "nightly", "--verify-rate", "fast")
+    assert "too few to verify with" in full.refused("job", "set", "nightly", "--verify-rate", "1K")
+    assert "so seldom" in full.refused("job", "set", "nightly", "--verify-every", "9999d")
+    assert full.refused("job", "set", "x", "--points", "3").startswith("job 'x': no such job")
+    assert full.json("job", "show", "nightly") == before | {"points": 3}
+
+
 def test_job_create_with_every_option(full: CommandLine) -> None:
     created = full.json(
         "job", "create", "special", "--source", "prod", "--vm", "a:b", "--target", "dr", "--datastore", "vault",
         "--points", "1000", "--suffix", ".dr", "--snapshot-mode", "external", "--guest-processing", "require",
         "--block-size", "256K", "--compression", "zstd-high", "--source-proxy", "local", "--target-proxy", "local",
         "--exclude-disk", "a:b:vdb", "--connections", "64", "--patience", "2h",
+        "--verify-every", "7d", "--verify-rate", "100MiB",
     )  # fmt: skip
     created.pop("id")
     assert created == {
@@ -199,6 +216,7 @@ def test_job_create_with_every_option(full: CommandLine) -> None:
         "points": 1000, "suffix": ".dr", "snapshot_mode": "external", "guest_processing": "require",
         "block_size": 256 * 1024, "compression": "zstd-high", "source_proxy": "local", "target_proxy": "local",
         "connections": 64, "patience_s": 7200, "excluded_disks": [{"vm": "a:b", "disk": "vdb"}],
+        "verify_every_s": 7 * 86400, "verify_rate": 100 * MIB,
     }  # fmt: skip
 
 
@@ -355,6 +373,7 @@ def test_replicas(full: CommandLine) -> None:
     assert full.json("replica", "list") == [REPLICA_DOCUMENT]
     assert full.json("replica", "show", "web_replica") == {
         **REPLICA_DOCUMENT, "head_empty": True, "damage": {"p1": ["vda-1.qcow2 is missing"]},
+        "verified_at": {"p1": None, "p2": None}, "bad_blocks": {}, "health_problems": {},
     }  # fmt: skip
     assert "web_replica" in full.ok("replica", "list").out
     assert "vda-1.qcow2 is missing" in full.ok("replica", "points", "vault/web_replica").out
@@ -375,12 +394,16 @@ def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
             "created_at": f"2026-01-0{number}T00:00:00+00:00",
             "consistency": "crash",
             "session": number,
+            "verified_at": None,
+            "bad_blocks": 0,
             "disks": [
                 {
                     "name": "vda",
                     "size": 10 * GIB,
                     "image": f"/srv/web_replica/layers/vda-{number}.qcow2",
                     "digest": f"/srv/web_replica/digests/vda-p{number}.digest",
+                    "verified_at": None,
+                    "bad_blocks": 0,
                 }
             ],
         }
@@ -395,29 +418,6 @@ def test_replica_adopt_and_delete(full: CommandLine) -> None:
     assert full.calls[0] == ("adopt_replica", "vault", "web_replica")
     for place in ("web_replica", "vault/", "/x"):
         assert "this is not DATASTORE/REPLICA" in full.refused("replica", "adopt", place)
-
-
-def test_replica_verify(full: CommandLine) -> None:
-    document = full.json("replica", "verify", "web_replica")
-    assert document == {
-        "replica": "web_replica", "datastore": "vault", "point": "p2", "ok": True,
-        "disks": [{"name": "vda", "blocks": 100, "bad_count": 0, "bad_blocks": [], "problem": ""}],
-    }  # fmt: skip
-    full.ok("replica", "verify", "web_replica", "--point", "p1")
-    assert ("verify_point", "web_replica", "p1") in full.calls
-    assert full.refused("replica", "verify", "web_replica", "--point", "p9").startswith("restore point 'p9' of ")
-
-
-def test_a_point_that_does_not_match_fails_the_verification(full: CommandLine) -> None:
-    full.settings["verified"] = (
-        VerifiedDisk("vda", 100, 3, (1, 2, 7), ""), VerifiedDisk("vdb", 9, 0, (), ""),
-        VerifiedDisk("vdc", 0, 0, (), "digest file is missing"),
-    )  # fmt: skip
-    line = full.refused("replica", "verify", "web_replica", status=1)
-    assert line.startswith("verify restore point 'p2' of replica 'web_replica': ")
-    assert "vda: 3 of 100 blocks do not match; vdc: digest file is missing; use another point" in line
-    assert full("--json", "replica", "verify", "web_replica").out.count('"ok": false') == 1
-    assert "Read 50 B of 100 B" in full("replica", "verify", "web_replica", terminal=True).out
 
 
 def test_failover(full: CommandLine) -> None:

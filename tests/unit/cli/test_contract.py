@@ -24,7 +24,7 @@ GROUPS = {
     "datastore": {"add", "set", "list", "check", "remove"},
     "proxy": {"list", "add", "invite", "enrol", "serve", "set", "check", "remove"},
     "throttle": {"add", "list", "set", "remove"},
-    "job": {"create", "run", "list", "show", "enable", "disable", "delete"},
+    "job": {"create", "set", "run", "list", "show", "enable", "disable", "delete"},
     "session": {"list", "show", "stop"},
     "replica": {"list", "show", "points", "verify", "adopt", "remove"},
     "failover": {"start", "undo"},
@@ -60,7 +60,7 @@ def test_job_create_has_the_options_of_the_contract() -> None:
     assert options == {
         "name", "--source", "--vm", "--target", "--datastore", "--points", "--suffix", "--snapshot-mode",
         "--guest-processing", "--block-size", "--compression", "--source-proxy", "--target-proxy", "--exclude-disk",
-        "--connections", "--patience",
+        "--connections", "--patience", "--verify-every", "--verify-rate",
     }  # fmt: skip
 
 

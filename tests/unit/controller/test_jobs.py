@@ -10,7 +10,7 @@ from understudy.controller import catalog, jobs, journal
 from understudy.controller.database import Database
 from understudy.errors import NotFound, Refused, UnderstudyError, UsageError
 from understudy.model.job import Compression, GuestPolicy, Host, Job, Proxy, SnapshotMode
-from understudy.units import KIB
+from understudy.units import KIB, MIB
 
 JOB = Job("f" * 32, "hourly", "prod", "dr", "vault", ("a", "b"))
 
@@ -55,6 +55,9 @@ def test_ids_are_new_each_time() -> None:
         ({"block_size": 12345}, UsageError, "unknown block size 12345; choose one of 256K, 512K, 1M, 4M"),
         ({"excluded_disks": (("c", "vda"),)}, UsageError, "'c:vda' is not a disk of a VM of this job"),
         ({"excluded_disks": (("a", "vda"), ("a", "vda"))}, UsageError, "named twice"),
+        ({"verify_every_s": -1}, UsageError, "choose 1s to 3650d"),
+        ({"verify_every_s": 3651 * 86400}, UsageError, "so seldom"),
+        ({"verify_rate": 1000}, UsageError, "1000 bytes a second are too few"),
     ],
 )
 def test_an_unacceptable_job_is_refused_and_not_stored(
@@ -75,6 +78,19 @@ def test_a_job_is_disabled_and_enabled(site: Database) -> None:
     assert jobs.set_enabled(site, "nightly", True).enabled
     with pytest.raises(NotFound, match="job 'mars': no such job; see 'understudy job list'"):
         jobs.set_enabled(site, "mars", True)
+
+
+def test_what_is_changed_is_stored_and_all_else_stays(site: Database) -> None:
+    before = jobs.get_job(site, "nightly")
+    assert jobs.change_job(site, "nightly", jobs.JobChange(verify_every_s=60, verify_rate=MIB)) == replace(
+        before, verify_every_s=60, verify_rate=MIB)  # fmt: skip
+    changed = jobs.change_job(site, "nightly", jobs.JobChange(points=2, verify_every_s=0))
+    assert changed == jobs.get_job(site, "nightly") == replace(before, points=2, verify_rate=MIB)
+    with pytest.raises(UsageError, match="0 restore points cannot be kept"):
+        jobs.change_job(site, "nightly", jobs.JobChange(points=0))
+    with pytest.raises(NotFound):
+        jobs.change_job(site, "mars", jobs.JobChange(points=2))
+    assert jobs.get_job(site, "nightly") == changed
 
 
 def test_a_deleted_job_is_gone_with_all_its_rows(site: Database) -> None:

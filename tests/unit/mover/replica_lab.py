@@ -19,7 +19,7 @@ from understudy.mover.copier import Copying, DiskSink, check_base, copy_disk, kn
 from understudy.mover.digest import DigestReader, copy_digests
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.reader import Source
-from understudy.mover.verify import verify_disk
+from understudy.mover.verify import Pass, verify_disk
 from understudy.storage import NewDisk, PointDraft, PointMeta, ReplicaStore, open_store
 
 IDENTITY = ReplicaIdentity("11111111-2222-3333-4444-555555555555", "web", "j", "j", "web", "u1", "u2")
@@ -175,8 +175,8 @@ class Replica:
         digests = self.store.digest_path(self.points[-1], "vda")
         assert checksum(digests) == checksum(self.copy_of(self.points[-1]))
         with served(self.directory, path) as where, DigestReader(digests) as reader:
-            outcome = verify_disk(Context(), "vda", where, reader, Meter())
-        assert (outcome.bad_count, outcome.bad_blocks, outcome.problem) == (0, (), "")
+            outcome = verify_disk(Context(), where, reader, Meter(), Pass())
+        assert (outcome.position, outcome.bad) == (SIZE, ())
 
 
 def transferred(attempt: Attempt, relay: Relay, target: Target, where: NbdSource, connections: int = 2) -> Counters:

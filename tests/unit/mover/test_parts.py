@@ -109,12 +109,14 @@ def test_a_base_that_cannot_be_read_costs_whole_blocks(tmp_path: Path, target: T
     assert answered(relay) == [2 * BLOCK]
 
 
-def test_a_target_without_a_base_answers_all_the_same(tmp_path: Path, target: Target) -> None:
+def test_a_target_without_a_base_answers_all_the_same(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scan = Scan(tmp_path, target)
     base = scan.replicated()
     scan.change(9)
     receive = target.receive
-    target.receive = lambda disk, terms, owner, _below: receive(disk, terms, owner)  # type: ignore[method-assign, misc]
+    monkeypatch.setattr(target, "receive", lambda disk, terms, owner, _below: receive(disk, terms, owner))
     with scan.scanning(base):
         assert scan.check().sent == BLOCK
 

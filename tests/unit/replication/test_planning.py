@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.errors import Refused
+from understudy.model.extent import Extent
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.replica import (
     Baseline,
@@ -26,6 +27,7 @@ from understudy.replication.planning import (
     no_longer_replicated,
     plan_disks,
     required_bytes,
+    with_suspects,
     without_tracking,
 )
 from understudy.units import GIB, MIB
@@ -311,3 +313,17 @@ def test_a_disk_of_unknown_allocation_is_asked_for_with_its_size() -> None:
     plans = plan_disks("web", [replace(DISK, allocated=0)], replace(FACTS, newest=None))
     assert required_bytes([replace(DISK, allocated=0)], plans) == GIB
     assert required_bytes([DISK], plans) == 5 * MIB
+
+
+def test_what_is_suspect_is_looked_at_in_whole_blocks_unless_the_whole_disk_is_written() -> None:
+    plans = tuple(
+        DiskPlan(name, 10 * MIB + 512, mode, Reason.NONE, chained=True)
+        for name, mode in (("vda", TransferMode.INCREMENTAL), ("vdb", TransferMode.DIGEST_SCAN),
+                           ("vdc", TransferMode.FULL), ("vdd", TransferMode.INCREMENTAL))
+    )  # fmt: skip
+    # The disk was shorter when the point was made: its last block was not whole.
+    bad = (Extent(MIB, MIB), Extent(9 * MIB, 512))
+    found = with_suspects(plans, dict.fromkeys(("vda", "vdb", "vdc"), bad), MIB)
+    whole = (Extent(MIB, MIB), Extent(9 * MIB, MIB))
+    assert [plan.suspect for plan in found] == [whole, whole, (), ()]
+    assert without_tracking(found, Reason.CBT_MISMATCH)[0].suspect == whole

@@ -20,6 +20,8 @@ from understudy.errors import (
     TransferError,
     UnderstudyError,
 )
+from understudy.model.extent import Extent
+from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Vm, VmState
 from understudy.model.job import Datastore, GuestPolicy, Host, Job, Proxy, SnapshotMode
 from understudy.model.replica import (
@@ -94,6 +96,7 @@ class World:
     reserved: Job | None = None
     becomes: dict[str, Vm] = field(default_factory=dict)
     images: api.ImageFacts = field(default_factory=lambda: api.ImageFacts(True, ()))
+    health: tuple[DiskHealth, ...] = ()
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -252,7 +255,8 @@ class End:
                 return api.DatastoreAnswer(DatastoreFacts(path, True, True, 10 * GIB, world.free_bytes))
             case api.InspectReplica():
                 replica = Replica(IDENTITY, ReplicaState.READY, world.points, OLD.id) if world.points else None
-                return api.ReplicaFacts(replica, HeadFacts("p0", True, {"vda": "/srv/h"}), 3, {}, {}, {}, "<domain/>")
+                return api.ReplicaFacts(replica, HeadFacts("p0", True, {"vda": "/srv/h"}), 3, {}, {}, {}, "<domain/>",
+                                        world.health)  # fmt: skip
             case api.ProbeImage():
                 return self._world.images
             case api.BeginPoint():
@@ -538,6 +542,28 @@ def test_the_point_of_a_vm_that_is_off_names_the_point_where_its_tracking_began(
     world.run()
     assert world.meta.baseline == Baseline("cp-old", ("vda",), "p0", "1")
     assert (world.read.mode, world.read.since_point) == (TransferMode.INCREMENTAL, "p0")
+
+
+def test_damaged_blocks_of_the_newest_point_are_read_from_the_source_and_the_operator_hears_of_it() -> None:
+    bad, noon = (Extent(3 * MIB, 2 * MIB),), "2026-01-01T12:00:00.000+00:00"
+    world = World(health=(
+        DiskHealth(OLD.id, "vda", bad=bad, bad_blocks=2, found_at=noon),
+        DiskHealth("older", "vda", bad=(Extent(0, MIB),), bad_blocks=1, found_at=noon),
+    ))  # fmt: skip
+    world.run()
+    assert world.read is not None
+    assert (world.read.mode, world.read.suspect) == (TransferMode.INCREMENTAL, bad)
+    assert world.warnings == [
+        f"2 damaged blocks of disk vda, found by verify at {noon}, are repaired from the source"
+    ]
+
+
+def test_a_problem_without_bad_blocks_repairs_nothing() -> None:
+    world = World(health=(DiskHealth(OLD.id, "vda", problem="digest file is damaged"),))
+    world.run()
+    assert world.read is not None
+    assert world.read.suspect == ()
+    assert world.warnings == []
 
 
 FILES = (api.PrepareScratch, api.ProbeImage, api.RemoveTagged, api.ReadNvram, api.OpenExport)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.model.extent import Extent
+from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.mover.api.common import ReplicaRef
 from understudy.storage import DatastoreFacts, HeadFacts, NewDisk, PointMeta
@@ -54,6 +56,7 @@ class ReplicaFacts:
     :ivar damage: damaged layers per point id, points without damage left out.
     :ivar images: absolute path per (point id, disk name), as nested dicts.
     :ivar digests: the same for digest files.
+    :ivar health: what verifying has found out, see :meth:`understudy.storage.ReplicaStore.health`.
     """
 
     replica: Replica | None
@@ -63,6 +66,7 @@ class ReplicaFacts:
     images: dict[str, dict[str, str]]
     digests: dict[str, dict[str, str]]
     head_definition: str = ""
+    health: tuple[DiskHealth, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,21 +193,42 @@ class RemoveReplica:
 
 @dataclass(frozen=True)
 class VerifyPoint:
-    """Recompute digests of a point from its layers and compare (long); see :class:`VerifyReport`."""
+    """Recompute digests of a point from its layers and compare (long); the outcome is remembered beside the replica.
+
+    A pass that was stopped goes on where it was; disks that it had done already are not read again.
+
+    :ivar rate: bytes a second to read at most; 0 for no limit.
+    :ivar restart: begin a new pass, whatever was done of one.
+    """
 
     ref: ReplicaRef
     point: str
+    rate: int = 0
+    restart: bool = False
 
 
 @dataclass(frozen=True)
 class VerifiedDisk:
-    """Outcome for one disk: ``bad_blocks`` are block indexes whose content does not match, at most 1000 of them."""
+    """Outcome for one disk.
+
+    :ivar bad_count: blocks whose content does not match.
+    :ivar bad_blocks: the first of their indexes, at most 1000.
+    :ivar problem: why it could not be verified, or empty.
+    :ivar bad: the blocks as ranges of the disk in bytes, at most 1000.
+    :ivar affected: the other points that read the same damaged places.
+    :ivar verified_at: end of the pass; if it did not come to its end, of the one before.
+    :ivar digests_recomputed_at: not empty if the digests were made from the replica itself, at that time.
+    """
 
     name: str
     blocks: int
     bad_count: int
     bad_blocks: tuple[int, ...]
     problem: str
+    bad: tuple[Extent, ...] = ()
+    affected: tuple[str, ...] = ()
+    verified_at: str = ""
+    digests_recomputed_at: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@
     <replica>/points/<point>.xml                the VM's definition
     <replica>/head/<disk>.qcow2                 throw-away layer of the defined replica VM
     <replica>/.lock                             owner, and the highest attempt number seen
+    <replica>/health.json                       what verifying found out about the points; .health is its lock
+    <replica>/.verify                           lock: layers are being verified, or merged
 
 Files in the making carry the suffix ``.partial``. These exist only while a point is in the making::
 

@@ -105,6 +105,16 @@ class Fields:
         self._take(name)
         return None
 
+    def pairs(self, name: str) -> tuple[tuple[int, int], ...]:
+        """A list of pairs of integers."""
+        value = self._take(name)
+        if not isinstance(value, list):
+            raise Malformed(f"{self._where}.{name} is no list")
+        for item in value:
+            if not isinstance(item, list) or len(item) != 2 or any(type(number) is not int for number in item):
+                raise Malformed(f"{self._where}.{name} cannot have {item!r}")
+        return tuple((first, second) for first, second in value)
+
     def text_map(self, name: str) -> dict[str, str]:
         """An object of strings with any keys."""
         value = self._take(name)

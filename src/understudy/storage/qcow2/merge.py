@@ -24,6 +24,7 @@ from understudy.storage.qcow2.check import disk_damage
 from understudy.storage.qcow2.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.format import CLUSTER, check_maps, read_header, rebind
 from understudy.storage.qcow2.head import head_backing
+from understudy.storage.qcow2.health import alone, carry_over
 from understudy.storage.qcow2.inuse import in_use, kept_from_qemu, used
 from understudy.storage.qcow2.manifest import Record, save_record
 from understudy.storage.qcow2.names import Place
@@ -34,7 +35,8 @@ def retire(place: Place, record: Record, point_ids: tuple[str, ...], lock: int) 
     """Remove the oldest points, which must be ``point_ids``.
 
     :param lock: descriptor that carries the replica's lock.
-    :raises Refused: if they are not the oldest, the newest is among them, the head lies on one, or a layer is in use.
+    :raises Refused: if they are not the oldest, the newest is among them, the head lies on one, a layer is in use, or
+        the replica is being verified.
     :raises ReplicaError: if a layer that must be merged is damaged; nothing is changed then.
     """
     act = f"retire restore points of {place.what}"
@@ -46,11 +48,13 @@ def retire(place: Place, record: Record, point_ids: tuple[str, ...], lock: int) 
     for item in merging:
         for problem in disk_damage(place, record, first, item.disk):
             raise ReplicaError(act, problem, "use another restore point, and replicate again")
-    _refuse_used(place, act, record, replica)
-    record = save_record(place, Record(replica, merging))
-    fault_point("retire.recorded")
-    record = _merge_all(place, record, lock)
-    remove_unneeded(place, record)
+    with alone(place, act):
+        _refuse_used(place, act, record, replica)
+        carry_over(place, record, replica)
+        record = save_record(place, Record(replica, merging))
+        fault_point("retire.recorded")
+        record = _merge_all(place, record, lock)
+        remove_unneeded(place, record)
     fault_point("retire.dropped")
     return record
 
@@ -63,13 +67,14 @@ def finish_merge(place: Place, record: Record, lock: int) -> tuple[Record, list[
     if not record.merging:
         return record, []
     act = f"finish the merge of {place.what}"
-    _refuse_used(place, act, record, record.replica)
-    for item in record.merging:
-        for problem in disk_damage(place, record, record.replica.points[0], item.disk):
-            raise ReplicaError(act, problem, "use another restore point, and replicate again")
-        _repair(act, place.layers / item.below[0], lock)
-    done = [f"merged {len(item.below) + 1} layers of disk {item.disk}" for item in record.merging]
-    return _merge_all(place, record, lock), done
+    with alone(place, act):
+        _refuse_used(place, act, record, record.replica)
+        for item in record.merging:
+            for problem in disk_damage(place, record, record.replica.points[0], item.disk):
+                raise ReplicaError(act, problem, "use another restore point, and replicate again")
+            _repair(act, place.layers / item.below[0], lock)
+        done = [f"merged {len(item.below) + 1} layers of disk {item.disk}" for item in record.merging]
+        return _merge_all(place, record, lock), done
 
 
 def _first_to_stay(act: str, replica: Replica, point_ids: tuple[str, ...]) -> RestorePoint:

@@ -152,6 +152,25 @@ class Place:
         return self.root / "replica.json"
 
     @property
+    def health(self) -> Path:
+        """``health.json``."""
+        return self.root / "health.json"
+
+    @property
+    def health_lock(self) -> Path:
+        """Lock of ``health.json``."""
+        return self.root / ".health"
+
+    @property
+    def verify_lock(self) -> Path:
+        """Held while layers are verified or merged."""
+        return self.root / ".verify"
+
+    def health_files(self) -> list[Path]:
+        """What is remembered of the health, and its locks."""
+        return [self.health, partial(self.health), self.health_lock, self.verify_lock]
+
+    @property
     def layers(self) -> Path:
         """Directory of the layers."""
         return self.root / "layers"
@@ -190,7 +209,7 @@ class Place:
         return self.head / f"{disk_token(disk)}.qcow2"
 
     def own_files(self) -> list[Path]:
-        """Every file present that is named as ours are, finished or partial, without the record and the lock.
+        """Every file present that is named as ours are, finished or partial, without record, health and locks.
 
         :raises OSError: if a directory cannot be read.
         """

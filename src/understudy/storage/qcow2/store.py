@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from understudy.errors import NotFound, Refused, ReplicaError
+from understudy.model.health import DiskHealth
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
 from understudy.storage import HeadFacts, NewDisk
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
 from understudy.storage.qcow2.files import datastore_error, datastore_errors, make_directory
+from understudy.storage.qcow2.health import alone, change_health, load_health
 from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
 from understudy.storage.qcow2.manifest import Record, load_record, save_record
@@ -149,6 +151,18 @@ class Qcow2Store:
         self._no_draft("retire restore points")
         return merge.retire(self._place, load_record(self._place), point_ids, lock).replica
 
+    def health(self) -> tuple[DiskHealth, ...]:
+        """What verifying has found out, of the points that are there; damage shows at every point that reads it."""
+        return load_health(self._place, load_record(self._place))
+
+    def verifying(self) -> AbstractContextManager[None]:
+        """Nobody else verifies the replica, and no layers are merged, inside the context."""
+        return alone(self._place, f"verify {self._place.what}")
+
+    def change_health(self, point_id: str, disk: str, change: Callable[[DiskHealth], DiskHealth]) -> None:
+        """Remember of a disk what ``change`` makes of what is remembered, durably; the replica's lock is not needed."""
+        change_health(self._place, point_id, disk, change)
+
     def head(self) -> HeadFacts:
         """Facts about the head."""
         return head.head_facts(self._place, load_record(self._place))
@@ -183,20 +197,22 @@ class Qcow2Store:
         self._owned()
         self._no_draft("remove the replica")
         what = f"remove {self._place.what}"
-        with datastore_errors(what):
+        with datastore_errors(what), alone(self._place, what):
             files = self._place.own_files()
             for path in files:
                 if in_use(path):
                     raise used(what, path)
             remove_files(files)
             remove_files([self._place.record, partial(self._place.record)])
+            remove_files(self._place.health_files())
             self._remove_directories(what)
 
     def _remove_directories(self, what: str) -> None:
         place = self._place
         directories = [path for path in (place.layers, place.digests, place.points, place.head) if path.is_dir()]
         foreign = [path for directory in directories for path in directory.iterdir()]
-        foreign += [path for path in place.root.iterdir() if path.name != ".lock" and path not in directories]
+        known = {place.root / ".lock", *directories}
+        foreign += [path for path in place.root.iterdir() if path not in known]
         if foreign:
             raise ReplicaError(what, f"its files are deleted, but {foreign[0]} is not one of them and stays",
                                f"delete {place.root} when you do not need it")

@@ -19,9 +19,7 @@ def remove_unneeded(place: Place, record: Record) -> list[str]:
     with datastore_errors(f"sweep {place.what}"):
         needed = _needed(place, record) | continuable_files(place, record)
         unneeded = [path for path in place.own_files() if path not in needed]
-        temporary = partial(place.record)
-        if temporary.exists():
-            unneeded.append(temporary)
+        unneeded += [path for path in (partial(place.record), partial(place.health)) if path.exists()]
         remove_files(unneeded)
     return [str(path.relative_to(place.root)) for path in unneeded]
 
