@@ -17,13 +17,13 @@ from understudy.model.replica import Baseline, Consistency, PointDisk, Replica, 
 from understudy.storage.qcow2.chains import MergingDisk
 from understudy.storage.qcow2.manifest import (
     Record,
-    _checksum,
     load_record,
     parse_record,
     render_record,
     save_record,
 )
 from understudy.storage.qcow2.names import Place
+from understudy.storage.qcow2.sealed import checksum
 
 from .replica_lab import IDENTITY
 
@@ -126,7 +126,7 @@ def _paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 def _sealed(document: dict[str, Any]) -> bytes:
     document.pop("checksum", None)
-    return json.dumps(document | {"checksum": _checksum(document)}).encode()
+    return json.dumps(document | {"checksum": checksum(document)}).encode()
 
 
 PLAIN = {key: value for key, value in json.loads(DOCUMENT).items() if key != "checksum"}

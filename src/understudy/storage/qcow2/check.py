@@ -19,7 +19,7 @@ def damage(place: Place, record: Record, point: RestorePoint) -> list[str]:
 def disk_damage(place: Place, record: Record, point: RestorePoint, disk: str) -> list[str]:
     """The same for one disk."""
     found = []
-    for layer in chain(record.replica, record.merging, point, disk):
+    for layer in chain(record.replica, record.merging, point, disk, record.unlisted):
         problem = _layer_damage(place, layer)
         if problem:
             found.append(f"disk {disk}: layer {layer.file}: {problem}")

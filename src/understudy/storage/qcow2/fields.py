@@ -56,6 +56,10 @@ class Fields:
             raise Malformed(f"{self._where}.{name} is missing")
         return self._left.pop(name)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a field: for those that not every document has."""
+        return name in self._left
+
     def text(self, name: str, check: Callable[[str], bool] | None = None) -> str:
         """A string; ``check`` says whether it may be this one."""
         value = self._take(name)
