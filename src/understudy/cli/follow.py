@@ -17,6 +17,7 @@ from understudy.cli.summary import show_session
 from understudy.controller.records import ReplicaRecord
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, VerifiedDisk
+from understudy.storage import RebuiltReplica
 from understudy.units import format_size
 
 if TYPE_CHECKING:
@@ -37,8 +38,14 @@ def run_to_end(app: App, session_id: int) -> SessionReport:
 
 def verify_to_end(app: App, record: ReplicaRecord, point: str) -> tuple[VerifiedDisk, ...]:
     """Verify a restore point, showing how it goes."""
-    with _verify_view(app) as on_progress:
+    with _reading_view(app) as on_progress:
         return app.services.verify_point(record, point, on_progress)
+
+
+def rebuild_to_end(app: App, datastore: str, name: str, dry_run: bool) -> RebuiltReplica:
+    """Make the record of a replica again, showing how it goes."""
+    with _reading_view(app) as on_progress:
+        return app.services.rebuild_replica(datastore, name, dry_run, on_progress)
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def _plain_session() -> OnReport:
 
 
 @contextmanager
-def _verify_view(app: App) -> Iterator[Callable[[Progress], None]]:
+def _reading_view(app: App) -> Iterator[Callable[[Progress], None]]:
     if app.json or not sys.stdout.isatty():
         yield lambda _progress: None
         return

@@ -5,9 +5,17 @@ from __future__ import annotations
 import click
 
 from understudy.cli.app import App, Group, pass_app
-from understudy.cli.follow import verify_to_end
-from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
-from understudy.cli.shapes import Shape, points_shape, replica_facts_shape, replica_shape, verify_shape
+from understudy.cli.follow import rebuild_to_end, verify_to_end
+from understudy.cli.output import answer, answer_facts, answer_line, answer_table, printable, table
+from understudy.cli.shapes import (
+    Shape,
+    points_shape,
+    problems,
+    rebuilt_shape,
+    replica_facts_shape,
+    replica_shape,
+    verify_shape,
+)
 from understudy.controller import replicas
 from understudy.controller.records import ReplicaRecord
 from understudy.errors import NotFound, ReplicaError, UsageError
@@ -83,11 +91,26 @@ def verify(app: App, name: str, point: str | None) -> None:
 @pass_app
 def adopt(app: App, place: str) -> None:
     """Take a replica that lies in a datastore into this controller. JSON: as of `replica list`, one object."""
-    datastore, slash, name = place.partition("/")
-    if not slash or not datastore or not name:
-        raise UsageError(f"adopt replica {place!r}", "this is not DATASTORE/REPLICA", "see 'understudy datastore list'")
+    datastore, name = _place("adopt", place)
     record = app.services.adopt_replica(datastore, name)
     answer_line(app, replica_shape(record), f"Replica {record.full_name} adopted.")
+
+
+@replica.command()
+@click.argument("place", metavar="DATASTORE/REPLICA")
+@click.option("--dry-run", is_flag=True, help="Say what can be proved, and write nothing.")
+@pass_app
+def rebuild(app: App, place: str, dry_run: bool) -> None:
+    """Make the lost or damaged record of a replica again from its files.
+
+    Every restore point is read and proved by its digests; what cannot be proved is left out and named, its files stay.
+
+    JSON: {replica, datastore, dry_run, points: [id], left_out: {id: why}, files: [path], notes: [text]}.
+    """
+    datastore, name = _place("rebuild", place)
+    rebuilt = rebuild_to_end(app, datastore, name, dry_run)
+    document = rebuilt_shape(datastore, name, dry_run, rebuilt)
+    answer(app, document, lambda: _show_rebuilt(place, document))
 
 
 @replica.command()
@@ -124,6 +147,22 @@ def chosen_point(app: App, record: ReplicaRecord, point: str | None) -> str:
     return replica.newest.id
 
 
+def _place(act: str, place: str) -> tuple[str, str]:
+    datastore, _, name = place.partition("/")
+    if not datastore or not name:
+        raise UsageError(f"{act} replica {place!r}", "this is not DATASTORE/REPLICA", "see 'understudy datastore list'")
+    return datastore, name
+
+
+def _show_rebuilt(place: str, document: Shape) -> None:
+    did = "can be rebuilt" if document["dry_run"] else "rebuilt"
+    said = [f"Record of replica {place} {did}, proved restore points: {', '.join(document['points'])}."]
+    said += [f"Left out: restore point {point}: {why}" for point, why in document["left_out"].items()]
+    said += [f"Stays where it is: {name}" for name in document["files"]]
+    for line in [*said, *(f"Note: {note}" for note in document["notes"])]:
+        click.echo(printable(line))
+
+
 def _inspect(app: App, name: str) -> tuple[ReplicaRecord, ReplicaFacts]:
     record = replicas.find_replica(app.database, name)
     return record, _facts(app, record)
@@ -142,7 +181,7 @@ def _show_points(documents: list[Shape], facts: ReplicaFacts) -> None:
         click.echo("No restore points.")
         return
     titles = ("Restore point", "Created", "Consistency", "Session", "Disks", "Files")
-    table(titles, [_point_row(point, facts.damage.get(point["id"], [])) for point in documents])
+    table(titles, [_point_row(point, problems(facts, point["id"])) for point in documents])
 
 
 def _point_row(point: Shape, damage: list[str]) -> tuple[str, ...]:

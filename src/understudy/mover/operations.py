@@ -12,6 +12,7 @@ from understudy.mover import operations_target as target
 from understudy.mover import operations_transfer as transfer
 from understudy.mover.about import about
 from understudy.mover.images import probe_image
+from understudy.mover.rebuild import start_rebuild_replica
 from understudy.mover.state import Mover
 from understudy.mover.throttle import Throttles
 
@@ -51,6 +52,8 @@ HANDLERS: dict[type, Handler] = {
     api.SetState: target.set_state,
     api.SetIdentity: target.set_identity,
     api.RemoveReplica: target.remove_replica,
+    api.RebuildReplica: start_rebuild_replica,
+    api.MarkDatastore: target.mark_datastore,
     api.VerifyPoint: transfer.start_verify,
     api.RebuildDigests: transfer.start_rebuild,
     api.CopyDisk: transfer.start_copy,

@@ -39,7 +39,7 @@ class Record:
 
     :ivar merging: the disks of the oldest point whose layers are being merged; empty unless a retirement is unfinished.
     :ivar unlisted: layers of no point on record that points on record lie on, see :class:`UnlistedLayer`.
-    :ivar kept: files of points that could not be proved when the record was rebuilt, relative to the replica: they stay.
+    :ivar kept: files, relative to the replica, of points that could not be proved at a rebuild: they stay.
     """
 
     replica: Replica
@@ -149,9 +149,9 @@ def _record(fields: Fields) -> Record:
     fields.text("understudy")
     fields.number("format", 1)
     replica, merging = fields.child("replica", _replica), fields.children("merging", _merging)
-    unlisted, kept = (), ()
-    if fields.has("unlisted"):
-        unlisted, kept = fields.children("unlisted", _unlisted), fields.texts("kept")
+    rebuilt = fields.has("unlisted")
+    unlisted = fields.children("unlisted", _unlisted) if rebuilt else ()
+    kept = fields.texts("kept") if rebuilt else ()
     problem = contradictions(replica, merging, unlisted)
     if problem:
         raise Malformed(problem)

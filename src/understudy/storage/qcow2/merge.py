@@ -98,8 +98,8 @@ def _refuse_used(place: Place, act: str, before: Record, after: Record) -> None:
     points = after.replica.points
     untouched = {disk.layer for point in points for disk in point.disks if not (point is points[0] and disk.backing)}
     untouched |= {item.file for item in after.unlisted}
-    layers = {item.file for item in before.unlisted} | {disk.layer for point in before.replica.points for disk in point.disks}
-    layers |= {name for item in before.merging for name in item.below}
+    layers = {disk.layer for point in before.replica.points for disk in point.disks}
+    layers |= {item.file for item in before.unlisted} | {name for item in before.merging for name in item.below}
     with datastore_errors(act):
         for name in sorted(layers - untouched):
             if in_use(place.layers / name):

@@ -17,6 +17,7 @@ from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
 from understudy.storage.qcow2.manifest import REBUILD, Record, load_record, record_problem, save_record
 from understudy.storage.qcow2.names import Place, directory_name, partial, replica_name
+from understudy.storage.qcow2.salvage import Qcow2Salvage, ReadDigest
 from understudy.storage.qcow2.sweep import remove_files, remove_unneeded
 
 
@@ -54,6 +55,11 @@ class Qcow2Store:
     def problem(self) -> str:
         """Why the record cannot be used though files of restore points are there; else empty."""
         return record_problem(self._place)
+
+    def salvage(self, read_digest: ReadDigest, known: ReplicaIdentity | None) -> Qcow2Salvage:
+        """Look at the files of a replica whose record is lost or damaged."""
+        self._owned()
+        return Qcow2Salvage(self._place, read_digest, known, self._require_lock)
 
     @contextmanager
     def lock(self, attempt: int) -> Iterator[None]:
@@ -124,6 +130,10 @@ class Qcow2Store:
         """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none."""
         record = load_record(self._place)
         return check.damage(self._place, record, record.replica.point(point_id))
+
+    def losses(self, point_id: str) -> list[str]:
+        """Files of a point other than layers that are missing or were altered."""
+        return check.losses(self._place, self.load().point(point_id))
 
     def image(self, point_id: str, disk: str) -> Path:
         """Absolute path of the layer that shows ``disk`` at that point."""
