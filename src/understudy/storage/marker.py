@@ -42,8 +42,8 @@ def make_marker(datastore: Path) -> str:
     temporary = datastore / f"{NAME}.{uuid.uuid4().hex}"
     document = {"understudy": "datastore", "id": str(uuid.uuid4())}
     try:
-        _write(temporary, json.dumps(document).encode() + b"\n")
         try:
+            _write(temporary, json.dumps(document).encode() + b"\n")
             temporary.rename(datastore / NAME)
         finally:
             temporary.unlink(missing_ok=True)

@@ -96,13 +96,14 @@ class Qcow2Salvage:
         return candidates(self._findings, self._refuted)
 
     def _kept(self, found: Candidates, head: _Head) -> tuple[str, ...]:
-        """Files of points that are left out and of which more than leftovers of their retirement is there."""
+        """Files of points that are left out, but for leftovers of retirement: oldest points without a layer."""
         shown = {disk.layer for point in found.points for disk in point.disks}
         needed = shown | {item.file for item in found.unlisted}
         listed = {point.id for point in found.points}
         files = [(path, _point_of(self._place, path)) for path in self._place.finished_files()]
-        own = {point for path, point in files if path.parent == self._place.layers and path.name not in shown} - listed
-        kept = [path for path, point in files if point in own and path.name not in needed]
+        own = {point for path, point in files if path.parent == self._place.layers and path.name not in shown}
+        own |= {point for _, point in files if point > found.points[0].id}
+        kept = [path for path, point in files if point in own - listed and path.name not in needed]
         kept += head.files if head.used and not head.point else ()
         return tuple(str(path.relative_to(self._place.root)) for path in kept)
 
