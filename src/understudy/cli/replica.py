@@ -60,7 +60,7 @@ def show(app: App, name: str) -> None:
 def points(app: App, name: str) -> None:
     """List the restore points of REPLICA, oldest first.
 
-    JSON: [{id, created_at, consistency, session, disks: [{name, size, image, digest}]}].
+    JSON: [{id, created_at, consistency, session, damage: [problem], disks: [{name, size, image, digest}]}].
     """
     _, facts = _inspect(app, name)
     documents = points_shape(facts)

@@ -178,6 +178,7 @@ def points_shape(facts: ReplicaFacts) -> list[Shape]:
             "created_at": point.created_at,
             "consistency": point.consistency.value,
             "session": point.session,
+            "damage": problems(facts, point.id),
             "disks": [
                 {
                     "name": disk.name,

@@ -410,6 +410,7 @@ def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
             "created_at": f"2026-01-0{number}T00:00:00+00:00",
             "consistency": "crash",
             "session": number,
+            "damage": ["vda-1.qcow2 is missing"] if number == 1 else [],
             "disks": [
                 {
                     "name": "vda",

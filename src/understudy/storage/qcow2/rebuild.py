@@ -141,7 +141,7 @@ def _disks_of(findings: Findings, found: FoundPoint, digests: Mapping[str, Found
             raise _Impossible(f"the digest file of disk {name} is of another size")
     if not names:
         raise _Impossible("it has no disk")
-    for name in chains.awaited() - set(names):
+    for name in chains.awaited(found.id) - set(names):
         raise _Impossible(f"a newer point lies on its disk {name}, of which nothing else is found")
     return names
 
@@ -160,9 +160,13 @@ class _Chains:
         self._taken: set[str] = set()
         self._below: dict[str, tuple[FoundLayer, ...]] = {}
 
-    def awaited(self) -> set[str]:
-        """Disks that every older point must have, because the last chosen point lies on a layer of theirs."""
-        return {disk for disk, below in self._below.items() if below}
+    def awaited(self, point: str) -> set[str]:
+        """Disks that ``point`` must have, because a newer point lies on a layer that is no younger than it."""
+        return {disk for disk in self._below if self._under(disk, point)}
+
+    def _under(self, disk: str, point: str) -> tuple[FoundLayer, ...]:
+        """The layers below the last chosen point's that are no younger than ``point``."""
+        return tuple(layer for layer in self._below.get(disk, ()) if layer.point <= point)
 
     def layer_of(self, disk: str, point: str, size: int) -> FoundLayer:
         """The layer that may show ``disk`` at ``point``; it must show a disk of ``size``.
@@ -170,30 +174,26 @@ class _Chains:
         If a newer point lies on a chain, this one is in it: by its own layer, or by the lowest, into which that one
         was merged.
         """
-        found: FoundLayer | None
         own = next((item for item in self._by_file.values() if (item.disk, item.point) == (disk, point)), None)
-        below = self._below.get(disk, ())
-        if below:
-            found = own if own in below else below[-1]
-        elif own is not None and own.file not in self._taken:
-            found = own
-        else:
-            found = self._base(disk, point)
-        if found is None or found.point > point:
+        under = self._under(disk, point)
+        found = (own if own in under else under[-1]) if under else own or self._base(disk, point)
+        if found is None:
             raise _Impossible(f"the layer of disk {disk} is missing or damaged")
         self._check(found, size)
         return found
 
     def _base(self, disk: str, point: str) -> FoundLayer | None:
-        """The layer without another one below that a merge may have given to ``point``: the youngest of the older."""
-        alone = [item for item in self._by_file.values()
-                 if item.disk == disk and item.point < point and not item.backing and item.file not in self._taken]
-        return max(alone, key=lambda item: item.point, default=None)
+        """The layer that a merge may have given to ``point``: the youngest of the older ones, if it lies on none."""
+        older = [item for item in self._by_file.values() if item.disk == disk and item.point < point]
+        base = max(older, key=lambda item: item.point, default=None)
+        return base if base is not None and not base.backing else None
 
     def _check(self, layer: FoundLayer, size: int) -> None:
         if layer.size != size:
             raise _Impossible(f"layer {layer.file} shows a disk of {layer.size} bytes instead of {size}")
-        self.down(layer)
+        for part in (layer, *self.down(layer)):
+            if part.file in self._taken:
+                raise _Impossible(f"layer {part.file} shows a newer point")
 
     def down(self, layer: FoundLayer) -> tuple[FoundLayer, ...]:
         """The layers below ``layer``, the next one first; all are there."""
