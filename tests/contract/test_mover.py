@@ -347,6 +347,45 @@ def test_a_replica_is_verified_by_one_at_a_time(lab: Lab) -> None:
         lab.verified("gone")
 
 
+def rebuild(lab: Lab, *, dry_run: bool) -> api.WorkStatus:
+    request = api.RebuildReplica(lab.ref, lab.facts().last_attempt + 1, None, dry_run)
+    work = lab.target.client.call(request, api.WorkStarted).work
+    return lab.target.client.call(api.WorkQuery(work, 60.0), api.WorkStatus)
+
+
+def test_a_lost_record_is_rebuilt_and_no_point_is_listed_that_a_flipped_bit_changed(lab: Lab) -> None:
+    copies = {}
+    for number in (1, 2, 3):
+        write(lab.image, number, (0, 64 * KIB), (number * MIB, MIB))
+        if number == 1:
+            lab.replicate(TransferMode.FULL)
+        else:
+            lab.replicate(TransferMode.DIGEST_SCAN)
+        copies[lab.points[-1]] = lab.directory / f"copy-{number}"
+        run("qemu-img", "convert", "-O", "raw", lab.image, copies[lab.points[-1]])
+    assert rebuild(lab, dry_run=True).error is not None  # nothing is lost
+    before, place = lab.facts().replica, lab.image_of(lab.points[0]).parent.parent
+    (place / "replica.json").unlink()
+    assert lab.facts().replica is None
+    assert "is lost" in lab.facts().problem
+    rng = random.Random(4)
+    for path in sorted((place / "layers").iterdir()) + sorted((place / "digests").iterdir()):
+        data = path.read_bytes()
+        path.chmod(0o600)
+        for _ in range(3):
+            at = rng.randrange(len(data))
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:])
+            status = rebuild(lab, dry_run=True)
+            for point in status.rebuilt.replica.points if status.rebuilt else ():
+                assert same_content(place / "layers" / point.disks[0].layer, "qcow2", copies[point.id], "raw")
+        path.write_bytes(data)
+    status = rebuild(lab, dry_run=False)
+    assert status.error is None
+    assert status.rebuilt is not None
+    assert lab.facts().replica == status.rebuilt.replica == before
+    assert status.progress.processed == status.progress.total == 3 * SIZE
+
+
 def test_a_draft_is_published_only_when_every_disk_arrived(lab: Lab) -> None:
     write(lab.image, 1, (0, 5 * MIB))
     draft, point = lab.begin(chained=False)

@@ -164,7 +164,7 @@ def unreferenced_files(place: Path, record: dict[str, Any]) -> list[Path]:
     needed = {
         "layers": {disk["layer"] for disk in disks} | {disk["backing"] for disk in disks},
         "digests": {disk["digest"] for disk in disks},
-        "points": {f"{point['id']}.xml" for point in record["points"]},
+        "points": {f"{point['id']}.{kind}" for point in record["points"] for kind in ("xml", "json")},
     }
     return [path for part, names in needed.items() for path in (place / part).iterdir() if path.name not in names]
 

@@ -108,4 +108,6 @@ def test_no_more_points_than_wanted_are_kept_and_these_are_their_instants(instal
     disks = [disk for point in installation.points("kept_replica") for disk in point["disks"]]
     assert {str(path) for path in (directory / "layers").iterdir()} == {disk["image"] for disk in disks}
     assert {str(path) for path in (directory / "digests").iterdir()} == {disk["digest"] for disk in disks}
-    assert {path.name for path in (directory / "points").iterdir()} == {f"{i.point}.xml" for i in instants[-3:]}
+    assert {path.name for path in (directory / "points").iterdir()} == {
+        f"{i.point}.{kind}" for i in instants[-3:] for kind in ("xml", "json")
+    }

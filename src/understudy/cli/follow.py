@@ -18,6 +18,7 @@ from understudy.cli.summary import show_session
 from understudy.controller.records import ReplicaRecord, VerifyAnswer, VerifyWish
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress
+from understudy.storage import RebuiltReplica
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,8 +38,14 @@ def run_to_end(app: App, session_id: int) -> SessionReport:
 
 def verify_to_end(app: App, record: ReplicaRecord, wish: VerifyWish) -> VerifyAnswer:
     """Verify a restore point, showing how it goes."""
-    with _verify_view(app, f"{record.name} {wish.point}") as on_progress:
+    with _reading_view(app, f"{record.name} {wish.point}") as on_progress:
         return app.services.verify_point(record, wish, on_progress)
+
+
+def rebuild_to_end(app: App, datastore: str, name: str, dry_run: bool) -> RebuiltReplica:
+    """Make the record of a replica again, showing how it goes."""
+    with _reading_view(app, name) as on_progress:
+        return app.services.rebuild_replica(datastore, name, dry_run, on_progress)
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def _plain_session() -> OnReport:
 
 
 @contextmanager
-def _verify_view(app: App, what: str) -> Iterator[Callable[[Progress], None]]:
+def _reading_view(app: App, what: str) -> Iterator[Callable[[Progress], None]]:
     if app.json or not sys.stdout.isatty():
         yield lambda _progress: None
         return

@@ -6,8 +6,9 @@ import click
 
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.facts import facts_of
-from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
-from understudy.cli.shapes import Shape, points_shape, replica_facts_shape, replica_shape
+from understudy.cli.follow import rebuild_to_end
+from understudy.cli.output import answer, answer_facts, answer_line, answer_table, printable, table
+from understudy.cli.shapes import Shape, points_shape, problems, rebuilt_shape, replica_facts_shape, replica_shape
 from understudy.cli.verify import verify
 from understudy.controller import replicas
 from understudy.controller.records import ReplicaRecord
@@ -57,8 +58,8 @@ def show(app: App, name: str) -> None:
 def points(app: App, name: str) -> None:
     """List the restore points of REPLICA, oldest first.
 
-    JSON: [{id, created_at, consistency, session, verified_at, bad_blocks, disks: [{name, size, image, digest,
-    verified_at, bad_blocks}]}].
+    JSON: [{id, created_at, consistency, session, damage: [problem], verified_at, bad_blocks, disks: [{name, size,
+    image, digest, verified_at, bad_blocks}]}].
     """
     _, facts = _inspect(app, name)
     documents = points_shape(facts)
@@ -70,11 +71,26 @@ def points(app: App, name: str) -> None:
 @pass_app
 def adopt(app: App, place: str) -> None:
     """Take a replica that lies in a datastore into this controller. JSON: as of `replica list`, one object."""
-    datastore, slash, name = place.partition("/")
-    if not slash or not datastore or not name:
-        raise UsageError(f"adopt replica {place!r}", "this is not DATASTORE/REPLICA", "see 'understudy datastore list'")
+    datastore, name = _place("adopt", place)
     record = app.services.adopt_replica(datastore, name)
     answer_line(app, replica_shape(record), f"Replica {record.full_name} adopted.")
+
+
+@replica.command()
+@click.argument("place", metavar="DATASTORE/REPLICA")
+@click.option("--dry-run", is_flag=True, help="Say what can be proved, and write nothing.")
+@pass_app
+def rebuild(app: App, place: str, dry_run: bool) -> None:
+    """Make the lost or damaged record of a replica again from its files.
+
+    Every restore point is read and proved by its digests; what cannot be proved is left out and named, its files stay.
+
+    JSON: {replica, datastore, dry_run, points: [id], left_out: {id: why}, files: [path], notes: [text]}.
+    """
+    datastore, name = _place("rebuild", place)
+    rebuilt = rebuild_to_end(app, datastore, name, dry_run)
+    document = rebuilt_shape(datastore, name, dry_run, rebuilt)
+    answer(app, document, lambda: _show_rebuilt(place, document))
 
 
 @replica.command()
@@ -95,6 +111,22 @@ def remove(app: App, name: str, delete_files: bool) -> None:
     answer_line(app, document, f"Replica {record.full_name} {'deleted' if delete_files else 'forgotten'}.")
 
 
+def _place(act: str, place: str) -> tuple[str, str]:
+    datastore, _, name = place.partition("/")
+    if not datastore or not name:
+        raise UsageError(f"{act} replica {place!r}", "this is not DATASTORE/REPLICA", "see 'understudy datastore list'")
+    return datastore, name
+
+
+def _show_rebuilt(place: str, document: Shape) -> None:
+    did = "can be rebuilt" if document["dry_run"] else "rebuilt"
+    said = [f"Record of replica {place} {did}, proved restore points: {', '.join(document['points'])}."]
+    said += [f"Left out: restore point {point}: {why}" for point, why in document["left_out"].items()]
+    said += [f"Stays where it is: {name}" for name in document["files"]]
+    for line in [*said, *(f"Note: {note}" for note in document["notes"])]:
+        click.echo(printable(line))
+
+
 def _inspect(app: App, name: str) -> tuple[ReplicaRecord, ReplicaFacts]:
     record = replicas.find_replica(app.database, name)
     return record, facts_of(app, record)
@@ -110,7 +142,7 @@ def _show_points(documents: list[Shape], facts: ReplicaFacts) -> None:
 
 def _point_row(point: Shape, facts: ReplicaFacts) -> tuple[str, ...]:
     disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in point["disks"])
-    files = "; ".join(facts.damage.get(point["id"], [])) or "ok"
+    files = "; ".join(problems(facts, point["id"])) or "ok"
     health = [point["verified_at"] or "never"]
     if point["bad_blocks"]:
         health.append(f"{point['bad_blocks']} bad blocks")

@@ -23,9 +23,10 @@ from understudy.controller.records import (
     VerifyWish,
 )
 from understudy.model.inventory import HostFacts, Vm
+from understudy.model.job import Datastore
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
-from understudy.storage import DatastoreFacts
+from understudy.storage import DatastoreFacts, RebuiltReplica
 
 
 class Services(Protocol):
@@ -49,6 +50,19 @@ class Services(Protocol):
         """Ask the proxy of the datastore's host about it, trying a write. A missing directory is a fact, no error.
 
         :raises NotFound: if there is no such datastore.
+        """
+
+    def mark_datastore(self, name: str) -> Datastore:
+        """Give a datastore its marker file, if its directory exists; the datastore as it is then.
+
+        :raises UnderstudyError: if its proxy does not answer, or the file cannot be written.
+        """
+
+    def move_datastore(self, name: str, path: str, accept: bool) -> Datastore:
+        """The datastore lies in directory ``path`` from now on; empty for the one where it lies.
+
+        :param accept: it may be another one, or an empty one.
+        :raises DatastoreError: if it is another one, and is not accepted.
         """
 
     def check_proxy(self, name: str) -> CheckedProxy:
@@ -129,7 +143,19 @@ class Services(Protocol):
         """Take a replica that lies in a datastore into the configuration database; define its VM if it is missing.
 
         :raises NotFound: if the datastore is unknown, or has no such replica.
-        :raises Refused: if a job of this controller owns it already under another id.
+        A replica that is known elsewhere and is not there any more has moved.
+
+        :raises Refused: if it is known elsewhere and is there.
+        :raises ReplicaError: if its record is lost or damaged.
+        """
+
+    def rebuild_replica(
+        self, datastore: str, name: str, dry_run: bool, on_progress: Callable[[Progress], None]
+    ) -> RebuiltReplica:
+        """Make the record of a replica again from its files, every point proved by its digests. Ctrl-C stops it.
+
+        :raises Refused: if its record is neither lost nor damaged, or nothing tells whose replica it is.
+        :raises ReplicaError: if no restore point can be proved.
         """
 
     def delete_replica(self, replica: ReplicaRecord) -> None:

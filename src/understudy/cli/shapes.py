@@ -12,6 +12,7 @@ from understudy.model.job import Job
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.model.session import DiskReport, SessionReport, StepReport, TaskReport
 from understudy.mover.api import ReplicaFacts
+from understudy.storage import RebuiltReplica
 
 Shape = dict[str, Any]
 
@@ -151,8 +152,26 @@ def replica_facts_shape(record: ReplicaRecord, facts: ReplicaFacts) -> Shape:
     return {
         **replica_shape(record),
         "head_empty": head.empty if head and head.point else None,
-        "damage": {point: list(problems) for point, problems in facts.damage.items() if problems},
+        "damage": {point: problems(facts, point) for point in {**facts.damage, **facts.losses}},
         **_health_shape(facts),
+    }
+
+
+def problems(facts: ReplicaFacts, point: str) -> list[str]:
+    """What is wrong with the files of a restore point; empty if nothing is."""
+    return [*facts.damage.get(point, []), *facts.losses.get(point, [])]
+
+
+def rebuilt_shape(datastore: str, name: str, dry_run: bool, rebuilt: RebuiltReplica) -> Shape:
+    """What came of the files of a replica without a record."""
+    return {
+        "replica": name,
+        "datastore": datastore,
+        "dry_run": dry_run,
+        "points": [point.id for point in rebuilt.replica.points],
+        "left_out": dict(rebuilt.left_out),
+        "files": list(rebuilt.files),
+        "notes": list(rebuilt.notes),
     }
 
 
@@ -187,6 +206,7 @@ def points_shape(facts: ReplicaFacts) -> list[Shape]:
             "created_at": point.created_at,
             "consistency": point.consistency.value,
             "session": point.session,
+            "damage": problems(facts, point.id),
             "verified_at": _verified_at(facts, point),
             "bad_blocks": sum(item.bad_blocks for item in facts.health if item.point == point.id),
             "disks": [_point_disk_shape(facts, point, disk) for disk in point.disks],

@@ -125,35 +125,61 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
     """
     what = f"add datastore {datastore.name!r}"
     check_name(what, datastore.name)
-    check_path(what, datastore.path)
+    path = normal_path(what, datastore.path)
     if datastore.kind not in STORE_KINDS:
         raise UsageError(what, f"unknown kind {datastore.kind!r}", f"known kinds: {', '.join(STORE_KINDS)}")
     _check_transfers(what, datastore.max_transfers)
-    # A leading double slash survives normalisation, by POSIX.
-    path = "/" + str(PurePosixPath(datastore.path)).lstrip("/")
     with database.transaction() as session:
         host_row(session, datastore.host)
         refuse_taken(session, DatastoreRow, datastore.name, what)
-        twin = session.scalar(select(DatastoreRow.name).filter_by(host=datastore.host, path=path))
-        if twin is not None:
-            raise Refused(what, f"datastore {twin!r} is the same directory", "use that one, or choose another path")
+        _refuse_twin(session, what, datastore.host, path, datastore.name)
         row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path,
                            max_transfers=datastore.max_transfers, marker=datastore.marker)
         session.add(row)
         return _datastore(row)
 
 
-def change_datastore(database: Database, name: str, *, max_transfers: int) -> Datastore:
-    """Change the limit of a datastore; the datastore as it is now. Tasks that wait heed it within seconds.
+def change_datastore(
+    database: Database, name: str, *, max_transfers: int | None = None, path: str | None = None,
+    marker: str | None = None,
+) -> Datastore:
+    """Change what is given; the datastore as it is now. Tasks that wait heed a limit within seconds.
 
     :raises NotFound: if there is none of that name.
-    :raises UsageError: if the limit is not acceptable.
+    :raises UsageError: if a field is not acceptable.
+    :raises Refused: if another datastore is the same directory.
     """
-    _check_transfers(f"change datastore {name!r}", max_transfers)
+    what = f"change datastore {name!r}"
+    if max_transfers is not None:
+        _check_transfers(what, max_transfers)
+    path = None if path is None else normal_path(what, path)
     with database.transaction() as session:
         row = datastore_row(session, name)
-        row.max_transfers = max_transfers
+        if path is not None:
+            _refuse_twin(session, what, row.host, path, name)
+            row.path = path
+        row.max_transfers = row.max_transfers if max_transfers is None else max_transfers
+        row.marker = row.marker if marker is None else marker
         return _datastore(row)
+
+
+def normal_path(what: str, path: str) -> str:
+    """A directory's path in normal form.
+
+    :raises UsageError: if it is not acceptable.
+    """
+    check_path(what, path)
+    # A leading double slash survives normalisation, by POSIX.
+    return "/" + str(PurePosixPath(path)).lstrip("/")
+
+
+def _refuse_twin(session: Session, what: str, host: str, path: str, name: str) -> None:
+    query = select(DatastoreRow.name).where(
+        DatastoreRow.host == host, DatastoreRow.path == path, DatastoreRow.name != name
+    )
+    twin = session.scalar(query)
+    if twin is not None:
+        raise Refused(what, f"datastore {twin!r} is the same directory", "use that one, or choose another path")
 
 
 def _check_transfers(what: str, max_transfers: int) -> None:

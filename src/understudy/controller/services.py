@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from understudy.context import Context
 from understudy.controller import catalog, control, jobs, journal, lock, verification
 from understudy.controller.database import Database
+from understudy.controller.datastores import marked_datastore, moved_datastore, proved_datastore
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedProxy,
@@ -24,15 +26,16 @@ from understudy.controller.records import (
 from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
 from understudy.controller.sites import SiteBuilder
-from understudy.errors import NotFound, Refused
+from understudy.errors import DatastoreError, MoverError, NotFound, Refused
 from understudy.model.inventory import HostFacts, Vm, VmState
-from understudy.model.job import ProxyKind
+from understudy.model.job import Datastore, ProxyKind
 from understudy.model.session import SessionReport
 from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
 from understudy.replication import failover
-from understudy.replication.target_side import replica_vm_spec
-from understudy.storage import DatastoreFacts
+from understudy.replication.target_side import refuse_unreadable
+from understudy.replication.work import finish
+from understudy.storage import DatastoreFacts, RebuiltReplica
 
 
 class ControllerServices:
@@ -61,6 +64,17 @@ class ControllerServices:
         """Ask the proxy of the datastore's host about its directory."""
         datastore = catalog.get_datastore(self._database, name)
         return self._sites.mover_at(datastore.host).call(api.CheckDatastore(datastore.path), api.DatastoreAnswer).facts
+
+    def mark_datastore(self, name: str) -> Datastore:
+        """Give the datastore its marker if its directory exists."""
+        datastore = catalog.get_datastore(self._database, name)
+        return marked_datastore(self._database, self._sites.mover_at(datastore.host), datastore)
+
+    def move_datastore(self, name: str, path: str, accept: bool) -> Datastore:
+        """The datastore lies in another directory, or is another one, from now on."""
+        datastore = catalog.get_datastore(self._database, name)
+        mover = self._sites.mover_at(datastore.host)
+        return moved_datastore(self._database, mover, datastore, path or datastore.path, accept=accept)
 
     def check_proxy(self, name: str) -> CheckedProxy:
         """Start the proxy, or connect to it, and ask who it is."""
@@ -130,6 +144,7 @@ class ControllerServices:
         """Everything known of the replica, read from its files."""
         site = self._failover_site(replica)
         facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
+        refuse_unreadable(facts, replica.full_name)
         if facts.replica is None:
             raise NotFound(f"replica {replica.full_name!r}", f"its directory below {site.ref.datastore} is gone",
                            "mount the datastore, or forget the replica with 'understudy replica remove'")
@@ -148,23 +163,55 @@ class ControllerServices:
             jobs.list_jobs(self._database), list_replicas(self._database), self.replica_facts)
 
     def adopt_replica(self, datastore: str, name: str) -> ReplicaRecord:
-        """Take a replica from a datastore into the database, and define its VM if it is missing."""
+        """Take a replica from a datastore into the database, and define its VM if it is missing or lies elsewhere."""
         store = catalog.get_datastore(self._database, datastore)
-        ref = api.ReplicaRef(store.kind, store.path, name)
-        site = self._site_at(ref, store.host)
+        site = self._site_at(store, name)
+        ref = site.ref
         facts = site.mover.call(api.InspectReplica(ref), api.ReplicaFacts)
+        refuse_unreadable(facts, f"{datastore}/{name}")
         if facts.replica is None:
             raise NotFound(f"replica '{datastore}/{name}'", "the datastore has no such replica",
                            f"it has: {', '.join(self._names_in(site, ref)) or 'none'}")
+        full_name, replica_id = f"{datastore}/{name}", facts.replica.identity.id
         for known in list_replicas(self._database):
-            if known.replica.identity.id == facts.replica.identity.id and known.full_name != f"{datastore}/{name}":
-                raise Refused(f"adopt replica '{datastore}/{name}'", f"it is known as {known.full_name!r}",
-                              "forget that one first with 'understudy replica remove'")
-        if facts.replica.newest is not None and site.target.replica_state(facts.replica.identity.domain_uuid) is None:
-            owner = api.OwnedReplica(ref, attempt=facts.last_attempt + 1)
-            bound = site.mover.call(api.BindHead(owner, facts.replica.newest.id), api.HeadBound)
-            site.target.define_replica(replica_vm_spec(facts.replica.identity, bound))
+            same = known.replica.identity.id == replica_id and known.full_name != full_name
+            if same and self._is_there(known):
+                raise Refused(f"adopt replica {full_name!r}", f"it is known as {known.full_name!r}, and is there",
+                              "one of the two is a copy: forget that one first with 'understudy replica remove'")
+        failover.define_adopted(site, facts)
         return save_replica(self._database, facts.replica, datastore, store.host)
+
+    def _is_there(self, known: ReplicaRecord) -> bool:
+        """Whether a replica is where the database says, as far as its datastore can be looked at."""
+        try:
+            return self.replica_facts(known).replica is not None
+        except (DatastoreError, NotFound):
+            return False
+
+    def rebuild_replica(
+        self, datastore: str, name: str, dry_run: bool, on_progress: Callable[[api.Progress], None]
+    ) -> RebuiltReplica:
+        """Make the record of a replica again from its files."""
+        full_name = f"{datastore}/{name}"
+        store = catalog.get_datastore(self._database, datastore)
+        site = self._site_at(store, name)
+        facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
+        if not facts.problem:
+            if facts.replica is None:
+                raise NotFound(f"replica {full_name!r}", "the datastore has no files of such a replica")
+            raise Refused(f"rebuild replica {full_name!r}", "its record is neither lost nor damaged",
+                          f"see 'understudy replica show {full_name}'")
+        known = next((item for item in list_replicas(self._database) if item.full_name == full_name), None)
+        identity = known.replica.identity if known else None
+        request = api.RebuildReplica(site.ref, facts.last_attempt + 1, identity, dry_run)
+        ctx = Context()
+        with control.cancel_on_interrupt(ctx.cancel):
+            rebuilt = finish(ctx, site.mover, request, on_progress).rebuilt
+        if rebuilt is None:
+            raise MoverError(f"rebuild replica {full_name!r}", "the proxy did not say what came of it", "see its log")
+        if known is not None and not dry_run:
+            save_replica(self._database, rebuilt.replica, datastore, store.host)
+        return rebuilt
 
     def delete_replica(self, replica: ReplicaRecord) -> None:
         """Undefine the replica VM, delete the files, forget the record."""
@@ -175,7 +222,7 @@ class ControllerServices:
                           "run 'understudy failover undo' or shut it down first")
         facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
         site.target.undefine_replica(uuid)
-        if facts.replica is not None:
+        if facts.replica is not None or facts.problem:
             owner = api.OwnedReplica(site.ref, attempt=facts.last_attempt + 1)
             site.mover.call(api.RemoveReplica(owner), api.Nothing)
         forget_replica(self._database, replica.replica.identity.id)
@@ -202,12 +249,14 @@ class ControllerServices:
     # --- places -------------------------------------------------------------------------------------------------------
 
     def _failover_site(self, replica: ReplicaRecord) -> failover.FailoverSite:
-        store = catalog.get_datastore(self._database, replica.datastore)
-        return self._site_at(api.ReplicaRef(store.kind, store.path, replica.name), store.host)
+        return self._site_at(catalog.get_datastore(self._database, replica.datastore), replica.name)
 
-    def _site_at(self, ref: api.ReplicaRef, host: str) -> failover.FailoverSite:
-        target = self._sites.platforms.get(catalog.get_host(self._database, host).uri)
-        return failover.FailoverSite(ref, self._sites.mover_at(host), target)
+    def _site_at(self, store: Datastore, replica: str) -> failover.FailoverSite:
+        """:raises DatastoreError: if the datastore is not there, or is another one."""
+        target = self._sites.platforms.get(catalog.get_host(self._database, store.host).uri)
+        mover = self._sites.mover_at(store.host)
+        proved_datastore(self._database, mover, store)
+        return failover.FailoverSite(api.ReplicaRef(store.kind, store.path, replica), mover, target)
 
     def _names_in(self, site: failover.FailoverSite, ref: api.ReplicaRef) -> tuple[str, ...]:
         return site.mover.call(api.ListReplicas(ref.kind, ref.datastore), api.ReplicaNames).names

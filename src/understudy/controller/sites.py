@@ -13,6 +13,7 @@ from understudy.context import Context
 from understudy.controller import catalog, throttles
 from understudy.controller.choice import best_route, possible_routes, target_proxies
 from understudy.controller.database import Database
+from understudy.controller.datastores import proved_datastore
 from understudy.controller.ledger import Claim, Kind, Resource
 from understudy.controller.movers import MoverPool
 from understudy.controller.rates import RatePusher
@@ -198,6 +199,8 @@ class TaskResources:
 
         with self._pool.reserve(ctx, claim, self._journal.waiting) as slots:
             route = slots.route
+            proved_datastore(self._database, self._movers.get(route.target),
+                             catalog.get_datastore(self._database, job.datastore))
             yield Lease(
                 source_proxy=catalog.get_proxy(self._database, route.source),
                 target_proxy=catalog.get_proxy(self._database, route.target),

@@ -134,7 +134,8 @@ def _wait_listening(child: _Child, request: OpenExport) -> None:
         if child.process.poll() is not None:
             raise _refused(request, child.said())
         if time.monotonic() > deadline:
-            raise PlatformError(f"export {request.image}", f"qemu-nbd did not start within {START_TIMEOUT_S:.0f} s")
+            raise PlatformError(f"export {request.image}", f"qemu-nbd did not start within {START_TIMEOUT_S:.0f} s",
+                                "see what slows this host down")
         time.sleep(0.01)
 
 

@@ -13,6 +13,7 @@ from understudy.mover import operations_transfer as transfer
 from understudy.mover import operations_verify as verify
 from understudy.mover.about import about
 from understudy.mover.images import probe_image, remove_bitmap
+from understudy.mover.rebuild import start_rebuild_replica
 from understudy.mover.state import Mover
 from understudy.mover.throttle import Throttles
 
@@ -53,6 +54,8 @@ HANDLERS: dict[type, Handler] = {
     api.SetState: target.set_state,
     api.SetIdentity: target.set_identity,
     api.RemoveReplica: target.remove_replica,
+    api.RebuildReplica: start_rebuild_replica,
+    api.MarkDatastore: target.mark_datastore,
     api.VerifyPoint: verify.start_verify,
     api.RebuildDigests: verify.start_rebuild,
     api.CopyDisk: transfer.start_copy,

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from understudy.context import Context
-from understudy.errors import Refused
+from understudy.errors import Refused, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import Replica
 from understudy.mover import api
@@ -16,7 +16,8 @@ from understudy.mover.drafts import ORPHANED_S, store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
 from understudy.mover.work import VERIFYING
-from understudy.storage import DatastoreFacts, ReplicaStore, list_replicas
+from understudy.storage import DatastoreFacts, HeadFacts, ReplicaStore, list_replicas
+from understudy.storage.marker import make_marker, read_marker
 
 LOG = logging.getLogger(__name__)
 
@@ -30,9 +31,14 @@ def check_datastore(_mover: Mover, request: api.CheckDatastore) -> api.Datastore
     space = os.statvfs(path)
     facts = DatastoreFacts(
         request.path, exists=True, writable=_can_write(path), total_bytes=space.f_blocks * space.f_frsize,
-        free_bytes=space.f_bavail * space.f_frsize,
+        free_bytes=space.f_bavail * space.f_frsize, marker=read_marker(path),
     )
     return api.DatastoreAnswer(facts)
+
+
+def mark_datastore(_mover: Mover, request: api.MarkDatastore) -> api.DatastoreMarker:
+    """Give a datastore a marker file if it has none."""
+    return api.DatastoreMarker(make_marker(Path(request.path)))
 
 
 def _can_write(directory: Path) -> bool:
@@ -58,17 +64,32 @@ def query_replicas(_mover: Mover, request: api.ListReplicas) -> api.ReplicaNames
 def inspect_replica(_mover: Mover, request: api.InspectReplica) -> api.ReplicaFacts:
     """Everything known of one replica."""
     store = store_of(request.ref)
+    problem = store.problem()
+    if problem:
+        return api.ReplicaFacts(None, None, store.last_attempt(), {}, {}, {}, problem=problem)
     if not store.exists():
         return api.ReplicaFacts(None, None, store.last_attempt(), {}, {}, {})
     replica = store.load()
     damage = {point.id: store.damage(point.id) for point in replica.points}
+    losses = {point.id: store.losses(point.id) for point in replica.points}
     head = store.head()
     return api.ReplicaFacts(
         replica, head, store.last_attempt(), {point: found for point, found in damage.items() if found},
         _paths(replica, store, digests=False), _paths(replica, store, digests=True),
-        store.definition(head.point) if any(point.id == head.point for point in replica.points) else "",
-        store.health(),
+        _head_definition(store, replica, head), store.health(),
+        losses={point: found for point, found in losses.items() if found},
     )
+
+
+def _head_definition(store: ReplicaStore, replica: Replica, head: HeadFacts) -> str:
+    """The definition stored with the point under the head; empty if there is none, or it is lost."""
+    if all(point.id != head.point for point in replica.points):
+        return ""
+    try:
+        return store.definition(head.point)
+    except ReplicaError as exc:
+        LOG.warning("%s", exc)  # a loss of the point, told as such
+        return ""
 
 
 def _paths(replica: Replica, store: ReplicaStore, *, digests: bool) -> dict[str, dict[str, str]]:

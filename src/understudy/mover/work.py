@@ -12,6 +12,7 @@ from understudy.context import CancelToken, Context
 from understudy.errors import NotFound, UnderstudyError
 from understudy.mover.api import ErrorFields, VerifiedDisk, WorkState, WorkStatus
 from understudy.mover.meter import Meter
+from understudy.storage import RebuiltReplica
 
 LOG = logging.getLogger(__name__)
 KEPT = 256
@@ -21,7 +22,7 @@ CANCEL_TIMEOUT_S = 90.0
 VERIFYING = "verify"
 
 Verified = tuple[VerifiedDisk, ...]
-Function = Callable[[Context, Meter], Verified | None]
+Function = Callable[[Context, Meter], Verified | RebuiltReplica | None]
 
 
 def error_fields(exc: BaseException) -> ErrorFields:
@@ -46,6 +47,7 @@ class WorkItem:
         self._started = time.monotonic()
         self._seconds = 0.0
         self._verified: Verified = ()
+        self._rebuilt: RebuiltReplica | None = None
         self._error: ErrorFields | None = None
         self._done = threading.Event()
 
@@ -71,11 +73,16 @@ class WorkItem:
         if not self.done:
             return WorkStatus(WorkState.RUNNING, time.monotonic() - self._started, self._meter.progress())
         state = WorkState.FAILED if self._error else WorkState.DONE
-        return WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified)
+        return WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified,
+                          self._rebuilt)
 
     def _run(self) -> None:
         try:
-            self._verified = self._function(Context(self._token, {"work": self._name}), self._meter) or ()
+            result = self._function(Context(self._token, {"work": self._name}), self._meter)
+            if isinstance(result, RebuiltReplica):
+                self._rebuilt = result
+            else:
+                self._verified = result or ()
         except UnderstudyError as exc:
             LOG.warning("work=%s failed: %s", self._name, exc)
             self._error = error_fields(exc)

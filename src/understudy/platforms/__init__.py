@@ -123,6 +123,9 @@ class TargetPlatform(Protocol):
     def replica_state(self, uuid: str) -> VmState | None:
         """Power state of the replica VM, or None if it is not defined."""
 
+    def replica_disks(self, uuid: str) -> set[str]:
+        """Paths of the disks in the replica VM's definition, and of those it runs on; empty if it is not defined."""
+
     def start_replica(self, uuid: str) -> None:
         """Start the replica VM."""
 

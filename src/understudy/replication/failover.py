@@ -53,8 +53,12 @@ def start_failover(site: FailoverSite, point: str = "") -> FailoverOutcome:
         raise Refused(what, "the replica VM was started by hand and has changes of its own",
                       "run 'understudy failover undo' to drop them")
     chosen = replica.point(point) if point else replica.newest
-    if facts.damage.get(chosen.id):
-        raise ReplicaError(what, "; ".join(facts.damage[chosen.id]), "choose another restore point")
+    problems = obstacles(facts, chosen.id)
+    if problems:
+        good = [item.id for item in replica.points if not obstacles(facts, item.id)]
+        raise ReplicaError(what, f"restore point {chosen.id} is damaged: {'; '.join(problems)}",
+                           f"the newest undamaged one is {good[-1]}: --point {good[-1]}" if good
+                           else "no restore point is undamaged")
     owner = _owner(site, facts)
     bound = site.mover.call(api.BindHead(owner, chosen.id), api.HeadBound)
     warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))
@@ -89,8 +93,33 @@ def undo_failover(site: FailoverSite) -> FailoverOutcome:
     return FailoverOutcome(replica.identity.name, replica.newest.id, tuple(warnings))
 
 
+def obstacles(facts: api.ReplicaFacts, point: str) -> list[str]:
+    """Why the replica VM cannot run from a point, by its files; a lost digest file is no matter for that."""
+    losses = [text for text in facts.losses.get(point, []) if not text.startswith("disk ")]
+    return [*facts.damage.get(point, []), *losses]
+
+
+def define_adopted(site: FailoverSite, facts: api.ReplicaFacts) -> None:
+    """Define the VM of a replica that was found, if it is missing or its disks are elsewhere; a running one stays."""
+    replica, head = facts.replica, facts.head
+    if replica is None or replica.newest is None:
+        return
+    uuid = replica.identity.domain_uuid
+    state = site.target.replica_state(uuid)
+    files = set(head.files.values()) if head else set()
+    if state in (VmState.RUNNING, VmState.PAUSED) or (state and files and site.target.replica_disks(uuid) == files):
+        return
+    if head is not None and head.point and not head.empty and facts.head_definition:
+        bound = api.HeadBound(head, facts.head_definition)  # what was written to it stays
+    else:
+        bound = site.mover.call(api.BindHead(_owner(site, facts), replica.newest.id), api.HeadBound)
+    site.target.define_replica(replica_vm_spec(replica.identity, bound))
+
+
 def _inspect(site: FailoverSite) -> tuple[api.ReplicaFacts, Replica]:
     facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
+    if facts.problem:
+        raise ReplicaError(f"replica {site.ref.name!r}", facts.problem, "run 'understudy replica rebuild'")
     if facts.replica is None:
         raise NotFound(f"replica {site.ref.name!r}", f"datastore directory {site.ref.datastore} has no such replica",
                        "see 'understudy replica list'")

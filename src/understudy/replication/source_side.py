@@ -169,7 +169,9 @@ def settle_digests(site: Site, spec: TransferSpec, newest: RestorePoint | None) 
     """Keep the source side digests of the new point if it was published, else drop them."""
     if newest is not None and newest.id == spec.point:
         disks = tuple(disk.name for disk in newest.disks)
-        site.source_mover.call(api.KeepDigests(spec.replica_id, spec.point, disks), api.Nothing)
+        began = newest.baseline.point if newest.baseline else ""
+        also = (began,) if began and began != newest.id else ()
+        site.source_mover.call(api.KeepDigests(spec.replica_id, spec.point, disks, also), api.Nothing)
     else:
         site.source_mover.call(api.DropDigests(spec.replica_id, spec.point), api.Removed)
 

@@ -11,6 +11,7 @@ from understudy.context import Context
 from understudy.errors import DatastoreError, Refused, ReplicaError
 from understudy.model.health import suspect_disks
 from understudy.model.inventory import Disk, Vm, VmState
+from understudy.model.job import Datastore
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
@@ -31,15 +32,26 @@ def replica_ref(task: Task, place: Place) -> api.ReplicaRef:
 def check_datastore(site: Site) -> DatastoreFacts:
     """Facts about the target datastore.
 
-    :raises DatastoreError: if it is missing or cannot be written.
+    :raises DatastoreError: if it is missing, cannot be written, or is not the one that was added.
     """
     facts = site.target_mover.call(api.CheckDatastore(site.datastore.path), api.DatastoreAnswer).facts
+    check_marker(site.datastore, facts)
     what = f"datastore {site.datastore.name!r}"
-    if not facts.exists:
-        raise DatastoreError(what, f"directory {facts.path} does not exist", "mount or create it")
     if not facts.writable:
         raise DatastoreError(what, f"directory {facts.path} is not writable", "check its permissions and mount options")
     return facts
+
+
+def check_marker(datastore: Datastore, facts: DatastoreFacts) -> None:
+    """:raises DatastoreError: if the directory is missing, or not the datastore that was added."""
+    what = f"datastore {datastore.name!r}"
+    if not facts.exists:
+        raise DatastoreError(what, f"directory {facts.path} does not exist", "mount or create it")
+    if datastore.marker and facts.marker != datastore.marker:
+        found = "has another marker file" if facts.marker else "has no marker file"
+        raise DatastoreError(what, f"this is not the datastore that was added: is it mounted? ({facts.path} {found})",
+                             f"mount it; if it lies elsewhere now, or is empty on purpose, see 'understudy datastore "
+                             f"set {datastore.name} --help'")
 
 
 def check_space(site: Site, facts: DatastoreFacts, disks: Sequence[Disk], plans: Sequence[DiskPlan]) -> None:
@@ -57,8 +69,10 @@ def inspect(task: Task, site: Site) -> api.ReplicaFacts:
     """What the target knows of the replica.
 
     :raises Refused: if the replica is in failover, or belongs to another job.
+    :raises ReplicaError: if its record is lost or damaged.
     """
     facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
+    refuse_unreadable(facts, f"{site.datastore.name}/{task.replica_name}")
     if facts.replica is None:
         return facts
     what = f"replica {task.replica_name!r}"
@@ -68,7 +82,43 @@ def inspect(task: Task, site: Site) -> api.ReplicaFacts:
                       f"use another --suffix, or 'understudy replica adopt {site.datastore.name}/{task.replica_name}'")
     if facts.replica.state is not ReplicaState.READY:
         raise Refused(what, "it is in failover", "run 'understudy failover undo' first")
-    return facts
+    return replace(facts, damage=facts.damage | _exposed(site, facts.replica))
+
+
+def _exposed(site: Site, replica: Replica) -> dict[str, list[str]]:
+    """Damage that must be feared at the newest point: somebody defined the replica VM on layers instead of the head."""
+    newest = replica.newest
+    if newest is None:
+        return {}
+    used = {PurePosixPath(path).name for path in site.target.replica_disks(replica.identity.domain_uuid)
+            if PurePosixPath(path).parent.name == "layers"}
+    shown = {disk.name: set(layers_below(replica, disk.name)) & used for disk in newest.disks}
+    for disk, layers in shown.items():
+        for layer in sorted(layers):
+            site.journal.warn(f"replica VM {replica.identity.name!r} was defined by hand on layer {layer}, which must "
+                              f"never be written to: disk {disk} is replicated anew; check the older points by "
+                              f"'understudy replica verify'")
+    found = [f"disk {disk}: layer {layer} was given to the replica VM" for disk in shown for layer in shown[disk]]
+    return {newest.id: found} if found else {}
+
+
+def layers_below(replica: Replica, disk: str) -> list[str]:
+    """The layers on record that show ``disk`` at the newest point, the top one first."""
+    found: list[str] = []
+    for point in reversed(replica.points):
+        part = point.disk(disk)
+        if part is None or (found and part.layer != found[-1]):
+            break
+        found[-1:] = [part.layer, part.backing]
+        if not part.backing:
+            break
+    return [layer for layer in found if layer]
+
+
+def refuse_unreadable(facts: api.ReplicaFacts, full_name: str) -> None:
+    """:raises ReplicaError: if the replica's record is lost or damaged though its files are there."""
+    if facts.problem:
+        raise ReplicaError(f"replica {full_name!r}", facts.problem, f"run 'understudy replica rebuild {full_name}'")
 
 
 def check_same_vm(task: Task, vm: Vm, replica: Replica | None) -> None:
@@ -151,7 +201,9 @@ def renew_replica_vm(task: Task, site: Site, draft: str, point: RestorePoint) ->
         return
     previous = _definition_of_head(facts)
     bound = site.target_mover.call(api.BindHead(owner, point.id), api.HeadBound)
-    if state is None or previous != (bound.definition, tuple(sorted(bound.head.files))):
+    # Its disks are others if somebody defined it again by hand, or the datastore lies elsewhere now.
+    moved = site.target.replica_disks(identity.domain_uuid) != set(bound.head.files.values())
+    if state is None or moved or previous != (bound.definition, tuple(sorted(bound.head.files))):
         spec = replica_vm_spec(identity, bound)
         for warning in site.target.define_replica(spec):
             site.journal.warn(f"replica VM {identity.name!r}: {warning}")

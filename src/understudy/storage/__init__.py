@@ -18,6 +18,7 @@ from understudy.model.health import DiskHealth
 from understudy.model.replica import (
     Baseline,
     Consistency,
+    PointDisk,
     Replica,
     ReplicaIdentity,
     ReplicaState,
@@ -99,13 +100,41 @@ class HeadFacts:
 
 @dataclass(frozen=True)
 class DatastoreFacts:
-    """Space and state of a datastore directory."""
+    """Space and state of a datastore directory.
+
+    :ivar marker: what its marker file says: another directory, or none that is mounted, says something else or nothing.
+    """
 
     path: str
     exists: bool
     writable: bool
     total_bytes: int
     free_bytes: int
+    marker: str = ""
+
+
+@dataclass(frozen=True)
+class DigestFacts:
+    """What a whole digest file says of itself."""
+
+    point: str
+    size: int
+    block_size: int
+
+
+@dataclass(frozen=True)
+class RebuiltReplica:
+    """A replica whose record was made again from its files.
+
+    :ivar left_out: points that could not be proved, and why.
+    :ivar files: what is there of such points, relative to the replica's directory; it stays there.
+    :ivar notes: what else the operator should know.
+    """
+
+    replica: Replica
+    left_out: dict[str, str]
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 class LayerWriter(Protocol):
@@ -166,11 +195,52 @@ class PointDraft(Protocol):
         """Remove everything of the draft; does nothing after publish or :meth:`keep`."""
 
 
+class Salvage(Protocol):
+    """A replica whose record is lost or damaged, as its files tell it. The lock must be held."""
+
+    def points(self) -> tuple[RestorePoint, ...]:
+        """Restore points that the files may show, oldest first; none of them is proved.
+
+        A refutation may change what shows the others: ask again after each.
+        """
+
+    def image(self, disk: PointDisk) -> Path:
+        """Absolute path of the layer that may show a disk of one of them."""
+
+    def digest_path(self, disk: PointDisk) -> Path:
+        """Absolute path of the digest file with which that must agree."""
+
+    def refute(self, point_id: str, why: str) -> None:
+        """The digests of a point are not those of what was to show it: it is none of :meth:`points` any more."""
+
+    def rebuilt(self, *, write: bool) -> RebuiltReplica:
+        """The replica with exactly the present :meth:`points`, each proved by the caller; recorded if ``write``.
+
+        :raises ReplicaError: if no point is left.
+        """
+
+
 class ReplicaStore(Protocol):
     """One replica in a datastore."""
 
     def exists(self) -> bool:
         """Whether the replica has been made."""
+
+    def problem(self) -> str:
+        """Why the record cannot be used though files of restore points are there (lost, damaged); else empty.
+
+        :raises ReplicaError: if the record is of a newer format.
+        """
+
+    def salvage(
+        self, read_digest: Callable[[Path], DigestFacts | None], known: ReplicaIdentity | None
+    ) -> Salvage:
+        """Look at the files of a replica that has a :meth:`problem`. The lock must be held.
+
+        :param read_digest: what a digest file says; None if it is damaged.
+        :param known: whose replica it is, if the caller knows; else the files must tell.
+        :raises Refused: if there is no problem, or nothing tells whose replica it is.
+        """
 
     def load(self) -> Replica:
         """The replica's record.
@@ -219,6 +289,9 @@ class ReplicaStore(Protocol):
 
         Each text begins with ``disk <name>: ``, so that only that disk is sent again.
         """
+
+    def losses(self, point_id: str) -> list[str]:
+        """Files of a point other than layers that are missing or were altered: its definition, digests; else empty."""
 
     def image(self, point_id: str, disk: str) -> Path:
         """Absolute path of the layer that shows ``disk`` at that point."""

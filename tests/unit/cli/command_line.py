@@ -30,6 +30,7 @@ from understudy.controller.recovery import end_dead_sessions
 from understudy.errors import NotFound, Refused, UnderstudyError
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
+from understudy.model.job import Datastore
 from understudy.model.replica import (
     Consistency,
     PointDisk,
@@ -41,7 +42,7 @@ from understudy.model.replica import (
 from understudy.model.session import DiskReport, SessionReport, SessionState, Step
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
-from understudy.storage import DatastoreFacts, HeadFacts
+from understudy.storage import DatastoreFacts, HeadFacts, RebuiltReplica
 from understudy.units import GIB, KIB, MIB
 
 VM = Vm(
@@ -78,6 +79,7 @@ class FakeServices:
     error: Exception | None = None
     calls: list[Any] = field(default_factory=list)
     datastore: DatastoreFacts = field(default_factory=lambda: DatastoreFacts("/srv", True, True, 100 * GIB, 40 * GIB))
+    unmarked: UnderstudyError | None = None
     told: bool | None = None
     held: bool = False
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
@@ -102,6 +104,15 @@ class FakeServices:
     def check_datastore(self, name: str) -> DatastoreFacts:
         self._called("check_datastore", name)
         return self.datastore
+
+    def mark_datastore(self, name: str) -> Datastore:
+        if self.unmarked is not None:
+            raise self.unmarked
+        return catalog.change_datastore(self.database, name, marker=self.datastore.marker)
+
+    def move_datastore(self, name: str, path: str, accept: bool) -> Datastore:
+        self._called("move_datastore", name, path, accept)
+        return catalog.change_datastore(self.database, name, path=path or None, marker="m-2")
 
     def check_proxy(self, name: str) -> CheckedProxy:
         self._called("check_proxy", name)
@@ -188,6 +199,13 @@ class FakeServices:
         if name != REPLICA.identity.name:
             raise NotFound(f"replica {name!r}", "no such replica in the datastore")
         return replicas.save_replica(self.database, REPLICA, datastore, "dr")
+
+    def rebuild_replica(
+        self, datastore: str, name: str, dry_run: bool, on_progress: Callable[[Progress], None]
+    ) -> RebuiltReplica:
+        self._called("rebuild_replica", datastore, name, dry_run)
+        on_progress(Progress(total=100, processed=50))
+        return RebuiltReplica(REPLICA, {"p0": "disk vda: [b]bad[/b]"}, ("layers/vda-p0.qcow2",), ("in failover",))
 
     def delete_replica(self, replica: ReplicaRecord) -> None:
         self._called("delete_replica", replica.name)

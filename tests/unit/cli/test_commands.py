@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -112,10 +113,46 @@ def test_datastores(cli: CommandLine) -> None:
     assert cli.json("datastore", "list") == [document]
     assert cli.json("datastore", "check", "vault") == {
         "name": "vault", "path": "/srv", "exists": True, "writable": True, "total_bytes": 100 * GIB,
-        "free_bytes": 40 * GIB,
+        "free_bytes": 40 * GIB, "marker": "",
     }  # fmt: skip
     assert "it is used by datastore 'vault'" in cli.refused("host", "remove", "dr")
     assert cli.json("datastore", "remove", "vault") == {"name": "vault", "removed": True}
+
+
+def test_a_datastore_gets_its_marker_when_it_is_added_or_says_why_not(cli: CommandLine) -> None:
+    cli.ok("host", "add", "dr", "qemu:///system")
+    cli.settings["datastore"] = DatastoreFacts("/srv", True, True, 1, 1, "m-1")
+    assert cli.json("datastore", "add", "vault", "--host", "dr", "--path", "/srv")["marker"] == "m-1"
+    cli.settings["unmarked"] = MoverError("proxy 'far'", "it does not answer")
+    added = cli("--json", "datastore", "add", "late", "--host", "dr", "--path", "/late")
+    assert json.loads(added.out)["marker"] == ""
+    assert "warning: the datastore gets its marker file at first use: proxy 'far': it does not answer" in added.err
+
+
+def test_a_datastore_that_lies_elsewhere_is_followed_and_another_one_fails_the_check(cli: CommandLine) -> None:
+    cli.settings["datastore"] = DatastoreFacts("/srv", True, True, 1, 1, "m-1")
+    cli.ok("host", "add", "dr", "qemu:///system")
+    cli.ok("datastore", "add", "vault", "--host", "dr", "--path", "/srv")
+    assert "nothing to change" in cli.refused("datastore", "set", "vault")
+    moved = cli.json("datastore", "set", "vault", "--path", "/mnt/srv", "--max-transfers", "2")
+    assert (moved["path"], moved["marker"], moved["max_transfers"]) == ("/mnt/srv", "m-2", 2)
+    cli.json("datastore", "set", "vault", "--accept")
+    assert ("move_datastore", "vault", "", True) in cli.calls
+    said = cli.refused("datastore", "check", "vault", status=1)
+    assert "this is not the datastore that was added: is it mounted? (/srv has another marker file)" in said
+
+
+def test_a_replica_without_a_record_is_rebuilt(cli: CommandLine) -> None:
+    said = cli.ok("replica", "rebuild", "vault/web_replica").out
+    assert "Record of replica vault/web_replica rebuilt, proved restore points: p1, p2." in said
+    assert "Left out: restore point p0: disk vda: [b]bad[/b]" in said
+    assert "Stays where it is: layers/vda-p0.qcow2" in said
+    assert cli.json("replica", "rebuild", "vault/web_replica", "--dry-run") == {
+        "replica": "web_replica", "datastore": "vault", "dry_run": True, "points": ["p1", "p2"],
+        "left_out": {"p0": "disk vda: [b]bad[/b]"}, "files": ["layers/vda-p0.qcow2"], "notes": ["in failover"],
+    }  # fmt: skip
+    assert ("rebuild_replica", "vault", "web_replica", True) in cli.calls
+    assert "this is not DATASTORE/REPLICA" in cli.refused("replica", "rebuild", "web_replica")
 
 
 @pytest.mark.parametrize(
@@ -394,6 +431,7 @@ def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
             "created_at": f"2026-01-0{number}T00:00:00+00:00",
             "consistency": "crash",
             "session": number,
+            "damage": ["vda-1.qcow2 is missing"] if number == 1 else [],
             "verified_at": None,
             "bad_blocks": 0,
             "disks": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -15,15 +15,18 @@ from understudy.controller.database import Database
 from understudy.controller.jobs import get_job
 from understudy.controller.sites import PlatformPool, SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
-from understudy.errors import Cancelled, HostUnreachable, MoverError
+from understudy.errors import Cancelled, DatastoreError, HostUnreachable, MoverError
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Job, Proxy, ProxyKind
 from understudy.model.transfer import TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.replication.site import Lease, Place
+from understudy.storage import DatastoreFacts
 
 pytestmark = pytest.mark.timeout(60)
+
+MARKER = "11111111-2222-3333-4444-555555555555"
 
 
 class Platform:
@@ -79,23 +82,34 @@ class Mover:
 
     name: str
     problem: str = ""
+    marks: dict[str, str] = field(default_factory=dict)
     asked: int = 0
 
     def call(self, request: object, response_type: type) -> object:
-        self.asked += 1
+        self.asked += isinstance(request, api.About)
         if self.problem:
             raise MoverError(f"proxy {self.name!r}", self.problem)
+        if isinstance(request, api.CheckDatastore):
+            return api.DatastoreAnswer(DatastoreFacts(request.path, True, True, 1, 1, self.marks.get(request.path, "")))
+        if isinstance(request, api.MarkDatastore):
+            return api.DatastoreMarker(self.marks.setdefault(request.path, MARKER))
+        if isinstance(request, api.ListReplicas):
+            return api.ReplicaNames(())
         return api.MoverInfo(self.name, 1, {})
 
 
 class Movers(dict[str, Mover]):
-    """Movers by name, made when they are asked for."""
+    """Movers by name, made when they are asked for; they see the same datastores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: dict[str, str] = {}
 
     def start(self, name: str) -> None:
-        self[name] = Mover(name)
+        self[name] = Mover(name, marks=self.marks)
 
     def get(self, name: str) -> MoverClient:  # type: ignore[override]
-        return cast("MoverClient", self.setdefault(name, Mover(name)))
+        return cast("MoverClient", self.setdefault(name, Mover(name, marks=self.marks)))
 
 
 def builder(database: Database, home: Path) -> SiteBuilder:
@@ -265,6 +279,25 @@ def test_a_child_is_not_started_only_to_ask_whether_it_answers(site: Database, t
     assert mover_name(maker.mover_at("dr")) == "local"
     assert set(cast("Movers", maker.movers)) == {"near", "local"}
     assert all(answer.asked == 0 for answer in cast("Movers", maker.movers).values())
+
+
+def test_a_datastore_without_a_marker_gets_it_when_a_task_first_uses_it(site: Database, tmp_path: Path) -> None:
+    job = get_job(site, "nightly")
+    place = builder(site, tmp_path).build(job, rows_of(site))
+    with reserve(place, job, vm("db")):
+        assert catalog.get_datastore(site, "vault").marker == MARKER
+
+
+def test_a_task_gets_nothing_if_its_datastore_is_another_one(site: Database, tmp_path: Path) -> None:
+    catalog.change_datastore(site, "vault", marker=MARKER)
+    maker, job = builder(site, tmp_path), get_job(site, "nightly")
+    place = maker.build(job, rows_of(site))
+    refused = pytest.raises(DatastoreError, match=r"is it mounted.*has no marker file")
+    with refused, reserve(place, job, vm("db")):
+        pass
+    mover(maker, "local").marks["/srv/replicas"] = MARKER
+    with reserve(place, job, vm("db")):
+        pass
 
 
 def mover_name(client: MoverClient) -> str:

@@ -16,6 +16,7 @@ from understudy.errors import (
     MoverError,
     PlatformError,
     Refused,
+    ReplicaError,
     TrackingLost,
     TransferError,
     UnderstudyError,
@@ -97,6 +98,8 @@ class World:
     becomes: dict[str, Vm] = field(default_factory=dict)
     images: api.ImageFacts = field(default_factory=lambda: api.ImageFacts(True, ()))
     health: tuple[DiskHealth, ...] = ()
+    replica_disks: set[str] = field(default_factory=lambda: {"/srv/h"})
+    problem: str = ""
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -184,6 +187,9 @@ class Target:
     def __init__(self, world: World) -> None:
         self._world = world
 
+    def replica_disks(self, uuid: str) -> set[str]:
+        return self._world.replica_disks
+
     def replica_state(self, uuid: str) -> VmState | None:
         return VmState.SHUT_OFF
 
@@ -254,6 +260,8 @@ class End:
             case api.CheckDatastore(path=path):
                 return api.DatastoreAnswer(DatastoreFacts(path, True, True, 10 * GIB, world.free_bytes))
             case api.InspectReplica():
+                if world.problem:
+                    return api.ReplicaFacts(None, None, 3, {}, {}, {}, problem=world.problem)
                 replica = Replica(IDENTITY, ReplicaState.READY, world.points, OLD.id) if world.points else None
                 return api.ReplicaFacts(replica, HeadFacts("p0", True, {"vda": "/srv/h"}), 3, {}, {}, {}, "<domain/>",
                                         world.health)  # fmt: skip
@@ -418,6 +426,32 @@ def test_a_cancellation_after_the_publish_comes_too_late_and_everything_is_finis
     world.run()
     assert set(AFTER_PUBLISH) <= set(world.events)
     assert "stop" not in world.events
+    assert world.warnings == []
+
+
+def test_a_replica_that_lost_its_record_is_not_replicated_anew_and_it_is_said_what_to_run() -> None:
+    world = World(problem="replica.json is lost, 5 files of restore points are there (vda-p0.qcow2)")
+    with pytest.raises(ReplicaError, match=r"is lost, 5 files .*; run 'understudy replica rebuild ds/web_replica'"):
+        world.run()
+    assert not {"draft", "snapshot", "publish"} & set(world.events)
+
+
+def test_a_replica_vm_that_was_defined_by_hand_on_a_layer_makes_that_disk_suspect_and_is_put_back_on_the_head() -> None:
+    world = World(replica_disks={"/srv/web_replica/layers/a.qcow2"})
+    world.run()
+    assert world.read is not None
+    assert (world.read.mode, world.read.chained) == (TransferMode.FULL, False)
+    assert any("was defined by hand on layer a.qcow2" in warning for warning in world.warnings)
+    assert "define" in world.events
+
+
+def test_a_replica_vm_whose_disks_lie_elsewhere_is_defined_again() -> None:
+    world = World()
+    world.run()
+    assert "define" not in world.events
+    world = World(replica_disks={"/before/h"})
+    world.run()
+    assert "define" in world.events
     assert world.warnings == []
 
 

@@ -127,9 +127,9 @@ class Lab:
         root = self.store.image(replica.points[0].id, replica.points[0].disks[0].name).parent.parent
         found = {str(path.relative_to(root)) for path in root.rglob("*")
                  if path.is_file() and path.parent.name != "head"}
-        wanted = {".lock", "replica.json"}
+        wanted = {".lock", "replica.json", "replica.json.previous"}
         for point in replica.points:
-            wanted.add(f"points/{point.id}.xml")
+            wanted |= {f"points/{point.id}.xml", f"points/{point.id}.json"}
             for part in point.disks:
                 wanted |= {f"layers/{part.layer}", f"digests/{part.digest}"}
                 assert_clean(root / "layers" / part.layer)

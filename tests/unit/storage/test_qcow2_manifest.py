@@ -27,13 +27,13 @@ from understudy.model.replica import (
 from understudy.storage.qcow2.chains import MergingDisk
 from understudy.storage.qcow2.manifest import (
     Record,
-    _checksum,
     load_record,
     parse_record,
     render_record,
     save_record,
 )
 from understudy.storage.qcow2.names import Place
+from understudy.storage.qcow2.sealed import checksum
 
 from .replica_lab import IDENTITY
 
@@ -87,7 +87,7 @@ def test_a_record_of_an_older_version_is_read(place: Place) -> None:
         del item["generation"]
         if item["baseline"]:
             del item["baseline"]["point"], item["baseline"]["made_at"]
-    place.record.write_bytes(json.dumps(document | {"checksum": _checksum(document)}).encode())
+    place.record.write_bytes(json.dumps(document | {"checksum": checksum(document)}).encode())
     older = load_record(place).replica.points
     assert [item.generation for item in older] == 3 * [None]
     assert older[0].baseline == Baseline("understudy-1", ("vda",))
@@ -158,7 +158,7 @@ def _paths(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 
 def _sealed(document: dict[str, Any]) -> bytes:
     document.pop("checksum", None)
-    return json.dumps(document | {"checksum": _checksum(document)}).encode()
+    return json.dumps(document | {"checksum": checksum(document)}).encode()
 
 
 PLAIN = {key: value for key, value in json.loads(DOCUMENT).items() if key != "checksum"}

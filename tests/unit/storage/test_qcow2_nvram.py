@@ -50,7 +50,8 @@ def test_variables_go_with_their_point_and_stay_with_the_others(tmp_path: Path) 
         assert store.sweep() == []
         store.bind_head("p2")
         store.retire(("p1",))
-        assert sorted(path.name for path in (tmp_path / "web" / "points").iterdir()) == ["p2.nvram", "p2.xml"]
+        left = sorted(path.name for path in (tmp_path / "web" / "points").iterdir())
+        assert left == ["p2.json", "p2.nvram", "p2.xml"]
         assert Path(store.head().nvram).read_bytes() == b"2"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
@@ -57,6 +57,8 @@ class ReplicaFacts:
     :ivar images: absolute path per (point id, disk name), as nested dicts.
     :ivar digests: the same for digest files.
     :ivar health: what verifying has found out, see :meth:`understudy.storage.ReplicaStore.health`.
+    :ivar problem: why the record cannot be used (lost, damaged) though files of restore points are there; else empty.
+    :ivar losses: files other than layers that a point lost or that were altered, per point id, as in ``damage``.
     """
 
     replica: Replica | None
@@ -67,6 +69,8 @@ class ReplicaFacts:
     digests: dict[str, dict[str, str]]
     head_definition: str = ""
     health: tuple[DiskHealth, ...] = ()
+    problem: str = ""
+    losses: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,36 @@ class VerifiedDisk:
     affected: tuple[str, ...] = ()
     verified_at: str = ""
     digests_recomputed_at: str = ""
+
+
+@dataclass(frozen=True)
+class RebuildReplica:
+    """Make the record of a replica again from its files, every point proved by its digests (long).
+
+    The result is :attr:`WorkStatus.rebuilt`.
+
+    :ivar known: whose replica it is, if the controller knows.
+    :ivar dry_run: say what would be recorded, and record nothing.
+    """
+
+    ref: ReplicaRef
+    attempt: int
+    known: ReplicaIdentity | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class MarkDatastore:
+    """Give a datastore directory a marker file; one that it has stays."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class DatastoreMarker:
+    """What the marker file says."""
+
+    marker: str
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from understudy.mover.api.target import VerifiedDisk
+from understudy.storage import RebuiltReplica
 
 
 class WorkState(enum.StrEnum):
@@ -75,10 +76,14 @@ class ErrorFields:
 
 @dataclass(frozen=True)
 class WorkStatus:
-    """How far a long operation is; ``verified`` is filled by :class:`VerifyPoint` alone."""
+    """How far a long operation is.
+
+    :ivar verified: filled by :class:`VerifyPoint` alone; :ivar rebuilt: by :class:`RebuildReplica` alone.
+    """
 
     state: WorkState
     seconds: float
     progress: Progress
     error: ErrorFields | None = None
     verified: tuple[VerifiedDisk, ...] = ()
+    rebuilt: RebuiltReplica | None = None

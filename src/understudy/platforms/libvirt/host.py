@@ -190,6 +190,16 @@ class LibvirtHost:
         with libvirt_errors(f"state of replica VM {uuid}"):
             return vm_state(domain)
 
+    def replica_disks(self, uuid: str) -> set[str]:
+        """Paths of the disks by the persistent definition, and by the active one."""
+        domain = self._connection.domain(uuid)
+        if domain is None:
+            return set()
+        with libvirt_errors(f"disks of replica VM {uuid}"):
+            definitions = [ET.fromstring(domain.XMLDesc(flags)) for flags in (libvirt.VIR_DOMAIN_XML_INACTIVE, 0)]
+        disks = [disk for root in definitions for disk in root.iterfind("devices/disk[@device='disk']/source")]
+        return {path for path in (disk.get("file") or disk.get("dev") for disk in disks) if path}
+
     def start_replica(self, uuid: str) -> None:
         """Power on."""
         domain = self._connection.require_domain(uuid, uuid)

@@ -21,6 +21,20 @@ class MergingDisk:
 
 
 @dataclass(frozen=True)
+class UnlistedLayer:
+    """A layer that points on record lie on, of a point that is not: a rebuilt record could not prove that one.
+
+    :ivar backing: file of the layer below, or empty; :ivar file_bytes: length of the file when it was found.
+    """
+
+    disk: str
+    file: str
+    size: int
+    backing: str
+    file_bytes: int
+
+
+@dataclass(frozen=True)
 class ChainLayer:
     """A layer as it must be found.
 
@@ -35,7 +49,8 @@ class ChainLayer:
     file_bytes: int | None
 
 
-def chain(replica: Replica, merging: tuple[MergingDisk, ...], point: RestorePoint, disk: str) -> tuple[ChainLayer, ...]:
+def chain(replica: Replica, merging: tuple[MergingDisk, ...], point: RestorePoint, disk: str,
+          unlisted: tuple[UnlistedLayer, ...] = ()) -> tuple[ChainLayer, ...]:
     """The layers that show ``disk`` at ``point``, the top one first; empty if the VM had no such disk then."""
     found: list[ChainLayer] = []
     wanted = ""
@@ -45,11 +60,23 @@ def chain(replica: Replica, merging: tuple[MergingDisk, ...], point: RestorePoin
             return tuple(found)
         backings = backings_like(replica, merging, disk, part.backing)
         found.append(ChainLayer(part.layer, part.size, backings, part.file_bytes))
-        wanted = part.backing
+        between, wanted = _through(unlisted, disk, part.backing)
+        found += [ChainLayer(item.file, item.size, backings_like(replica, merging, disk, item.backing), item.file_bytes)
+                  for item in between]
         if not wanted:
             return tuple(found)
     below = next((item.below for item in merging if item.disk == disk), ())
     return tuple(found + [_merging_layer(below, index) for index in reversed(range(len(below)))])
+
+
+def _through(unlisted: tuple[UnlistedLayer, ...], disk: str, layer: str) -> tuple[list[UnlistedLayer], str]:
+    """The unlisted layers from ``layer`` downwards, and the first one below them that is none; empty if none is."""
+    by_file = {item.file: item for item in unlisted if item.disk == disk}
+    found = []
+    while layer in by_file:
+        found.append(by_file.pop(layer))
+        layer = found[-1].backing
+    return found, layer
 
 
 def backings_like(replica: Replica, merging: tuple[MergingDisk, ...], disk: str, layer: str) -> frozenset[str]:
@@ -72,33 +99,42 @@ def _merging_layer(below: tuple[str, ...], index: int) -> ChainLayer:
     return ChainLayer(below[index], None, frozenset((below[index - 1], below[0])), None)
 
 
-def referenced(replica: Replica, merging: tuple[MergingDisk, ...]) -> tuple[frozenset[str], frozenset[str]]:
+def referenced(replica: Replica, merging: tuple[MergingDisk, ...],
+               unlisted: tuple[UnlistedLayer, ...] = ()) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the layer files and of the digest files that the record needs."""
     disks = [disk for point in replica.points for disk in point.disks]
     layers = {disk.layer for disk in disks} | {name for item in merging for name in item.below}
+    layers |= {item.file for item in unlisted}
     return frozenset(layers), frozenset(disk.digest for disk in disks)
 
 
-def retired(replica: Replica, first: RestorePoint) -> tuple[Replica, tuple[MergingDisk, ...]]:
-    """The record after all points older than ``first`` are gone, and what must be merged for that."""
+def retired(replica: Replica, first: RestorePoint, unlisted: tuple[UnlistedLayer, ...] = ()) -> tuple[
+        Replica, tuple[MergingDisk, ...], tuple[UnlistedLayer, ...]]:
+    """The record after all points older than ``first`` are gone, what must be merged for that, what stays unlisted."""
     index = replica.points.index(first)
     merging = []
     for disk in first.disks:
         if disk.backing:
-            layers = chain(replica, (), first, disk.name)
+            layers = chain(replica, (), first, disk.name, unlisted)
             merging.append(MergingDisk(disk.name, tuple(layer.file for layer in reversed(layers[1:]))))
-    return (Replica(replica.identity, replica.state, replica.points[index:], replica.head_point), tuple(merging))
+    after = Replica(replica.identity, replica.state, replica.points[index:], replica.head_point)
+    found = (_through(unlisted, disk.name, disk.backing)[0] for point in after.points[1:] for disk in point.disks)
+    needed = {item.file for between in found for item in between} - {name for item in merging for name in item.below}
+    return after, tuple(merging), tuple(item for item in unlisted if item.file in needed)
 
 
-def contradictions(replica: Replica, merging: tuple[MergingDisk, ...]) -> str:
+def contradictions(replica: Replica, merging: tuple[MergingDisk, ...],
+                   unlisted: tuple[UnlistedLayer, ...] = ()) -> str:
     """The first thing that cannot be true of a record, or empty."""
-    return next(_contradictions(replica, merging), "")
+    return next(_contradictions(replica, merging, unlisted), "")
 
 
-def _contradictions(replica: Replica, merging: tuple[MergingDisk, ...]) -> Iterator[str]:
+def _contradictions(replica: Replica, merging: tuple[MergingDisk, ...],
+                    unlisted: tuple[UnlistedLayer, ...]) -> Iterator[str]:
     disks = [disk for point in replica.points for disk in point.disks]
     yield from _repeated("restore point", [point.id for point in replica.points])
-    yield from _repeated("layer", [disk.layer for disk in disks] + [name for item in merging for name in item.below])
+    yield from _repeated("layer", [disk.layer for disk in disks] + [name for item in merging for name in item.below]
+                         + [item.file for item in unlisted])
     yield from _repeated("digest", [disk.digest for disk in disks])
     yield from _repeated("merging disk", [item.disk for item in merging])
     for point in replica.points:
@@ -109,23 +145,30 @@ def _contradictions(replica: Replica, merging: tuple[MergingDisk, ...]) -> Itera
     merged = {item.disk: item for item in merging}
     for number, point in enumerate(replica.points):
         for disk in point.disks:
-            yield from _broken_link(replica, number, disk, lower)
-    oldest = {disk.name for disk in replica.points[0].disks if disk.backing} if replica.points else set()
+            yield from _broken_link(replica, number, disk, lower, unlisted)
+    names = {item.file for item in unlisted}
+    oldest = {disk.name for disk in replica.points[0].disks if disk.backing and disk.backing not in names} \
+        if replica.points else set()
     if set(merged) != oldest:
         yield "the disks being merged are not those of the oldest point that lie on another layer"
 
 
-def _broken_link(replica: Replica, number: int, disk: PointDisk, lower: dict[str, str]) -> Iterator[str]:
-    if not disk.backing:
+def _broken_link(replica: Replica, number: int, disk: PointDisk, lower: dict[str, str],
+                 unlisted: tuple[UnlistedLayer, ...]) -> Iterator[str]:
+    between, backing = _through(unlisted, disk.name, disk.backing)
+    sizes = [disk.size, *(item.size for item in between)]
+    if sizes != sorted(sizes, reverse=True):
+        yield f"layer {disk.layer} is smaller than the layer below"
+    if not backing:
         return
     if number == 0:
-        if lower.get(disk.name) != disk.backing:
-            yield f"layer {disk.layer} lies on {disk.backing}, which is not there"
+        if between or lower.get(disk.name) != backing:
+            yield f"layer {disk.layer} lies on {backing}, which is not there"
         return
     below = replica.points[number - 1].disk(disk.name)
-    if below is None or below.layer != disk.backing:
-        yield f"layer {disk.layer} lies on {disk.backing}, which is not the point before"
-    elif below.size > disk.size:
+    if below is None or below.layer != backing:
+        yield f"layer {disk.layer} lies on {backing}, which is not the point before"
+    elif below.size > sizes[-1]:
         yield f"layer {disk.layer} is smaller than the layer below"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from understudy.errors import UnderstudyError
 from understudy.model.replica import RestorePoint
 from understudy.storage.qcow2.chains import ChainLayer, chain
-from understudy.storage.qcow2.files import datastore_error
+from understudy.storage.qcow2.files import datastore_error, datastore_errors
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place
+from understudy.storage.qcow2.sidecar import altered, read_sidecar
 
 
 def damage(place: Place, record: Record, point: RestorePoint) -> list[str]:
@@ -19,11 +20,24 @@ def damage(place: Place, record: Record, point: RestorePoint) -> list[str]:
 def disk_damage(place: Place, record: Record, point: RestorePoint, disk: str) -> list[str]:
     """The same for one disk."""
     found = []
-    for layer in chain(record.replica, record.merging, point, disk):
+    for layer in chain(record.replica, record.merging, point, disk, record.unlisted):
         problem = _layer_damage(place, layer)
         if problem:
             found.append(f"disk {disk}: layer {layer.file}: {problem}")
     return found
+
+
+def losses(place: Place, point: RestorePoint) -> list[str]:
+    """Files of ``point`` other than layers that are missing or were altered since they were published."""
+    act = f"look at restore point {point.id!r} of {place.what}"
+    with datastore_errors(act):
+        found = [f"disk {disk.name}: digest file {disk.digest} is missing" for disk in point.disks
+                 if not (place.digests / disk.digest).is_file()]
+        sidecar = read_sidecar(place, point.id)
+        if sidecar is not None:
+            return [*altered(place, sidecar), *found]
+        files = [place.definition(point.id), *([place.points / point.nvram] if point.nvram else [])]
+        return [*(f"{path.name} is missing" for path in files if not path.is_file()), *found]
 
 
 def _layer_damage(place: Place, layer: ChainLayer) -> str:

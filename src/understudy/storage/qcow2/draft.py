@@ -29,6 +29,7 @@ from understudy.storage.qcow2.names import (
     nvram_name,
     partial,
 )
+from understudy.storage.qcow2.sidecar import Sidecar, content_hash, render_sidecar
 from understudy.storage.qcow2.sweep import remove_files
 from understudy.storage.qcow2.takeover import Opened, inherited_layer, new_layer, own_layer
 
@@ -98,7 +99,7 @@ class Qcow2Draft:
                              tuple(self._measure(disk) for disk in self._disks.values()), meta.baseline,
                              dict(meta.versions), nvram_name(self._id) if meta.nvram else "", meta.generation)
         with datastore_errors(f"publish {self._what}"):
-            self._make_durable(meta)
+            self._make_durable(meta, point, record)
             fault_point("publish.layers_durable")
             for files in self._files():
                 files.journal.unlink(missing_ok=True)
@@ -162,7 +163,7 @@ class Qcow2Draft:
     def _finals(self) -> list[Path]:
         """Every file that each point has, under its final name."""
         files = [path for disk in self._disks for path in (self._layer(disk), self._digest(disk))]
-        return [*files, self._place.definition(self._id)]
+        return [*files, self._place.definition(self._id), self._place.sidecar(self._id)]
 
     def _known(self, disk: str) -> NewDisk:
         if disk not in self._disks:
@@ -215,14 +216,18 @@ class Qcow2Draft:
         return PointDisk(disk.name, disk.size, layer_name(disk.name, self._id), header.backing,
                          digest_name(disk.name, self._id), length, disk.source_path)
 
-    def _make_durable(self, meta: PointMeta) -> None:
+    def _make_durable(self, meta: PointMeta, point: RestorePoint, record: Record) -> None:
         for disk in self._disks:
             for path, mode in ((partial(self._layer(disk)), 0o400), (self.digest_path(disk), 0o600)):
                 path.chmod(mode)
                 fsync_path(path)
-        write_durable(partial(self._place.definition(self._id)), meta.definition.encode(), 0o600)
+        contents = {self._place.definition(self._id): meta.definition.encode()}
         if meta.nvram:
-            write_durable(partial(self._place.nvram(self._id)), _decoded(self._what, meta.nvram), 0o600)
+            contents[self._place.nvram(self._id)] = _decoded(self._what, meta.nvram)
+        hashes = {path.name: content_hash(content) for path, content in contents.items()}
+        contents[self._place.sidecar(self._id)] = render_sidecar(Sidecar(point, record.replica.identity, hashes))
+        for path, content in contents.items():
+            write_durable(partial(path), content, 0o600)
         self._sync_directories()
 
     def _rename(self, *, with_nvram: bool) -> None:

@@ -1,16 +1,14 @@
 """What does ``replica.json`` say, and can it be trusted?
 
-The document is ``{"understudy": "replica", "format": 1, "checksum": ..., "replica": {...}, "merging": [...]}``. The
-checksum is SHA-256 over the document without it, as JSON with sorted keys and no spaces. It shows damage; it is not a
-seal.
+The document is ``{"understudy": "replica", "format": 1, "checksum": ..., "replica": {...}, "merging": [...]}``, see
+:mod:`understudy.storage.qcow2.sealed`. Records that were rebuilt from files have ``unlisted`` and ``kept`` too. The
+record before the present one is kept beside it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError
 from understudy.model.replica import (
@@ -25,14 +23,17 @@ from understudy.model.replica import (
     RestorePoint,
     SourceGeneration,
 )
-from understudy.storage.qcow2.chains import MergingDisk, contradictions
-from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time, parse_object
+from understudy.storage.qcow2.chains import MergingDisk, UnlistedLayer, contradictions
+from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
 from understudy.storage.qcow2.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.format import SECTOR
 from understudy.storage.qcow2.names import Place, check_point_id, is_digest_name, is_layer_name, is_nvram_name, partial
+from understudy.storage.qcow2.sealed import sealed, unsealed
 
 FORMAT = 1
 _MODE = 0o600
+REBUILD = "rebuild it: 'understudy replica rebuild DATASTORE/REPLICA'"
+"""What to do about a record that is lost or damaged."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,71 @@ class Record:
     """The content of ``replica.json``.
 
     :ivar merging: the disks of the oldest point whose layers are being merged; empty unless a retirement is unfinished.
+    :ivar unlisted: layers of no point on record that points on record lie on, see :class:`UnlistedLayer`.
+    :ivar kept: files, relative to the replica, of points that could not be proved at a rebuild: they stay.
     """
 
     replica: Replica
     merging: tuple[MergingDisk, ...] = ()
+    unlisted: tuple[UnlistedLayer, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def load_record(place: Place) -> Record:
     """The record of the replica.
 
     :raises NotFound: if there is no replica.
-    :raises ReplicaError: if the record is damaged or of a newer format.
+    :raises ReplicaError: if the record is damaged, of a newer format, or lost.
     """
+    data = _read(place, place.record)
+    if data is not None:
+        return parse_record(place.what, data)
+    if not place.root.parent.is_dir():
+        raise DatastoreError(f"load {place.what}", "the datastore directory does not exist",
+                             "check that the datastore is mounted")
+    problem = record_problem(place)
+    if problem:
+        raise ReplicaError(f"load {place.what}", problem, REBUILD)
+    raise NotFound(place.what, "no such replica")
+
+
+def record_problem(place: Place) -> str:
+    """Why there is no record that can be used, though there are files of restore points; else empty.
+
+    :raises ReplicaError: if the record is of a newer format.
+    """
+    data = _read(place, place.record)
+    if data is None:
+        with datastore_errors(f"look at {place.what}"):
+            left = place.finished_files()
+        return f"replica.json is lost, {len(left)} files of restore points are there ({left[0].name})" if left else ""
     try:
-        data = place.record.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        if not place.root.parent.is_dir():
-            raise DatastoreError(f"load {place.what}", "the datastore directory does not exist",
-                                 "check that the datastore is mounted") from exc
-        raise NotFound(place.what, "no such replica") from exc
+        _parse(place.what, data)
+    except Malformed as exc:
+        return f"replica.json is damaged: {exc}"
+    return ""
+
+
+def previous_record(place: Place) -> Record | None:
+    """The record before the present one; None if it is missing or damaged. It may tell of points that are gone."""
+    data = _read(place, place.previous)
+    try:
+        return None if data is None else _parse(place.what, data)
+    except Malformed:
+        return None
+
+
+def _read(place: Place, path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as exc:
         raise datastore_error(f"load {place.what}", exc) from exc
-    return parse_record(place.what, data)
 
 
 def save_record(place: Place, record: Record) -> Record:
-    """Make ``record`` the truth, in one durable rename.
+    """Make ``record`` the truth, in one durable rename; the one before is kept as ``replica.json.previous``.
 
     :raises ReplicaError: if it contradicts itself; nothing is changed then.
     """
@@ -77,6 +117,9 @@ def save_record(place: Place, record: Record) -> Record:
     if not survives:
         raise ReplicaError(f"save {place.what}", "the record does not survive being written")
     with datastore_errors(f"save {place.what}"):
+        before = _read(place, place.record)
+        if before is not None and not record_problem(place):
+            replace_durable(place.previous, partial(place.previous), before, _MODE)
         replace_durable(place.record, partial(place.record), data, _MODE)
     return record
 
@@ -85,7 +128,9 @@ def render_record(record: Record) -> bytes:
     """``record`` as a document with its checksum."""
     document = {"understudy": "replica", "format": FORMAT, "replica": asdict(record.replica),
                 "merging": [asdict(disk) for disk in record.merging]}
-    return json.dumps(document | {"checksum": _checksum(document)}, indent=1).encode() + b"\n"
+    if record.unlisted or record.kept:
+        document |= {"unlisted": [asdict(layer) for layer in record.unlisted], "kept": list(record.kept)}
+    return sealed(document)
 
 
 def parse_record(what: str, data: bytes) -> Record:
@@ -96,61 +141,42 @@ def parse_record(what: str, data: bytes) -> Record:
     try:
         return _parse(what, data)
     except Malformed as exc:
-        raise ReplicaError(f"load {what}", f"replica.json is damaged: {exc}",
-                           "restore this file from a copy, or remove the replica and replicate again") from exc
+        raise ReplicaError(f"load {what}", f"replica.json is damaged: {exc}", REBUILD) from exc
 
 
 def _parse(what: str, data: bytes) -> Record:
-    document = parse_object(data)
-    _check_format(what, document)
-    try:
-        checksum = _checksum({name: value for name, value in document.items() if name != "checksum"})
-    except RecursionError as exc:
-        raise Malformed("nested too deep") from exc
-    if document.pop("checksum", None) != checksum:
-        raise Malformed("the checksum does not match")
-    return Fields.made("replica.json", document, _record)
-
-
-def _check_format(what: str, document: dict[str, Any]) -> None:
-    version = document.get("format")
-    if document.get("understudy") != "replica" or type(version) is not int or version < 1:
-        raise Malformed("it is no record of a replica")
-    if version > FORMAT:
-        raise ReplicaError(f"load {what}",
-                           f"replica.json has format {version}, this program knows formats up to {FORMAT}",
-                           "use a newer Understudy on this host")
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return Fields.made("replica.json", unsealed(f"load {what}", data, "replica", FORMAT), _record)
 
 
 def _record(fields: Fields) -> Record:
     fields.text("understudy")
     fields.number("format", 1)
-    record = Record(fields.child("replica", _replica), fields.children("merging", _merging))
-    problem = contradictions(record.replica, record.merging)
+    replica, merging = fields.child("replica", _replica), fields.children("merging", _merging)
+    rebuilt = fields.has("unlisted")
+    unlisted = fields.children("unlisted", _unlisted) if rebuilt else ()
+    kept = fields.texts("kept") if rebuilt else ()
+    problem = contradictions(replica, merging, unlisted)
     if problem:
         raise Malformed(problem)
-    return record
+    return Record(replica, merging, unlisted, kept)
 
 
 def _replica(fields: Fields) -> Replica:
     return Replica(
-        identity=fields.child("identity", _identity),
+        identity=fields.child("identity", identity_fields),
         state=ReplicaState(fields.text("state", lambda text: text in set(ReplicaState))),
-        points=fields.children("points", _point),
+        points=fields.children("points", point_fields),
         head_point=fields.text("head_point"))
 
 
-def _identity(fields: Fields) -> ReplicaIdentity:
+def identity_fields(fields: Fields) -> ReplicaIdentity:
+    """A replica's identity in a document."""
     names = ("id", "name", "job_id", "job_name", "source_vm", "source_uuid", "domain_uuid")
     return ReplicaIdentity(**{name: fields.text(name) for name in names})
 
 
-def _point(fields: Fields) -> RestorePoint:
+def point_fields(fields: Fields) -> RestorePoint:
+    """A restore point in a document."""
     return RestorePoint(
         id=fields.text("id", _is_point_id),
         created_at=fields.text("created_at", is_utc_time),
@@ -201,6 +227,15 @@ def _file_mark(fields: Fields) -> FileMark:
 
 def _merging(fields: Fields) -> MergingDisk:
     return MergingDisk(fields.text("disk"), fields.texts("below", is_layer_name))
+
+
+def _unlisted(fields: Fields) -> UnlistedLayer:
+    return UnlistedLayer(
+        disk=fields.text("disk", bool),
+        file=fields.text("file", is_layer_name),
+        size=fields.number("size", SECTOR, SECTOR),
+        backing=fields.text("backing", lambda text: not text or is_layer_name(text)),
+        file_bytes=fields.number("file_bytes", 1))
 
 
 def _is_point_id(text: str) -> bool:

@@ -44,14 +44,19 @@ def retire(place: Place, record: Record, point_ids: tuple[str, ...], lock: int) 
     if not point_ids:
         return record
     first = _first_to_stay(act, record.replica, point_ids)
-    replica, merging = retired(record.replica, first)
+    replica, merging, unlisted = retired(record.replica, first, record.unlisted)
     for item in merging:
         for problem in disk_damage(place, record, first, item.disk):
             raise ReplicaError(act, problem, "use another restore point, and replicate again")
+    after = replace(record, replica=replica, merging=merging, unlisted=unlisted)
+    unproved = {item.file for item in record.unlisted}
     with alone(place, act):
-        _refuse_used(place, act, record, replica)
+        _refuse_used(place, act, record, after)
+        for item in merging:
+            if item.below[0] in unproved:
+                _repair(act, place.layers / item.below[0], lock)  # a merge into it may have been stopped before
         carry_over(place, record, replica)
-        record = save_record(place, Record(replica, merging))
+        record = save_record(place, after)
         fault_point("retire.recorded")
         record = _merge_all(place, record, lock)
         remove_unneeded(place, record)
@@ -68,7 +73,7 @@ def finish_merge(place: Place, record: Record, lock: int) -> tuple[Record, list[
         return record, []
     act = f"finish the merge of {place.what}"
     with alone(place, act):
-        _refuse_used(place, act, record, record.replica)
+        _refuse_used(place, act, record, record)
         for item in record.merging:
             for problem in disk_damage(place, record, record.replica.points[0], item.disk):
                 raise ReplicaError(act, problem, "use another restore point, and replicate again")
@@ -90,15 +95,16 @@ def _first_to_stay(act: str, replica: Replica, point_ids: tuple[str, ...]) -> Re
     return replica.points[count]
 
 
-def _refuse_used(place: Place, act: str, before: Record, after: Replica) -> None:
+def _refuse_used(place: Place, act: str, before: Record, after: Record) -> None:
     """A layer that is going to be merged or deleted must not be open.
 
     Whoever opens one later meets the locks of ``qemu-img``, or makes it fail, both without harm.
     """
-    untouched = {disk.layer for point in after.points for disk in point.disks
-                 if not (point is after.points[0] and disk.backing)}
+    points = after.replica.points
+    untouched = {disk.layer for point in points for disk in point.disks if not (point is points[0] and disk.backing)}
+    untouched |= {item.file for item in after.unlisted}
     layers = {disk.layer for point in before.replica.points for disk in point.disks}
-    layers |= {name for item in before.merging for name in item.below}
+    layers |= {item.file for item in before.unlisted} | {name for item in before.merging for name in item.below}
     with datastore_errors(act):
         for name in sorted(layers - untouched):
             if in_use(place.layers / name):
@@ -143,6 +149,7 @@ def _uppers(place: Place, record: Record, item: MergingDisk, layer: str) -> list
         return [(place.layers / chain[chain.index(layer) + 1], "")]
     found = [(place.layers / disk.layer, "") for point in record.replica.points[1:2] for disk in point.disks
              if disk.backing == top]
+    found += [(place.layers / above.file, "") for above in record.unlisted if above.backing == top]
     head = _head_above(place, record, item.disk)
     return found if head is None else [*found, (head, head_backing(""))]
 
@@ -170,7 +177,8 @@ def _shortened(record: Record, item: MergingDisk) -> Record:
     first, *others = record.replica.points
     first = replace(first, disks=tuple(
         replace(part, backing=shorter.below[-1]) if part.name == item.disk else part for part in first.disks))
-    return Record(replace(record.replica, points=(first, *others)), (shorter, *record.merging[1:]))
+    return replace(record, replica=replace(record.replica, points=(first, *others)),
+                   merging=(shorter, *record.merging[1:]))
 
 
 def _merged(place: Place, record: Record, disk: str, base: str) -> Record:
@@ -184,7 +192,9 @@ def _merged(place: Place, record: Record, disk: str, base: str) -> Record:
         for part in first.disks))]
     points += [replace(point, disks=tuple(
         replace(part, backing=base) if part.backing == old else part for part in point.disks)) for point in others]
-    return Record(replace(record.replica, points=tuple(points)), record.merging[1:])
+    unlisted = tuple(replace(above, backing=base) if above.backing == old else above for above in record.unlisted)
+    return replace(record, replica=replace(record.replica, points=tuple(points)), merging=record.merging[1:],
+                   unlisted=unlisted)
 
 
 def _commit(place: Place, layer: str, base: str, lock: int) -> None:

@@ -15,13 +15,13 @@ _POINT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _DISK = r"[A-Za-z0-9_%][A-Za-z0-9_.%]{0,119}"
 _POINT_ID = re.compile(_POINT)
 _DISK_TOKEN = re.compile(_DISK)
-_LAYER = re.compile(rf"{_DISK}-{_POINT}\.qcow2")
+_LAYER = re.compile(rf"({_DISK})-({_POINT})\.qcow2")
 _LAYER_OR_JOURNAL = re.compile(rf"{_DISK}-{_POINT}\.(qcow2|journal)")
 _PARTIAL_LAYER = re.compile(rf"({_DISK})-({_POINT})\.qcow2{re.escape(PARTIAL)}")
-_DIGEST = re.compile(rf"{_DISK}-{_POINT}\.digest")
+_DIGEST = re.compile(rf"({_DISK})-({_POINT})\.digest")
 _DIGEST_OR_CLAIMS = re.compile(rf"{_DISK}-{_POINT}\.digest(\.claims)?")
 _NVRAM = re.compile(rf"{_POINT}\.nvram")
-_DEFINITION = re.compile(rf"{_POINT}\.(xml|nvram)")
+_OF_POINT = re.compile(rf"({_POINT})\.(xml|nvram|json)")
 _HEAD = re.compile(rf"{_DISK}\.qcow2|nvram\.fd")
 _UNSAFE_IN_DIRECTORY = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
 _UNSAFE_IN_DISK = re.compile(r"[^A-Za-z0-9_.]|^\.")
@@ -103,6 +103,23 @@ def is_digest_name(name: str) -> bool:
     return _DIGEST.fullmatch(name) is not None
 
 
+def layer_parts(name: str) -> tuple[str, str] | None:
+    """Disk and point for which the layer called ``name`` was made; None if no layer is called so."""
+    return _parts(_LAYER.fullmatch(name))
+
+
+def digest_parts(name: str) -> tuple[str, str] | None:
+    """Disk and point of the digest file called ``name``; None if no digest file is called so."""
+    return _parts(_DIGEST.fullmatch(name))
+
+
+def _parts(match: re.Match[str] | None) -> tuple[str, str] | None:
+    if match is None:
+        return None
+    disk = unquote(match[1], errors="replace")
+    return (disk, match[2]) if disk_token(disk) == match[1] else None
+
+
 def nvram_name(point: str) -> str:
     """File name of the UEFI variables stored with ``point``."""
     check_point_id(point)
@@ -152,6 +169,11 @@ class Place:
         return self.root / "replica.json"
 
     @property
+    def previous(self) -> Path:
+        """The record before the present one, kept for the case that ``replica.json`` is lost."""
+        return self.root / "replica.json.previous"
+
+    @property
     def health(self) -> Path:
         """``health.json``."""
         return self.root / "health.json"
@@ -182,7 +204,7 @@ class Place:
 
     @property
     def points(self) -> Path:
-        """Directory of the VM definitions and UEFI variables."""
+        """Directory of the VM definitions, UEFI variables and sidecars."""
         return self.root / "points"
 
     @property
@@ -198,6 +220,11 @@ class Place:
     def nvram(self, point: str) -> Path:
         """File of the UEFI variables stored with ``point``."""
         return self.points / nvram_name(point)
+
+    def sidecar(self, point: str) -> Path:
+        """File that tells ``point`` as it was recorded at publish."""
+        check_point_id(point)
+        return self.points / f"{point}.json"
 
     @property
     def head_nvram(self) -> Path:
@@ -215,10 +242,25 @@ class Place:
         """
         found = []
         for directory, pattern in ((self.layers, _LAYER_OR_JOURNAL), (self.digests, _DIGEST_OR_CLAIMS),
-                                   (self.points, _DEFINITION), (self.head, _HEAD)):
+                                   (self.points, _OF_POINT), (self.head, _HEAD)):
             if directory.is_dir():
                 found += [path for path in directory.iterdir() if pattern.fullmatch(path.name.removesuffix(PARTIAL))]
         return sorted(found)
+
+    def finished_files(self) -> list[Path]:
+        """The files of :meth:`own_files` that are not in the making.
+
+        :raises OSError: if a directory cannot be read.
+        """
+        return [path for path in self.own_files() if not path.name.endswith(PARTIAL)]
+
+    def point_ids(self) -> list[str]:
+        """Ids of all points that have a file below ``points/``, sorted.
+
+        :raises OSError: if the directory cannot be read.
+        """
+        names = [path.name for path in self.points.iterdir()] if self.points.is_dir() else []
+        return sorted({match[1] for match in map(_OF_POINT.fullmatch, names) if match})
 
     def draft_files(self, disk: str, point: str) -> DraftFiles:
         """The files of ``disk`` of ``point`` while that is in the making."""

@@ -17,8 +17,9 @@ from understudy.storage.qcow2.files import datastore_error, datastore_errors, ma
 from understudy.storage.qcow2.health import alone, change_health, load_health
 from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
-from understudy.storage.qcow2.manifest import Record, load_record, save_record
-from understudy.storage.qcow2.names import PARTIAL, Place, directory_name, partial, replica_name
+from understudy.storage.qcow2.manifest import REBUILD, Record, load_record, record_problem, save_record
+from understudy.storage.qcow2.names import Place, directory_name, partial, replica_name
+from understudy.storage.qcow2.salvage import Qcow2Salvage, ReadDigest
 from understudy.storage.qcow2.sweep import remove_files, remove_unneeded
 
 
@@ -53,6 +54,15 @@ class Qcow2Store:
         """The replica's record."""
         return load_record(self._place).replica
 
+    def problem(self) -> str:
+        """Why the record cannot be used though files of restore points are there; else empty."""
+        return record_problem(self._place)
+
+    def salvage(self, read_digest: ReadDigest, known: ReplicaIdentity | None) -> Qcow2Salvage:
+        """Look at the files of a replica whose record is lost or damaged."""
+        self._owned()
+        return Qcow2Salvage(self._place, read_digest, known, self._require_lock)
+
     @contextmanager
     def lock(self, attempt: int) -> Iterator[None]:
         """Own the replica for attempt number ``attempt`` (S11); leaving the context gives it back."""
@@ -79,10 +89,10 @@ class Qcow2Store:
             return replica
         with datastore_errors(what):
             # Layers without a record may be all that is left of somebody's restore points: never sweep them away.
-            strays = [path for path in self._place.own_files() if not path.name.endswith(PARTIAL)]
+            strays = self._place.finished_files()
             if strays:
                 raise Refused(what, f"{self._place.root} holds files of a replica without a record ({strays[0].name})",
-                              "restore its replica.json, or delete the directory")
+                              REBUILD)
             for directory in (self._place.layers, self._place.digests, self._place.points, self._place.head):
                 make_directory(directory)
         return save_record(self._place, Record(Replica(identity, ReplicaState.READY, ()))).replica
@@ -122,6 +132,10 @@ class Qcow2Store:
         """Cheap check of a point: the layers that are missing, cut or not chained as recorded; empty if none."""
         record = load_record(self._place)
         return check.damage(self._place, record, record.replica.point(point_id))
+
+    def losses(self, point_id: str) -> list[str]:
+        """Files of a point other than layers that are missing or were altered."""
+        return check.losses(self._place, self.load().point(point_id))
 
     def image(self, point_id: str, disk: str) -> Path:
         """Absolute path of the layer that shows ``disk`` at that point."""
@@ -203,7 +217,8 @@ class Qcow2Store:
                 if in_use(path):
                     raise used(what, path)
             remove_files(files)
-            remove_files([self._place.record, partial(self._place.record)])
+            records = (self._place.previous, self._place.record)
+            remove_files([path for record in records for path in (partial(record), record)])
             remove_files(self._place.health_files())
             self._remove_directories(what)
 

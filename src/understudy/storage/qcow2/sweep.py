@@ -19,7 +19,8 @@ def remove_unneeded(place: Place, record: Record) -> list[str]:
     with datastore_errors(f"sweep {place.what}"):
         needed = _needed(place, record) | continuable_files(place, record)
         unneeded = [path for path in place.own_files() if path not in needed]
-        unneeded += [path for path in (partial(place.record), partial(place.health)) if path.exists()]
+        beside = (place.record, place.previous, place.health)
+        unneeded += [path for path in map(partial, beside) if path.exists()]
         remove_files(unneeded)
     return [str(path.relative_to(place.root)) for path in unneeded]
 
@@ -38,9 +39,10 @@ def remove_files(paths: list[Path]) -> None:
 
 def _needed(place: Place, record: Record) -> set[Path]:
     replica = record.replica
-    layers, digests = referenced(replica, record.merging)
+    layers, digests = referenced(replica, record.merging, record.unlisted)
     needed = {place.layers / name for name in layers} | {place.digests / name for name in digests}
-    needed |= {place.definition(point.id) for point in replica.points}
+    needed |= {place.root / name for name in record.kept}
+    needed |= {path for point in replica.points for path in (place.definition(point.id), place.sidecar(point.id))}
     needed |= {place.points / point.nvram for point in replica.points if point.nvram}
     if replica.head_point:
         head = replica.point(replica.head_point)
