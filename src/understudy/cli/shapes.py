@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from understudy.controller.leftovers import Swept
 from understudy.controller.records import ReplicaRecord, SessionSummary
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
@@ -171,6 +172,23 @@ def points_shape(facts: ReplicaFacts) -> list[Shape]:
         }
         for point in points
     ]
+
+
+def swept_shape(item: Swept, dry_run: bool) -> Shape:
+    """A leftover, and what became of it."""
+    leftover = item.leftover
+    return {
+        "kind": leftover.kind.value,
+        "place": leftover.place,
+        "owner": leftover.owner,
+        "name": leftover.name,
+        "session": leftover.session,
+        "action": leftover.action.value,
+        "why": leftover.why,
+        "done": leftover.action.acts and not dry_run and not item.problem,
+        "problem": item.problem,
+        "commands": list(leftover.commands),
+    }
 
 
 def verify_shape(record: ReplicaRecord, point: str, disks: tuple[VerifiedDisk, ...]) -> Shape:

@@ -134,6 +134,11 @@ class Works:
         for work in members:
             self.cancel(work)
 
+    def groups(self) -> tuple[str, ...]:
+        """The groups of which an operation is under way, sorted."""
+        with self._lock:
+            return tuple(sorted({item.group for item in self._items.values() if item.group and not item.done}))
+
     def cancel_all(self, timeout_s: float) -> bool:
         """Stop everything; whether all ended within ``timeout_s`` seconds."""
         with self._lock:
