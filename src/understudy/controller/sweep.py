@@ -146,9 +146,12 @@ class Sweeping:
 
     def _end_snapshots(self, todo: Sequence[Leftover]) -> dict[str, str]:
         """Backup job and deltas of one job on one VM; a delta's file goes with it."""
-        _, vm, tag = self._vm(todo[0])
+        found, vm, tag = self._vm(todo[0])
         problems = {}
         if any(item.kind is Kind.DELTA for item in todo):
+            busy = [disk for disk, _ in found.traces.deltas if disk in found.traces.copied]
+            if busy:
+                return {item.name: f"another program copies disk {', '.join(busy)} of the VM just now" for item in todo}
             self._distrust_tracking(todo[0].place, vm)
         try:
             self._platform(todo[0].place).sweep(self._ctx, vm, tag)

@@ -255,13 +255,15 @@ def _held(facts: Facts) -> Iterator[Leftover]:
                 vm = facts.vm_of(mark)
                 judged = _judged(facts, mark, vm.host if vm else "", vm.traces.name if vm else "")
                 verdict = judged or (Action.END, "its session is dead")
-                yield Leftover(Kind.EXPORT, proxy, "", tag, mark.session, *verdict, _job_id(facts, mark), _RESTART)
+                yield Leftover(Kind.EXPORT, proxy, "", tag, mark.session, *verdict, _job_id(facts, mark),
+                               _RESTART if verdict[0] is Action.END else ())  # fmt: skip
         for replica in held.transfers:
             identity = replicas.get(replica)
             job = jobs.get(identity.job_id) if identity else None
             if identity and job:
                 verdict = _busy(facts, job, job.source, identity.source_vm) or (Action.END, "its session is dead")
-                yield Leftover(Kind.TRANSFER, proxy, identity.name, replica, None, *verdict, job.id, _RESTART)
+                yield Leftover(Kind.TRANSFER, proxy, identity.name, replica, None, *verdict, job.id,
+                               _RESTART if verdict[0] is Action.END else ())  # fmt: skip
 
 
 def _replicas(facts: Facts) -> Iterator[Leftover]:

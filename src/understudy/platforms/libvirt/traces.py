@@ -37,6 +37,7 @@ def traces_of(domain: libvirt.virDomain, uri: str) -> VmTraces | None:
         backup=backup,
         deltas=tuple(deltas.items()),
         images=_images(root),
+        copied=_copied(root),
         by_hand={
             "thaw": (_virsh(uri, "domfsthaw", name),),
             backup: (_virsh(uri, "domjobabort", name),),
@@ -60,6 +61,15 @@ def _backup_name(backup: str) -> str:
     names = ["" if server is None else PurePosixPath(server.get("socket", "")).name]
     names += [disk.get("exportname", "") for disk in root.iterfind("disks/disk")]
     return next((name for name in names if name.startswith(TAGGED)), "")
+
+
+def _copied(root: ET.Element) -> tuple[str, ...]:
+    found = []
+    for disk in root.iterfind("devices/disk"):
+        mirror, target = disk.find("mirror"), disk.find("target")
+        if mirror is not None and target is not None and mirror.get("job") != "active-commit":
+            found.append(target.get("dev", ""))
+    return tuple(found)
 
 
 def _images(root: ET.Element) -> tuple[tuple[str, str], ...]:
