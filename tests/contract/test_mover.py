@@ -409,6 +409,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "OpenedExport", "Removed", "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts",
         "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
         "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus", "RateLimit", "TargetAddress",
+        "TaggedFile", "TaggedFiles", "HeldFacts", "DigestCopy", "DigestCopyList", "DatastoreSurvey", "SurveyedReplica",
         "DraftHolding", "CertificateRequest", "Enrolled", "EnrolmentRequest", "IdentityFacts",
     }
     ours = f"{api.__name__}."
