@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -472,7 +473,7 @@ def test_what_of_ours_a_host_has_is_listed_with_the_commands_that_remove_it(
     for path in deltas.values():
         merge, remove = traces.by_hand[path]
         assert "blockcommit" in merge
-        assert remove == f"rm -- {path}"
+        assert shlex.split(remove) == ["rm", "--", path]
     (after,) = source.traces()
     assert (after.backup, after.deltas) == ("", ())
     (command,) = after.by_hand[request.checkpoint]

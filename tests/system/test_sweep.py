@@ -116,6 +116,14 @@ def test_a_dry_run_lists_what_a_killed_session_left_and_the_sweep_removes_exactl
     assert of_dead_sessions(found(scene)) == []
 
 
+def test_a_controller_that_starts_sweeps_what_sessions_of_the_dead_one_left(scene: Bench) -> None:
+    kill(scene, "nightly", "snapshot.after")
+    assert [item["kind"] for item in of_dead_sessions(found(scene, "--dry-run"))].count("backup_job") == 1
+    scene.installation.ok("controller")
+    assert of_dead_sessions(found(scene, "--dry-run")) == []
+    assert_foreign_things_are_untouched(scene)
+
+
 def test_a_delta_of_a_killed_session_is_merged_and_tracking_is_not_trusted_once(scene: Bench) -> None:
     kill(scene, "external", "read.middle")
     listed = of_dead_sessions(found(scene, "--dry-run"))
@@ -165,6 +173,9 @@ def test_a_delta_that_cannot_be_merged_is_tried_again_and_told_with_commands_tha
     assert "another program runs a block job on it (copy)" in told
     (command,) = re.findall(r"`(virsh [^`]+)`", told)
     (delta,) = re.findall(r"only then delete (\S+)", told)
+    next_run = scene.installation.run("--json", "job", "run", "external")
+    assert next_run.status == 1
+    assert command in next_run.json["tasks"][0]["error"]
     again = scene.installation.run("--json", "sweep")
     assert again.status == 1
     assert command in again.err
