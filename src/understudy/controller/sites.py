@@ -53,7 +53,8 @@ def commit_patience(environment: Mapping[str, str]) -> CommitPatience:
 class PlatformPool:
     """One connection per host URI."""
 
-    def __init__(self, patience: CommitPatience) -> None:
+    def __init__(self, patience: CommitPatience | None = None) -> None:
+        """:param patience: with merges of snapshot deltas."""
         self._patience = patience
         self._open: dict[str, Platform] = {}
         self._lock = threading.Lock()
