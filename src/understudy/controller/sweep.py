@@ -29,6 +29,7 @@ from understudy.replication.work import finish
 
 LOG = logging.getLogger(__name__)
 _THAW_TIMEOUT_S = 5.0
+_STILL_BACKED_UP = "the backup job of its VM could not be ended"
 
 
 def list_leftovers(database: Database, sites: SiteBuilder, hosts: Sequence[str]) -> tuple[Swept, ...]:
@@ -97,7 +98,7 @@ class Sweeping:
         self._database = database
         self._sites = sites
         self._facts = facts
-        self._still_backed_up: set[Mark] = set()
+        self._still_backed_up: set[tuple[str, str]] = set()
 
     def apply(self, plan: Iterable[Leftover]) -> tuple[Swept, ...]:
         """Deal with everything in its order; what fails keeps nothing else."""
@@ -159,8 +160,7 @@ class Sweeping:
             raise
         except UnderstudyError as exc:
             problems = {item.name: str(exc) for item in todo if item.kind is not Kind.DELTA or item.name in str(exc)}
-            marks = [Mark.of(item.name) for item in todo if item.kind is Kind.BACKUP_JOB]
-            self._still_backed_up |= {mark for mark in marks if mark}
+            self._still_backed_up |= {(item.place, item.owner) for item in todo if item.kind is Kind.BACKUP_JOB}
         for item in todo:
             if item.kind is Kind.DELTA and item.name not in problems:
                 path = PurePosixPath(item.name)
@@ -177,6 +177,8 @@ class Sweeping:
                 LOG.warning("sweep: %s", warning)
 
     def _remove_checkpoints(self, todo: Sequence[Leftover]) -> dict[str, str]:
+        if (todo[0].place, todo[0].owner) in self._still_backed_up:
+            return {item.name: _STILL_BACKED_UP for item in todo}
         found, vm, tag = self._vm(todo[0])
         kept = [name for name in found.traces.checkpoints
                 if name in self._facts.baselines and name.startswith(tag.prefix)]  # fmt: skip
@@ -189,8 +191,10 @@ class Sweeping:
     def _remove_files(self, todo: Sequence[Leftover]) -> dict[str, str]:
         problems = {}
         for item in todo:
-            if Mark.of(item.name) in self._still_backed_up:
-                problems[item.name] = "its backup job is still there"
+            mark = Mark.of(item.name)
+            vm = self._facts.vm_of(mark) if mark else None
+            if vm and (vm.host, vm.traces.name) in self._still_backed_up:
+                problems[item.name] = _STILL_BACKED_UP
             else:
                 problems |= self._remove_file(item.place, item.owner, item.name, item.name)
         return problems

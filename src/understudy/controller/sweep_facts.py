@@ -49,12 +49,15 @@ class Looking:
         proxies = catalog.list_proxies(self._database)
         hosts = self._hosts()
         vms = self._vms(hosts)
-        of_sessions = _vms_of(self._jobs, journal.running_sessions(self._database), busy)
+        works = {*busy_vms, *_vms_of(self._jobs, journal.running_sessions(self._database), busy)}
+        # Jobs may call the host by another name.
+        uris = {host.name: host.uri for host in catalog.list_hosts(self._database)}
+        shown = {host.uri: host.name for host in hosts}
         few = bool(self._scope.jobs)
         return Facts(
             jobs=self._jobs,
             busy=busy,
-            busy_vms=frozenset(busy_vms) | of_sessions,
+            busy_vms=frozenset((shown.get(uris.get(host, ""), host), vm) for host, vm in works),
             frozen=() if few else list_frozen(self._database),
             vms=vms,
             files=self._files(hosts, vms),

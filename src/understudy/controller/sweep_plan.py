@@ -239,8 +239,8 @@ def _file_verdict(file: TaggedFile, vm: HostVm | None, facts: Facts) -> tuple[Ac
         return Action.REMOVE, "its session is dead"
     if file.in_use:
         return Action.KEEP, "a disk needs it, below a snapshot that is not ours: commit that one first"
-    if vm is None or any(item.failed for item in facts.unseen):
-        return Action.KEEP, "its VM was not found on every host that could have it; it may hold the newest changes"
+    if vm is None or not vm.traces.active or any(item.failed for item in facts.unseen):
+        return Action.KEEP, "it may hold the newest changes: its VM was not seen running, or a host was not seen"
     return Action.REMOVE, "it was merged: no disk uses it"
 
 

@@ -80,7 +80,7 @@ def remove_tagged(_mover: Mover, request: api.RemoveTagged) -> api.Removed:
     used: set[Path] | None = None
     try:
         for path in sorted(Path(request.directory).iterdir()):
-            if request.tag not in path.name or any(keep in path.name for keep in request.keep if keep):
+            if not path.name.startswith(request.tag) or any(keep in path.name for keep in request.keep if keep):
                 continue
             if path.name.endswith(".delta"):
                 used = files_below(request.images) if used is None else used

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.controller.leftovers import Action, Kind, Leftover, Scope
@@ -99,6 +99,7 @@ all_facts = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(all_facts)
 def test_nothing_is_touched_but_what_a_job_of_ours_marked_for_a_session_that_is_over(facts: Facts) -> None:
     for item in plan(facts):
@@ -112,6 +113,7 @@ def test_nothing_is_touched_but_what_a_job_of_ours_marked_for_a_session_that_is_
         assert item.name not in facts.baselines
 
 
+@settings(deadline=None)
 @given(all_facts)
 def test_everything_is_told_with_a_reason_and_what_runs_without_commands(facts: Facts) -> None:
     for item in plan(facts):
@@ -119,6 +121,7 @@ def test_everything_is_told_with_a_reason_and_what_runs_without_commands(facts: 
         assert item.action is not Action.SKIP or not item.commands
 
 
+@settings(deadline=None)
 @given(all_facts)
 def test_a_checkpoint_is_removed_only_if_the_record_of_its_replica_was_read(facts: Facts) -> None:
     (vault,) = facts.places
@@ -175,6 +178,7 @@ def test_a_free_delta_is_removed_only_if_it_is_certain_that_no_disk_needs_it() -
     assert acted_on(facts) == [name]
     for kept in (
         replace(facts, vms=()),
+        replace(facts, vms=(HostVm("prod", traces("web", WEB, active=False)),)),
         replace(facts, unseen=(Unseen("other", "no answer", failed=True),)),
         replace(facts, files=(HostFile(("prod",), TaggedFile("/img", name, True)),)),
     ):
