@@ -556,12 +556,12 @@ def test_places_are_prepared_checked_and_swept(movers: tuple[MoverProcess, Mover
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match="no directory"):
         client.call(api.PrepareScratch(str(tmp_path / "file"), 0, 0), api.ScratchFacts)
-    for name in ("x-us1-a", "x-us1-keep", "other", "us1-dir/inner"):
+    for name in ("us1-a", "us1-keep", "x-us1-b", "other", "us1-dir/inner"):
         (scratch / name).parent.mkdir(exist_ok=True)
         (scratch / name).touch()
     (scratch / "us1-link").symlink_to(tmp_path / "file")
     removed = client.call(api.RemoveTagged(str(scratch), "us1", ("keep",)), api.Removed).paths
-    assert removed == (str(scratch / "x-us1-a"),)
+    assert removed == (str(scratch / "us1-a"),)
     with pytest.raises(UsageError):
         client.call(api.RemoveTagged(str(scratch), ""), api.Removed)
     facts = client.call(api.CheckDatastore(str(tmp_path)), api.DatastoreAnswer).facts
@@ -588,6 +588,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "OpenedExport", "Removed", "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts",
         "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
         "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus", "RateLimit", "TargetAddress",
+        "TaggedFile", "TaggedFiles", "HeldFacts", "DigestCopy", "DigestCopyList", "DatastoreSurvey", "SurveyedReplica",
         "DraftHolding", "CertificateRequest", "Enrolled", "EnrolmentRequest", "IdentityFacts",
     }
     ours = f"{api.__name__}."

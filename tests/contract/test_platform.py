@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -479,6 +480,37 @@ def test_a_sweep_ends_what_a_dead_session_left_but_not_what_another_job_holds(
     assert not backup_runs(guest)
     assert guest.run("dd if=/dev/vdb bs=9 count=1 iflag=fullblock 2>/dev/null") == "meanwhile"
     assert source.sweep(Context(), source.describe_vm(guest.name), Tag(JOB, vm.uuid, 62)) == []
+
+
+@pytest.mark.usefixtures("_no_checkpoints")
+@pytest.mark.parametrize("mode", [SnapshotMode.BACKUP, SnapshotMode.EXTERNAL])
+def test_what_of_ours_a_host_has_is_listed_with_the_commands_that_remove_it(
+    guest: LabVm, source: Platform, vm: Vm, scratch: Path, mode: SnapshotMode
+) -> None:
+    before = live_paths(guest)
+    request = request_of(vm, scratch, 63, checkpoint=True)
+    with guest.domain() as domain:
+        domain.checkpointCreateXML("<domaincheckpoint><name>other-tool</name><disks><disk name='vda'/>"
+                                   "<disk name='fda' checkpoint='no'/><disk name='vdc' checkpoint='no'/>"
+                                   "</disks></domaincheckpoint>", 0)  # fmt: skip
+    with source.snapshot(Context(), vm, mode, request):
+        (traces,) = source.traces()
+        deltas = {disk: path for disk, path in live_paths(guest).items() if path != before[disk]}
+    assert (traces.name, traces.uuid, traces.active) == (vm.name, vm.uuid, True)
+    assert traces.checkpoints == (request.checkpoint,)
+    assert traces.backup == ("" if deltas else f"{request.tag}.sock")
+    assert dict(traces.deltas) == deltas
+    assert bool(deltas) == (mode is SnapshotMode.EXTERNAL)
+    assert [path for path, _ in traces.images] == [deltas.get(disk.name, disk.path) for disk in vm.disks]
+    for path in deltas.values():
+        merge, remove = traces.by_hand[path]
+        assert "blockcommit" in merge
+        assert shlex.split(remove) == ["rm", "--", path]
+    (after,) = source.traces()
+    assert (after.backup, after.deltas) == ("", ())
+    (command,) = after.by_hand[request.checkpoint]
+    subprocess.run(command, shell=True, check=True)
+    assert checkpoints(guest) == {"other-tool"}
 
 
 # --- replica VMs ------------------------------------------------------------------------------------------------------

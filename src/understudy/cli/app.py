@@ -27,6 +27,7 @@ COMMANDS = {
     "session": "understudy.cli.session:session",
     "replica": "understudy.cli.replica:replica",
     "failover": "understudy.cli.failover:failover",
+    "sweep": "understudy.cli.sweep:sweep",
     "demo": "understudy.cli.single:demo",
     "version": "understudy.cli.single:version",
     "controller": "understudy.cli.single:controller",

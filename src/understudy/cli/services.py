@@ -6,11 +6,12 @@ platform or a proxy goes through this protocol, which ``understudy.controller.se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from understudy.controller.database import Database
+from understudy.controller.leftovers import Swept
 from understudy.controller.records import (
     CheckedProxy,
     DueAnswer,
@@ -175,6 +176,13 @@ class Services(Protocol):
         """Stop the replica VM and drop what it wrote; the replica as it then is.
 
         :raises Refused: if it is not in failover.
+        """
+
+    def sweep(self, hosts: Sequence[str], dry_run: bool) -> tuple[Swept, ...]:
+        """Look everywhere, or on some hosts, for what dead sessions left, and remove it unless ``dry_run``.
+
+        :raises NotFound: if a host is unknown.
+        :raises Refused: if another process is the controller; not if ``dry_run``.
         """
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from understudy.controller.leftovers import Swept
 from understudy.controller.records import ReplicaRecord, SessionSummary, VerifyAnswer
 from understudy.model.health import health_of, last_verified
 from understudy.model.inventory import Vm
@@ -224,6 +225,23 @@ def _point_disk_shape(facts: ReplicaFacts, point: RestorePoint, disk: PointDisk)
         "digest": facts.digests[point.id][disk.name],
         "verified_at": health.verified_at or None,
         "bad_blocks": health.bad_blocks,
+    }
+
+
+def swept_shape(item: Swept, dry_run: bool) -> Shape:
+    """A leftover, and what became of it."""
+    leftover = item.leftover
+    return {
+        "kind": leftover.kind.value,
+        "place": leftover.place,
+        "owner": leftover.owner,
+        "name": leftover.name,
+        "session": leftover.session,
+        "action": leftover.action.value,
+        "why": leftover.why,
+        "done": leftover.action.acts and not dry_run and not item.problem,
+        "problem": item.problem,
+        "commands": list(leftover.commands),
     }
 
 

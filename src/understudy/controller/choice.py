@@ -62,6 +62,15 @@ def target_proxies(target: Host, proxies: Sequence[Proxy], reachable: Callable[[
                        [proxy for proxy in proxies if _serves_machine(proxy)])  # fmt: skip
 
 
+def host_proxies(host: Host, proxies: Sequence[Proxy], reachable: Callable[[str], bool]) -> list[Proxy]:
+    """The proxies that see the files of a host; none if none was added for it.
+
+    :raises MoverError: if none of those that do answers.
+    """
+    there = [proxy for proxy in proxies if transport(proxy, host) is TransportMode.LOCAL]
+    return _first_tier(f"proxy on host {host.name!r}", reachable, there) if there else []
+
+
 def transport(reader: Proxy, source: Host) -> TransportMode:
     """How a proxy reaches the disks of a host."""
     is_there = reader.host == source.name or _is_local(reader, source)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from understudy.context import CancelToken
+from understudy.context import CancelToken, Context
 from understudy.controller import catalog, journal, lock
 from understudy.controller.database import Database
 from understudy.controller.engine import Engine, LocalEngine
@@ -18,6 +19,7 @@ from understudy.controller.frozen import clear_frozen, list_frozen
 from understudy.controller.recovery import resumable_sessions
 from understudy.controller.reports import session_report
 from understudy.controller.sites import SiteBuilder
+from understudy.controller.sweep import sweep_jobs
 from understudy.errors import Refused, UnderstudyError
 from understudy.model.session import SessionReport
 
@@ -36,11 +38,12 @@ class Control:
         self._sites = sites
         self._engine: Engine = LocalEngine(database, sites)
         self._lock: lock.ControllerLock | None = None
+        self._sweeping: threading.Thread | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether this process has no session to see to its end."""
-        return not self._engine.active()
+        """Whether this process has no session to see to its end, and sweeps nothing."""
+        return not self._engine.active() and not (self._sweeping and self._sweeping.is_alive())
 
     def tick(self) -> bool:
         """Become the controller if nobody is; as the controller start what is queued and pass cancellations on.
@@ -69,7 +72,8 @@ class Control:
     def _recover(self) -> None:
         """What a dead controller left: sessions to go on with or to end, guests that may be frozen (S9)."""
         resumed = resumable_sessions(self._database, self._sites.is_held)
-        for session_id in journal.fail_dead_sessions(self._database, [session.id for session in resumed]):
+        dead = journal.fail_dead_sessions(self._database, [session.id for session in resumed])
+        for session_id in dead:
             LOG.warning("session=%s was left by a controller that died", session_id)
         for guest in list_frozen(self._database):
             try:
@@ -84,6 +88,22 @@ class Control:
             LOG.warning("session=%s was left by a controller that died, and is gone on with", session.id)
             journal.fail_lost_tasks(self._database, session.id, [task.vm for task in session.resumed])
             self._engine.submit(session)
+        # A job that is about to run sweeps for itself, and tells in its session what it found.
+        jobs = journal.idle_jobs(self._database, dead)
+        if jobs:
+            self._sweeping = threading.Thread(target=self._sweep, args=(jobs,), name="sweep", daemon=True)
+            self._sweeping.start()
+
+    def _sweep(self, jobs: tuple[str, ...]) -> None:
+        """What dead sessions of a few jobs left; whatever goes wrong is no matter of the sessions that run now."""
+        try:
+            for swept in sweep_jobs(Context(), self._database, self._sites, jobs):
+                if swept.problem:
+                    LOG.warning("sweep of %s: %s", swept.leftover.place, swept.problem)
+        except UnderstudyError as exc:
+            LOG.warning("sweep: %s", exc)
+        except Exception:
+            LOG.exception("a defect ended the sweep")
 
 
 def follow_session(

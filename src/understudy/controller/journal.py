@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from understudy.controller.clock import now_iso, seconds_since
 from understudy.controller.database import Database
 from understudy.controller.jobs import job_row, job_value, unfinished_session
-from understudy.controller.records import ClaimedSession, ResumedTask
+from understudy.controller.records import ClaimedSession, ResumedTask, RunningSession
 from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
 from understudy.errors import DatabaseError, NotFound, Refused, UsageError
 from understudy.model.session import DiskReport, SessionState, Step, StepState, session_state
@@ -250,6 +250,22 @@ def held_sessions(database: Database) -> tuple[ClaimedSession, ...]:
             if job is not None and resumed:
                 found.append(ClaimedSession(row.id, job_value(job), row.full_scan, resumed))
         return tuple(found)
+
+
+def idle_jobs(database: Database, session_ids: Collection[int]) -> tuple[str, ...]:
+    """Ids of the jobs of some sessions, of jobs that have no session now that is queued or running."""
+    with database.reading() as session:
+        query = select(SessionRow.job_id).where(SessionRow.id.in_(session_ids), SessionRow.job_id.is_not(None))
+        found = {job_id for job_id in session.scalars(query) if job_id is not None}
+        return tuple(sorted(job_id for job_id in found if unfinished_session(session, job_id) is None))
+
+
+def running_sessions(database: Database) -> tuple[RunningSession, ...]:
+    """Sessions that run, or that ran when their controller died, the oldest first."""
+    query = select(SessionRow).filter_by(state=SessionState.RUNNING.value).order_by(SessionRow.id)
+    with database.reading() as session:
+        return tuple(RunningSession(row.id, row.job_id or "", tuple(task.vm for task in row.tasks))
+                     for row in session.scalars(query))
 
 
 def _resumed_task(row: TaskRow) -> ResumedTask | None:

@@ -98,6 +98,14 @@ class Ledger:
         answer = self._ask(ticket, _Want((), {route: claim.disk(route)}))
         return answer if isinstance(answer, str) else ""
 
+    def take_idle(self, resource: Resource) -> bool:
+        """Take one unit, unless any is taken or anybody waits for one."""
+        waited = any(resource in stage for want in self._wants.values() for stage in want.stages)
+        if waited or self._used[resource]:
+            return False
+        self._used[resource] += 1
+        return True
+
     def leave(self, ticket: int) -> None:
         """Stop waiting; no error if nothing is waited for."""
         self._wants.pop(ticket, None)

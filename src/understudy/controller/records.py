@@ -46,6 +46,15 @@ class ClaimedSession:
 
 
 @dataclass(frozen=True)
+class RunningSession:
+    """A session that was claimed and has not ended, with its VMs."""
+
+    id: int
+    job_id: str
+    vms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ReplicaRecord:
     """A replica that the configuration database knows.
 

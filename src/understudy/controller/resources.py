@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from understudy.context import Context
 from understudy.controller.choice import Route
-from understudy.controller.ledger import Claim, Ledger, Resource
+from understudy.controller.ledger import Claim, Kind, Ledger, Resource
 
 _WAIT_S = 0.2
 # How often a task that waits looks at the configuration and at the proxies again.
@@ -83,6 +83,18 @@ class ResourcePool:
             yield slots
         finally:
             slots.end()
+
+    @contextmanager
+    def alone(self, vm: str) -> Iterator[bool]:
+        """Inside the context no task works on the VM; False if one does already, or waits for it."""
+        resource = Resource(Kind.VM, vm)
+        with self._changed:
+            taken = self._ledger.take_idle(resource)
+        try:
+            yield taken
+        finally:
+            if taken:
+                self.give_back(frozenset({resource}))
 
     def one_more(self, ticket: int, claim: Claim, route: Route) -> str:
         """For :class:`TaskSlots`."""

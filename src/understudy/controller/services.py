@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from understudy.context import Context
 from understudy.controller import catalog, control, jobs, journal, lock, verification
 from understudy.controller.database import Database
 from understudy.controller.datastores import marked_datastore, moved_datastore, proved_datastore
+from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedProxy,
@@ -26,6 +27,7 @@ from understudy.controller.records import (
 from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.replicas import forget_replica, get_replica, list_replicas, save_replica
 from understudy.controller.sites import SiteBuilder
+from understudy.controller.sweep import list_leftovers, sweep_as_controller
 from understudy.errors import DatastoreError, MoverError, NotFound, Refused
 from understudy.model.inventory import HostFacts, Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
@@ -245,6 +247,13 @@ class ControllerServices:
             raise NotFound(f"replica {replica.full_name!r}", "its record is gone")
         save_replica(self._database, found, replica.datastore, replica.host)
         return get_replica(self._database, found.identity.id)
+
+    # --- leftovers ----------------------------------------------------------------------------------------------------
+
+    def sweep(self, hosts: Sequence[str], dry_run: bool) -> tuple[Swept, ...]:
+        """Look for what dead sessions left, and remove it unless it is only to be listed."""
+        act = list_leftovers if dry_run else sweep_as_controller
+        return act(self._database, self._sites, hosts)
 
     # --- places -------------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 
 from understudy.context import Context
 from understudy.controller import catalog, throttles
-from understudy.controller.choice import best_route, possible_routes, target_proxies
+from understudy.controller.choice import best_route, host_proxies, possible_routes, target_proxies
 from understudy.controller.database import Database
 from understudy.controller.datastores import proved_datastore
 from understudy.controller.ledger import Claim, Kind, Resource
@@ -20,24 +21,43 @@ from understudy.controller.rates import RatePusher
 from understudy.controller.resources import ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.controller.whereabouts import Whereabouts, locate_vm
-from understudy.errors import UnderstudyError
+from understudy.errors import UnderstudyError, UsageError
 from understudy.guests.processing import Watchdog
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
 from understudy.mover.client import MoverClient
-from understudy.platforms import Platform, open_platform
+from understudy.platforms import CommitPatience, Platform, open_platform
 from understudy.replication.held import HeldTask
 from understudy.replication.site import Lease, Place
 
 LOG = logging.getLogger(__name__)
 _REMEMBER_S = 10.0
+_LONGEST_PAUSE_S = 86400.0
+COMMIT_PAUSES = "UNDERSTUDY_COMMIT_PAUSES"
+
+
+def commit_patience(environment: Mapping[str, str]) -> CommitPatience:
+    """How long merges of snapshot deltas are tried: ``UNDERSTUDY_COMMIT_PAUSES`` has seconds, separated by commas.
+
+    :raises UsageError: if it has something else.
+    """
+    text = environment.get(COMMIT_PAUSES, "")
+    try:
+        pauses = tuple(float(part) for part in text.split(",")) if text else CommitPatience().pauses
+    except ValueError as exc:
+        raise UsageError(f"{COMMIT_PAUSES}={text!r}", "not a list of seconds", "give e.g. 5,15,45,135") from exc
+    if not all(0 <= pause <= _LONGEST_PAUSE_S for pause in pauses):
+        raise UsageError(f"{COMMIT_PAUSES}={text!r}", f"a pause is not between 0 and {_LONGEST_PAUSE_S:.0f} s")
+    return CommitPatience(pauses)
 
 
 class PlatformPool:
     """One connection per host URI."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: CommitPatience | None = None) -> None:
+        """:param patience: with merges of snapshot deltas."""
+        self._patience = patience
         self._open: dict[str, Platform] = {}
         self._lock = threading.Lock()
 
@@ -48,7 +68,7 @@ class PlatformPool:
         """
         with self._lock:
             if uri not in self._open:
-                self._open[uri] = open_platform(uri)
+                self._open[uri] = open_platform(uri, self._patience)
             return self._open[uri]
 
     def close(self) -> None:
@@ -90,7 +110,7 @@ class SiteBuilder:
 
     def __init__(self, home: Path, database: Database) -> None:
         self._database = database
-        self.platforms = PlatformPool()
+        self.platforms = PlatformPool(commit_patience(os.environ))
         self.movers = MoverPool(home, database)
         self._pool = ResourcePool()
         self.rates = RatePusher(lambda: throttles.list_throttles(database), self.movers.get)
@@ -138,6 +158,20 @@ class SiteBuilder:
             LOG.warning("restore point %s cannot be gone on with: %s", held.spec.point, exc)
             return False
 
+    def proxy_on(self, host: Host) -> Proxy | None:
+        """A proxy that sees the files of a host: None if it has none, else the first that answers.
+
+        :raises MoverError: if none does.
+        """
+        proxies = catalog.list_proxies(self._database)
+        children = child_names(proxies)
+        found = host_proxies(host, proxies, lambda name: name in children or not self._reach.problem(name))
+        return found[0] if found else None
+
+    def alone(self, host: str, vm: str) -> AbstractContextManager[bool]:
+        """Inside the context no task works on a VM; False if one does, or is about to."""
+        return self._pool.alone(_vm_key(host, vm))
+
     def mover_at(self, host: str, wanted: str = "") -> MoverClient:
         """A proxy that can write to the datastores of a host: the wanted one, or else the first that answers.
 
@@ -160,6 +194,10 @@ class SiteBuilder:
         self.rates.close()
         self.movers.close()
         self.platforms.close()
+
+
+def _vm_key(host: str, vm: str) -> str:
+    return f"{host}/{vm}"
 
 
 def child_names(proxies: Sequence[Proxy]) -> frozenset[str]:
@@ -227,7 +265,7 @@ class TaskResources:
         routes = possible_routes(
             job, source, target, proxies, lambda name: name in children or self._answers(name)
         )
-        return Claim(f"{job.source}/{vm.name}", places, datastore.name, routes)
+        return Claim(_vm_key(job.source, vm.name), places, datastore.name, routes)
 
     def _answers(self, name: str) -> bool:
         problem = self._reach.problem(name)

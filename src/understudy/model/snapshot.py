@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from understudy.model.replica import Baseline
+
+#: How every name of ours on a platform begins.
+TAGGED = "understudy-"
+_JOB_CHARACTERS = 12
+_NAME = re.compile(rf"{TAGGED}(.{{1,{_JOB_CHARACTERS}}}?)-([0-9a-f]{{8}})-(\d{{1,19}})(?=[.-]|$)")
+
+
+def job_mark(job_id: str) -> str:
+    """What of a job's id is in its tags."""
+    return job_id[:_JOB_CHARACTERS]
+
+
+def vm_mark(vm_uuid: str) -> str:
+    """What of a VM is in the tags of what was made for it."""
+    return hashlib.blake2s(vm_uuid.encode(), digest_size=4).hexdigest()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a name of ours tells: :func:`job_mark`, :func:`vm_mark`, and the session."""
+
+    job: str
+    vm: str
+    session: int
+
+    @classmethod
+    def of(cls, name: str) -> Mark | None:
+        """The mark in a name; None if it is not a name of ours."""
+        match = _NAME.match(name)
+        return cls(match[1], match[2], int(match[3])) if match else None
 
 
 @dataclass(frozen=True)
@@ -22,8 +53,7 @@ class Tag:
     @property
     def prefix(self) -> str:
         """What all sessions of the job share for this VM."""
-        mark = hashlib.blake2s(self.vm_uuid.encode(), digest_size=4).hexdigest()
-        return f"understudy-{self.job_id[:12]}-{mark}-"
+        return f"{TAGGED}{job_mark(self.job_id)}-{vm_mark(self.vm_uuid)}-"
 
     def __str__(self) -> str:
         return f"{self.prefix}{self.session}"

@@ -7,17 +7,19 @@ then removes the copies of older points: until publish the next run may still ha
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError, UsageError
-from understudy.mover.api import DigestRef
+from understudy.mover.api import DigestCopy, DigestRef
 from understudy.mover.digest import DigestReader, sync_directory
 
 PARTIAL = ".partial"
+_COPY = re.compile(rf"[^-]+-(.+)\.digest({re.escape(PARTIAL)})?")
 
 
 class DigestCopies:
@@ -88,6 +90,17 @@ class DigestCopies:
             if not point and directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()
         return removed
+
+    def list_all(self) -> list[DigestCopy]:
+        """Every copy, finished or not, sorted by path; files that are not named like one are left out."""
+        with _errors(self._directory):
+            paths = sorted(self._directory.glob("*/*.digest*"))
+        found = []
+        for path in paths:
+            match = _COPY.fullmatch(path.name)
+            if match:
+                found.append(DigestCopy(unquote(path.parent.name), unquote(match[1]), str(path)))
+        return found
 
     def store(self, ref: DigestRef, received: Path) -> None:
         """Take the file ``received``, brought from the target, as the copy of a published point.

@@ -91,6 +91,10 @@ class Exports:
         for key in [key for key, child in list(self._children.items()) if child.tag.startswith(tag)]:
             self.close(key)
 
+    def tags(self) -> tuple[str, ...]:
+        """Tags of what is served, sorted."""
+        return tuple(sorted({child.tag for child in list(self._children.values())}))
+
     def close_all(self) -> None:
         """End all exports; none can be opened after."""
         for key in list(self._children):

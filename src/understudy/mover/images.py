@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import stat
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from understudy.errors import PlatformError, UsageError
 from understudy.model.replica import FileMark
 from understudy.mover.api import ImageFacts, Nothing, ProbeImage, RemoveBitmap
 
+LOG = logging.getLogger(__name__)
 TIMEOUT_S = 60
 _NUMBERS = (1 << 63) - 1
 
@@ -24,11 +27,37 @@ def probe_image(request: ProbeImage) -> ImageFacts:
     what = f"look at image {request.image}"
     # Before its content: what is written in between makes the file look younger next time, which is harmless.
     mark = _file_mark(what, Path(request.image))
-    # -U: the VM that runs on the image holds its lock; only the header is read.
-    said = _qemu_img(what, "info", "-U", "--output=json", "-f", request.image_format, request.image)
     try:
-        return _facts(json.loads(said), mark)
-    except (ValueError, KeyError, TypeError) as exc:
+        return _facts(_info(what, request.image, request.image_format), mark)
+    except (KeyError, TypeError) as exc:
+        raise PlatformError(what, "qemu-img said something unexpected") from exc
+
+
+def files_below(images: Iterable[tuple[str, str]]) -> set[Path] | None:
+    """The images, ``(file, format)``, and all files below them; None if one cannot be read, so that nobody can tell.
+
+    An image that does not exist needs none.
+    """
+    found: set[Path] = set()
+    for image, image_format in images:
+        found.add(Path(image))
+        if image_format != "qcow2" or not Path(image).exists():
+            continue
+        try:
+            chain = _info(f"look below image {image}", image, image_format, "--backing-chain")
+            found |= {Path(str(part["filename"])) for part in chain}
+        except (PlatformError, KeyError, TypeError) as exc:
+            LOG.warning("what lies below image %s cannot be told: %s", image, exc)
+            return None
+    return found
+
+
+def _info(what: str, image: str, image_format: str, *options: str) -> Any:
+    # -U: the VM that runs on the image holds its lock; only the header is read.
+    said = _qemu_img(what, "info", "-U", "--output=json", *options, "-f", image_format, image)
+    try:
+        return json.loads(said)
+    except ValueError as exc:
         raise PlatformError(what, "qemu-img said something unexpected") from exc
 
 

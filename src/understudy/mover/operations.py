@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.mover import api
 from understudy.mover import operations_identity as identity
+from understudy.mover import operations_leftovers as leftovers
 from understudy.mover import operations_source as source
 from understudy.mover import operations_target as target
 from understudy.mover import operations_transfer as transfer
@@ -56,6 +57,11 @@ HANDLERS: dict[type, Handler] = {
     api.RemoveReplica: target.remove_replica,
     api.RebuildReplica: start_rebuild_replica,
     api.MarkDatastore: target.mark_datastore,
+    api.ListTagged: leftovers.list_tagged,
+    api.HeldQuery: leftovers.query_held,
+    api.ListCopies: leftovers.list_copies,
+    api.SurveyDatastore: leftovers.survey_datastore,
+    api.SweepReplica: leftovers.sweep_replica,
     api.VerifyPoint: verify.start_verify,
     api.RebuildDigests: verify.start_rebuild,
     api.CopyDisk: transfer.start_copy,

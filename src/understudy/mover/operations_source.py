@@ -10,6 +10,7 @@ from pathlib import Path
 from understudy.errors import DatastoreError, Refused, UsageError
 from understudy.faults import fault_point
 from understudy.mover import api
+from understudy.mover.images import files_below
 from understudy.mover.state import Mover
 from understudy.units import MIB
 
@@ -76,10 +77,15 @@ def remove_tagged(_mover: Mover, request: api.RemoveTagged) -> api.Removed:
     if not request.tag:
         raise UsageError(f"remove leftovers in {request.directory}", "no tag was given")
     removed: list[str] = []
+    used: set[Path] | None = None
     try:
         for path in sorted(Path(request.directory).iterdir()):
-            if request.tag not in path.name or any(keep in path.name for keep in request.keep if keep):
+            if not path.name.startswith(request.tag) or any(keep in path.name for keep in request.keep if keep):
                 continue
+            if path.name.endswith(".delta"):
+                used = files_below(request.images) if used is None else used
+                if used is None or path in used:
+                    continue  # somebody's snapshot lies on it, or that cannot be told
             mode = path.lstat().st_mode
             if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
                 path.unlink(missing_ok=True)

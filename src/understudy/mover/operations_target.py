@@ -102,7 +102,7 @@ def _paths(replica: Replica, store: ReplicaStore, *, digests: bool) -> dict[str,
 def begin_point(mover: Mover, request: api.BeginPoint) -> api.DraftOpened:
     """Lock a replica and begin a restore point; an older attempt whose controller is gone has to give way."""
     for older in mover.drafts.superseded(request.ref, request.attempt):
-        _end_draft(mover, older.id, keep=True)
+        end_draft(mover, older.id, keep=True)
     draft, swept = mover.drafts.begin(request)
     return api.DraftOpened(draft.id, tuple(swept))
 
@@ -128,7 +128,7 @@ def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint
 def release_draft(mover: Mover, request: api.ReleaseDraft) -> api.Nothing:
     """End with a draft; transfers that still write to it are stopped first."""
     if request.draft in mover.drafts.ids():
-        _end_draft(mover, request.draft, keep=request.keep)
+        end_draft(mover, request.draft, keep=request.keep)
     return api.Nothing()
 
 
@@ -136,11 +136,12 @@ def release_orphans(mover: Mover) -> None:
     """End what dead controllers began, so that its locks keep nobody from the replicas; what was done is kept."""
     for orphan in mover.drafts.orphaned():
         LOG.warning("draft %s of replica %s: its controller is not heard of any more", orphan.id, orphan.ref.name)
-        _end_draft(mover, orphan.id, keep=True)
+        end_draft(mover, orphan.id, keep=True)
     mover.works.cancel_unheard(VERIFYING, ORPHANED_S)
 
 
-def _end_draft(mover: Mover, key: str, *, keep: bool) -> None:
+def end_draft(mover: Mover, key: str, *, keep: bool) -> None:
+    """Stop what writes to a draft, and end it."""
     for work in list(mover.drafts.get(key).works):
         mover.works.cancel(work)
     mover.data.withdraw(key)

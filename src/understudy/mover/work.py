@@ -156,6 +156,11 @@ class Works:
                 LOG.warning("work=%s: nobody asks for it any more", item.id)
                 item.cancel()
 
+    def groups(self) -> tuple[str, ...]:
+        """The groups of which an operation is under way, sorted."""
+        with self._lock:
+            return tuple(sorted({item.group for item in self._items.values() if item.group and not item.done}))
+
     def cancel_all(self, timeout_s: float) -> bool:
         """Stop everything; whether all ended within ``timeout_s`` seconds."""
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from understudy.context import Context
@@ -37,6 +37,47 @@ class ReplicaVmSpec:
     disks: Mapping[str, str]
     head_dir: str
     nvram: str
+
+
+@dataclass(frozen=True)
+class CommitPatience:
+    """How long the merge of a snapshot delta is tried, while its VM goes on running.
+
+    :ivar pauses: seconds before each further try.
+    :ivar stalled_s: a merge without any progress for so long has failed.
+    """
+
+    pauses: tuple[float, ...] = (5.0, 15.0, 45.0, 135.0)
+    stalled_s: float = 600.0
+
+    @property
+    def once(self) -> CommitPatience:
+        """The same without further tries."""
+        return replace(self, pauses=())
+
+
+@dataclass(frozen=True)
+class VmTraces:
+    """What of ours a VM has, whatever job or session made it: names only.
+
+    :ivar active: whether it runs, or is paused.
+    :ivar checkpoints: names of checkpoints that begin as ours do.
+    :ivar backup: the name in a running backup job that begins as ours do, or empty.
+    :ivar deltas: ``(disk, file)`` of disks that write to a snapshot delta of ours.
+    :ivar images: ``(file, format)`` of the active image of each disk.
+    :ivar copied: disks of which another program makes a copy just now, so that nothing can be merged.
+    :ivar by_hand: what an administrator types, by the name of what is to be removed; and for ``thaw``.
+    """
+
+    name: str
+    uuid: str
+    active: bool
+    checkpoints: tuple[str, ...]
+    backup: str
+    deltas: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]
+    copied: tuple[str, ...] = ()
+    by_hand: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class SourcePlatform(Protocol):
@@ -93,7 +134,15 @@ class SourcePlatform(Protocol):
         """
 
     def sweep(self, ctx: Context, vm: Vm, tag: Tag) -> list[str]:
-        """End snapshots that dead sessions of the job left on ``vm``; says what was done (S7)."""
+        """End snapshots that dead sessions of the job left on ``vm``; says what was done (S7).
+
+        Each is tried once: the caller may hold what others wait for.
+
+        :raises PlatformError: if one stays.
+        """
+
+    def traces(self) -> tuple[VmTraces, ...]:
+        """What of ours every VM has, by name; changes nothing."""
 
     def freeze(self, vm_uuid: str, timeout_s: float) -> int:
         """Freeze the guest's file systems; how many.
@@ -143,9 +192,10 @@ class Platform(SourcePlatform, TargetPlatform, Protocol):
         """Give the connection back."""
 
 
-def open_platform(uri: str) -> Platform:
+def open_platform(uri: str, patience: CommitPatience | None = None) -> Platform:
     """Connect to the host at ``uri``.
 
+    :param patience: with merges of snapshot deltas.
     :raises UsageError: if no platform has that scheme.
     :raises HostUnreachable: if the host does not answer.
     """
@@ -153,5 +203,5 @@ def open_platform(uri: str) -> Platform:
     if scheme == "qemu":
         from understudy.platforms.libvirt.host import LibvirtHost
 
-        return LibvirtHost(uri)
+        return LibvirtHost(uri, patience or CommitPatience())
     raise UsageError(f"host URI {uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")

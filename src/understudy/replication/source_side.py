@@ -93,11 +93,12 @@ def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
     if site.transport is TransportMode.NETWORK:
         return vm
     in_use = tuple(PurePosixPath(disk.path).name for disk in vm.disks if disk.path)
+    images = tuple((disk.path, disk.image_format) for disk in vm.disks if disk.path)
     beside = {PurePosixPath(disk.path).parent for disk in vm.disks if disk.path}
     # The delta of a block device is in the scratch directory; /dev itself holds no files of ours.
     places = {str(place) for place in beside if not place.is_relative_to("/dev")} | {site.source_host.scratch_dir}
     for place in sorted(places):
-        site.source_mover.call(api.RemoveTagged(place, tag.prefix, in_use), api.Removed)
+        site.source_mover.call(api.RemoveTagged(place, tag.prefix, in_use, images), api.Removed)
     return vm
 
 

@@ -99,6 +99,20 @@ class HeadFacts:
 
 
 @dataclass(frozen=True)
+class StoreLeftovers:
+    """What dead sessions left in a replica; files are absolute paths.
+
+    :ivar continued: files of partial layers that a later session can continue.
+    :ivar unneeded: files that nothing needs.
+    :ivar merging: disks of which a merge was not finished.
+    """
+
+    continued: tuple[str, ...] = ()
+    unneeded: tuple[str, ...] = ()
+    merging: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DatastoreFacts:
     """Space and state of a datastore directory.
 
@@ -264,10 +278,17 @@ class ReplicaStore(Protocol):
         :raises Refused: if the place holds a replica of another identity.
         """
 
-    def sweep(self) -> list[str]:
+    def leftovers(self) -> StoreLeftovers:
+        """What :meth:`sweep` would find now. The lock need not be held: while a session works, its own files show.
+
+        :raises NotFound: if there is no replica.
+        """
+
+    def sweep(self, *, keep_continuable: bool = True) -> list[str]:
         """Remove leftovers of dead sessions (partial files) and finish an interrupted merge; say what was done.
 
-        Partial layers that a later :meth:`begin_point` can continue stay, with what belongs to them.
+        :param keep_continuable: partial layers that a later :meth:`begin_point` can continue stay, with what belongs to
+            them.
         """
 
     def begin_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> PointDraft:

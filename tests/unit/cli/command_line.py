@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from understudy.cli.run import run
 from understudy.controller import catalog, journal, lock, replicas, reports
 from understudy.controller.database import Database, open_database
+from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedProxy,
@@ -82,6 +83,7 @@ class FakeServices:
     unmarked: UnderstudyError | None = None
     told: bool | None = None
     held: bool = False
+    swept: tuple[Swept, ...] = ()
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
     unverifiable: tuple[str, ...] = ()
     due: tuple[str, ...] = ()
@@ -219,6 +221,10 @@ class FakeServices:
     def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:
         self._called("undo_failover", replica.name)
         return FailoverAnswer(replica)
+
+    def sweep(self, hosts: Sequence[str], dry_run: bool) -> tuple[Swept, ...]:
+        self._called("sweep", tuple(hosts), dry_run)
+        return self.swept
 
     def close(self) -> None:
         self.calls.append(("close",))

@@ -45,12 +45,12 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 def test_every_command_of_the_contract_exists() -> None:
     context = click.Context(understudy)
-    assert understudy.list_commands(context) == [*GROUPS, "demo", "version", "controller", "enrolment"]
+    assert understudy.list_commands(context) == [*GROUPS, "sweep", "demo", "version", "controller", "enrolment"]
     for name, commands in GROUPS.items():
         group = understudy.get_command(context, name)
         assert isinstance(group, click.Group)
         assert set(group.commands) == commands
-    assert set(COMMANDS) == {*GROUPS, "demo", "version", "controller", "enrolment"}
+    assert set(COMMANDS) == {*GROUPS, "sweep", "demo", "version", "controller", "enrolment"}
 
 
 def test_job_create_has_the_options_of_the_contract() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from understudy.controller.choice import Route, best_route, is_this_machine, possible_routes
+from understudy.controller.choice import Route, best_route, host_proxies, is_this_machine, possible_routes
 from understudy.errors import MoverError
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.model.transfer import TransportMode
@@ -70,6 +70,14 @@ def test_without_a_proxy_on_the_host_any_proxy_reads_over_the_network() -> None:
 
 def test_a_service_of_another_host_never_writes_by_itself() -> None:
     assert routes(HERE, THERE, LOCAL, AT_DR) == {Route("local", "local")}
+
+
+def test_files_of_a_host_are_seen_by_proxies_on_it_and_by_no_other() -> None:
+    assert host_proxies(THERE, ALL, lambda _: True) == [ALSO_THERE, AT_THERE]
+    assert host_proxies(HERE, ALL, lambda _: True) == [LOCAL, SECOND]
+    assert host_proxies(THERE, (LOCAL, AT_DR), lambda _: True) == []
+    with pytest.raises(MoverError, match="proxy on host 'there'"):
+        host_proxies(THERE, ALL, lambda _: False)
 
 
 def test_a_fixed_proxy_is_taken_whatever_else_there_is() -> None:

@@ -7,19 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from understudy.context import CancelToken, Context
-from understudy.controller import catalog, frozen, jobs, journal, lock
+from understudy.controller import catalog, control, frozen, jobs, journal, lock
 from understudy.controller import engine as engine_module
 from understudy.controller.control import Control, cancel_on_interrupt, control_until_idle, follow_session
 from understudy.controller.database import Database, open_database
 from understudy.controller.engine import LocalEngine
+from understudy.controller.leftovers import Swept
 from understudy.controller.records import FrozenGuest
 from understudy.controller.reports import session_report
 from understudy.controller.sites import SiteBuilder
@@ -370,6 +371,49 @@ def test_a_guest_that_cannot_be_thawed_stays_recorded_and_the_others_are_thawed(
     assert duties.tick()
     assert sites.platforms.thawed == ["uuid-2"]
     assert {item.vm_uuid for item in frozen.list_frozen(database)} == {"uuid-1", "uuid-3"}
+
+
+def test_what_dead_sessions_left_is_swept_for_jobs_that_are_not_about_to_run(
+    database: Database, duties: Control, monkeypatch: pytest.MonkeyPatch, released: threading.Event
+) -> None:
+    jobs.create_job(database, Job("2", "hourly", "prod", "prod", "vault", ("db",)))
+    for name in ("nightly", "hourly"):
+        journal.insert_session(database, name)
+        journal.claim_session(database)
+    journal.fail_dead_sessions(database)
+    swept, may_end = [], threading.Event()
+
+    def sweep(_ctx: Context, _database: Database, _sites: SiteBuilder, job_ids: tuple[str, ...]) -> tuple[Swept, ...]:
+        swept.append(job_ids)
+        may_end.wait(20)
+        raise HostUnreachable("host 'prod'", "no route")
+
+    monkeypatch.setattr(control, "sweep_jobs", sweep)
+    assert duties.tick()
+    assert swept == []  # no session died since the last controller started
+    duties.release()
+    for name in ("nightly", "hourly"):
+        journal.insert_session(database, name)
+        journal.claim_session(database)
+    monkeypatch.setattr(journal, "fail_dead_sessions", _ended_and_queued_again(database, "nightly"))
+    assert duties.tick()
+    assert Context().wait_until(lambda: swept == [("2",)], timeout_s=20)
+    assert not duties.idle
+    released.set()
+    may_end.set()
+    assert Context().wait_until(lambda: duties.idle, timeout_s=20)
+
+
+def _ended_and_queued_again(database: Database, name: str) -> Callable[..., tuple[int, ...]]:
+    """Ends dead sessions, as it does; by then the operator has started a job again."""
+    end = journal.fail_dead_sessions
+
+    def act(*arguments: Any) -> tuple[int, ...]:
+        ended = end(*arguments)
+        journal.insert_session(database, name)
+        return ended
+
+    return act
 
 
 def test_recovery_happens_once_and_not_to_sessions_of_this_controller(

@@ -149,6 +149,22 @@ def test_a_task_that_waits_hears_of_a_change_of_the_configuration(monkeypatch: p
         assert answer.result(10) == Route("new", "new")
 
 
+def test_a_vm_is_had_alone_only_if_no_task_works_on_it_or_waits_for_it() -> None:
+    shared, reasons = pool(1, 1), list[str]()
+    with shared.alone("web") as first, shared.alone("web") as second, shared.alone("db") as other:
+        assert (first, second, other) == (True, False, True)
+        ctx = Context()
+        waiting = threading.Thread(target=wait_for, args=(shared, ctx, claim("web"), reasons))
+        waiting.start()
+        assert Context().wait_until(lambda: reasons == ["another task works on the same VM"], timeout_s=20)
+    waiting.join(20)
+    assert not waiting.is_alive()
+    with shared.reserve(Context(), lambda: claim("web"), ignore), shared.alone("web") as taken:
+        assert not taken
+    with shared.alone("web") as taken:
+        assert taken
+
+
 def test_an_error_of_the_choice_ends_the_wait_and_keeps_no_place_in_the_queue() -> None:
     shared = pool(near=1, far=1)
 

@@ -13,14 +13,15 @@ from understudy.context import Context
 from understudy.controller import catalog, journal, sites
 from understudy.controller.database import Database
 from understudy.controller.jobs import get_job
-from understudy.controller.sites import PlatformPool, SiteBuilder
+from understudy.controller.sites import COMMIT_PAUSES, PlatformPool, SiteBuilder, commit_patience
 from understudy.controller.task_journal import DatabaseJournal
-from understudy.errors import Cancelled, DatastoreError, HostUnreachable, MoverError
+from understudy.errors import Cancelled, DatastoreError, HostUnreachable, MoverError, UsageError
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Job, Proxy, ProxyKind
 from understudy.model.transfer import TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
+from understudy.platforms import CommitPatience
 from understudy.replication.site import Lease, Place
 from understudy.storage import DatastoreFacts
 
@@ -35,8 +36,9 @@ class Platform:
     opened: list[str]
     closed: list[str]
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience: CommitPatience | None = None) -> None:
         self.uri = uri
+        self.patience = patience
         Platform.opened.append(uri)
 
     def close(self) -> None:
@@ -60,10 +62,20 @@ def test_a_host_is_connected_to_once_until_the_pool_is_closed() -> None:
     assert Platform.opened[2:] == ["qemu:///a"]
 
 
+def test_every_host_gets_the_patience_that_the_environment_tells() -> None:
+    assert commit_patience({}) == CommitPatience()
+    patience = commit_patience({COMMIT_PAUSES: "0.5,2"})
+    assert patience.pauses == (0.5, 2.0)
+    assert cast("Platform", PlatformPool(patience).get("qemu:///a")).patience == patience
+    for wrong in ("soon", "1,,2", "-1", "nan", "1e9"):
+        with pytest.raises(UsageError, match=COMMIT_PAUSES):
+            commit_patience({COMMIT_PAUSES: wrong})
+
+
 def test_a_host_that_does_not_answer_is_asked_again_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([HostUnreachable("host qemu:///a", "no route"), None])
 
-    def open_platform(uri: str) -> Platform:
+    def open_platform(uri: str, _patience: CommitPatience | None) -> Platform:
         problem = next(answers)
         if problem is not None:
             raise problem

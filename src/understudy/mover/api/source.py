@@ -131,11 +131,15 @@ class EndLeftovers:
 
 @dataclass(frozen=True)
 class RemoveTagged:
-    """Remove plain files and sockets in ``directory`` whose name contains ``tag``, but not one of ``keep``."""
+    """Remove plain files and sockets in ``directory`` whose name begins with ``tag``, but has none of ``keep``.
+
+    :ivar images: ``(file, format)`` of images that VMs use; snapshot deltas below them stay, too.
+    """
 
     directory: str
     tag: str
     keep: tuple[str, ...] = ()
+    images: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from xml.etree import ElementTree as ET
@@ -16,13 +16,14 @@ from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
-from understudy.platforms import ReplicaVmSpec
-from understudy.platforms.libvirt import backup, checkpoints, external
+from understudy.platforms import CommitPatience, ReplicaVmSpec, VmTraces
+from understudy.platforms.libvirt import backup, checkpoints, commit, external
 from understudy.platforms.libvirt.connection import Connection, libvirt_errors
 from understudy.platforms.libvirt.inventory import describe, vm_state
 from understudy.platforms.libvirt.offline import offline_snapshot
 from understudy.platforms.libvirt.replica_vm import replica_xml
 from understudy.platforms.libvirt.target_facts import target_facts
+from understudy.platforms.libvirt.traces import traces_of
 
 _FALLBACK_USER = (0, 0)
 # libvirt's own default for agent commands: wait for ever. We set a limit only around our calls.
@@ -32,12 +33,13 @@ _AGENT_TIMEOUT_DEFAULT = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
 class LibvirtHost:
     """One host behind a libvirt URI; implements :class:`understudy.platforms.Platform`."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience: CommitPatience) -> None:
         """Connect.
 
         :raises HostUnreachable: if the daemon does not answer.
         """
         self._connection = Connection(uri)
+        self._patience = patience
 
     @property
     def _conn(self) -> libvirt.virConnect:
@@ -100,7 +102,9 @@ class LibvirtHost:
         if vm.state is VmState.SHUT_OFF:
             held = offline_snapshot(vm, request)
         elif mode is SnapshotMode.EXTERNAL:
-            held = external.external_snapshot(ctx, domain, vm, request)
+            made = {name: external.delta_path(vm.disk(name), request) for name in request.disks}
+            end = partial(commit.commit_deltas, ctx, self._deltas(vm, request.tag, made), self._patience)
+            held = external.external_snapshot(domain, vm, request, end)
         else:
             held = backup.backup_snapshot(domain, vm, request)
         with held as snapshot:
@@ -115,8 +119,8 @@ class LibvirtHost:
         end: Callable[[], object] = list  # nothing
         if backup.is_ours(backup.running_backup(domain), request.tag, whole=True):
             end = partial(backup.end_backup, domain, vm, request.tag)
-        elif external.tagged_deltas(domain, vm, request.tag).keys() == set(request.disks):
-            end = partial(external.commit_deltas, ctx, domain, vm, request.tag)
+        elif (made := commit.tagged_deltas(domain, vm, request.tag)).keys() == set(request.disks):
+            end = partial(commit.commit_deltas, ctx, self._deltas(vm, request.tag, made), self._patience)
         elif vm.state is not VmState.SHUT_OFF or domain.isActive():
             raise PlatformError(f"snapshot of VM {vm.name!r}", "it is not held any more", "run the job again")
         try:
@@ -141,16 +145,23 @@ class LibvirtHost:
         """End a backup job of a dead session, merge its deltas."""
         domain = self._domain(vm)
         if vm.state is VmState.SHUT_OFF:
-            deltas = external.tagged_deltas(domain, vm, tag)
-            return [f"snapshot delta {path} of disk {disk} stays until VM {vm.name!r} runs again"
-                    for disk, path in deltas.items()]
+            deltas = commit.tagged_deltas(domain, vm, tag)
+            why, todo = commit.stays_while_off(deltas.values())
+            return [f"the snapshot of VM {vm.name!r} is not committed: {why}; {todo}"] if deltas else []
         done = []
         if backup.is_ours(backup.running_backup(domain), tag):
             backup.end_backup(domain, vm, tag)
             done.append(f"ended the backup job of a dead session on VM {vm.name!r}")
         done += [f"merged the snapshot delta {path} of a dead session"
-                 for path in external.commit_deltas(ctx, domain, vm, tag)]
+                 for path in commit.commit_deltas(ctx, self._deltas(vm, tag, {}), self._patience.once)]
         return done
+
+    def traces(self) -> tuple[VmTraces, ...]:
+        """What of ours every domain has."""
+        with libvirt_errors(f"list VMs of {self._connection.uri}"):
+            domains = self._conn.listAllDomains()
+        found = [traces for domain in domains if (traces := traces_of(domain, self._connection.uri)) is not None]
+        return tuple(sorted(found, key=lambda traces: traces.name))
 
     def freeze(self, vm_uuid: str, timeout_s: float) -> int:
         """Freeze through the QEMU guest agent."""
@@ -165,6 +176,9 @@ class LibvirtHost:
             return 0
         with _agent_timeout(domain, timeout_s), libvirt_errors(f"thaw VM {domain.name()!r}", GuestError):
             return int(domain.fsThaw())
+
+    def _deltas(self, vm: Vm, tag: Tag, made: Mapping[str, str]) -> commit.Deltas:
+        return commit.Deltas(self._connection.uri, vm, tag, partial(self._domain, vm), made)
 
     def _domain(self, vm: Vm) -> libvirt.virDomain:
         return self._connection.require_domain(vm.uuid, vm.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.health import DiskHealth
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
-from understudy.storage import HeadFacts, NewDisk
+from understudy.storage import HeadFacts, NewDisk, StoreLeftovers
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
 from understudy.storage.qcow2.files import datastore_error, datastore_errors, make_directory
@@ -20,7 +20,7 @@ from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
 from understudy.storage.qcow2.manifest import REBUILD, Record, load_record, record_problem, save_record
 from understudy.storage.qcow2.names import Place, directory_name, partial, replica_name
 from understudy.storage.qcow2.salvage import Qcow2Salvage, ReadDigest
-from understudy.storage.qcow2.sweep import remove_files, remove_unneeded
+from understudy.storage.qcow2.sweep import find_leftovers, remove_files, remove_unneeded
 
 
 def replica_names(datastore: Path) -> tuple[str, ...]:
@@ -97,10 +97,14 @@ class Qcow2Store:
                 make_directory(directory)
         return save_record(self._place, Record(Replica(identity, ReplicaState.READY, ()))).replica
 
-    def sweep(self) -> list[str]:
+    def leftovers(self) -> StoreLeftovers:
+        """What a sweep would find now."""
+        return find_leftovers(self._place, load_record(self._place))
+
+    def sweep(self, *, keep_continuable: bool = True) -> list[str]:
         """Remove leftovers of dead sessions and finish an interrupted merge; say what was done.
 
-        Layers in the making that a later session can continue stay.
+        Layers in the making that a later session can continue stay, unless they are not wanted.
         A merge whose layers are in use waits for the next sweep: the points are readable as they are.
         """
         lock = self._owned()
@@ -112,7 +116,8 @@ class Qcow2Store:
             record, done = merge.finish_merge(self._place, record, lock)
         except Refused as exc:
             done = [f"left a merge for later: {exc}"]
-        return done + [f"removed {name}" for name in remove_unneeded(self._place, record)]
+        removed = remove_unneeded(self._place, record, keep_continuable=keep_continuable)
+        return done + [f"removed {name}" for name in removed]
 
     def begin_point(self, point_id: str, disks: tuple[NewDisk, ...]) -> Qcow2Draft:
         """Start a restore point with a layer for each of ``disks``; one at a time."""

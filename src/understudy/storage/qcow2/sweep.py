@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from understudy.storage import StoreLeftovers
 from understudy.storage.qcow2.chains import referenced
 from understudy.storage.qcow2.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.leftovers import continuable_files
@@ -11,18 +12,40 @@ from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place, partial
 
 
-def remove_unneeded(place: Place, record: Record) -> list[str]:
+def remove_unneeded(place: Place, record: Record, *, keep_continuable: bool = True) -> list[str]:
     """Remove partial files and finished ones that the record does not name; what was removed, relative to the replica.
 
-    Files that are not named as ours are stay, and layers in the making that a later session can continue.
+    Files that are not named as ours are stay, and layers in the making that a later session can continue, if wanted.
     """
     with datastore_errors(f"sweep {place.what}"):
-        needed = _needed(place, record) | continuable_files(place, record)
-        unneeded = [path for path in place.own_files() if path not in needed]
-        beside = (place.record, place.previous, place.health)
-        unneeded += [path for path in map(partial, beside) if path.exists()]
+        continued, unneeded = _sorted_out(place, record)
+        unneeded += [] if keep_continuable else continued
         remove_files(unneeded)
     return [str(path.relative_to(place.root)) for path in unneeded]
+
+
+def find_leftovers(place: Place, record: Record) -> StoreLeftovers:
+    """What :func:`remove_unneeded` would find."""
+    with datastore_errors(f"look for leftovers in {place.what}"):
+        continued, unneeded = _sorted_out(place, record)
+    return StoreLeftovers(
+        tuple(map(str, continued)),
+        tuple(map(str, unneeded)),
+        tuple(item.disk for item in record.merging),
+    )
+
+
+def _sorted_out(place: Place, record: Record) -> tuple[list[Path], list[Path]]:
+    """The files present of layers that can be continued, and those that nothing needs.
+
+    :raises OSError: if a directory or journal cannot be read.
+    """
+    needed, continuable = _needed(place, record), continuable_files(place, record)
+    present = [path for path in place.own_files() if path not in needed]
+    unneeded = [path for path in present if path not in continuable]
+    beside = (place.record, place.previous, place.health)
+    unneeded += [path for path in map(partial, beside) if path.exists()]
+    return [path for path in present if path in continuable], unneeded
 
 
 def remove_files(paths: list[Path]) -> None:
