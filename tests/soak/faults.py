@@ -47,27 +47,32 @@ def digest_files(installation: Installation) -> list[Path]:
     return sorted([*source, *installation.store.glob("*/digests/*.digest")])
 
 
-def delete_digests(files: list[Path], pick: int) -> bool:
-    """Delete about half of the files."""
+def delete_digests(files: list[Path], pick: int) -> list[Path]:
+    """Delete about half of the files; which."""
     chosen = [path for number, path in enumerate(files) if pick >> number % 30 & 1]
     for path in chosen:
         path.unlink()
-    return bool(chosen)
+    return chosen
 
 
-def flip_digest(files: list[Path], pick: int) -> bool:
-    """Flip one bit in one of the files."""
+def flip_digest(files: list[Path], pick: int) -> list[Path]:
+    """Flip one bit in one of the files; which."""
     if not files:
-        return False
+        return []
     path = files[pick % len(files)]
     content = bytearray(path.read_bytes())
     content[(pick >> 3) % len(content)] ^= 1 << pick % 8
     path.write_bytes(content)
-    return True
+    return [path]
 
 
-def host_faults(installation: Installation, vm: LabVm, pick: int) -> Mapping[Fault, Callable[[], bool]]:
-    """What can be done to hosts, VMs and files; each says whether there was something to do it to."""
+def host_faults(
+    installation: Installation, vm: LabVm, pick: int, spoilt: set[Path]
+) -> Mapping[Fault, Callable[[], bool]]:
+    """What can be done to hosts, VMs and files; each says whether there was something to do it to.
+
+    :param spoilt: gets the digest files that were deleted or flipped.
+    """
 
     def done(act: Callable[[], None]) -> Callable[[], bool]:
         def run() -> bool:
@@ -79,11 +84,16 @@ def host_faults(installation: Installation, vm: LabVm, pick: int) -> Mapping[Fau
     def on(act: Callable[[], None]) -> Callable[[], bool]:
         return lambda: vm.is_running() and done(act)()
 
+    def spoil(act: Callable[[list[Path], int], list[Path]]) -> bool:
+        chosen = act(digest_files(installation), pick)
+        spoilt.update(chosen)
+        return bool(chosen)
+
     return {
         Fault.KILL_QEMU: on(lambda: kill_qemu(vm)),
         Fault.POWER_OFF: on(vm.destroy),
         Fault.RESTART_LIBVIRTD: done(installation.lab.alpha.restart),
         Fault.DELETE_CHECKPOINT: lambda: delete_checkpoint(vm, pick),
-        Fault.DELETE_DIGESTS: lambda: delete_digests(digest_files(installation), pick),
-        Fault.FLIP_DIGEST: lambda: flip_digest(digest_files(installation), pick),
+        Fault.DELETE_DIGESTS: lambda: spoil(delete_digests),
+        Fault.FLIP_DIGEST: lambda: spoil(flip_digest),
     }

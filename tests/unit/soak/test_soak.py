@@ -45,9 +45,9 @@ def test_digest_files_are_flipped_by_one_bit_or_deleted_by_half(tmp_path: Path) 
     files = [tmp_path / f"{number}" for number in range(8)]
     for path in files:
         path.write_bytes(bytes(100))
-    assert flip_digest(files, 12345)
+    assert flip_digest(files, 12345) == files[1:2]
     assert sum(byte.bit_count() for path in files for byte in path.read_bytes()) == 1
-    assert delete_digests(files, 0b10110)
+    assert delete_digests(files, 0b10110) == [files[1], files[2], files[4]]
     assert [path.exists() for path in files[:5]] == [True, False, False, True, False]
     assert not delete_digests(files, 0)
     assert not flip_digest([], 1)
