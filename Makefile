@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := packaging/debian-packages packaging/debian-packages-lab
 RUNS := 5
+MINUTES := 30
 # Test files at a time: a lab waits for its guests often enough to share the cores.
 WORKERS := 2
 
-.PHONY: demo demo-two-hosts test bench check lint types contracts unit system packages packages-test packages-bench clean
+.PHONY: demo demo-two-hosts test bench check lint types contracts unit system soak packages packages-test packages-bench clean
 
 demo: packages $(VENV)/runtime  ## run the main job before your eyes
 	$(AS_ROOT) $(BIN)/understudy demo
@@ -39,6 +40,9 @@ unit: packages-test $(VENV)/development  ## the tests that need no lab
 
 system: packages-test $(VENV)/development  ## the tests on real libvirt hosts
 	$(AS_ROOT) $(BIN)/python -m pytest tests/lab tests/system
+
+soak: packages-test $(VENV)/development  ## random sessions with faults for MINUTES, from SEED if it is given
+	$(AS_ROOT) $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 packages:
 	packaging/install-packages $(PACKAGES)

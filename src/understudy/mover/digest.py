@@ -144,10 +144,13 @@ class DigestWriter:
             path.unlink(missing_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                write_all(self._fd, _pack_header(self.header), 0)
                 os.ftruncate(self._fd, HEADER_BYTES + header.blocks * DIGEST_BYTES)
-                for offset, chunk in base.chunks(header.blocks * DIGEST_BYTES) if base else ():
-                    self._copy_pages(offset, chunk)
+                if base is not None:
+                    for offset, chunk in base.chunks(header.blocks * DIGEST_BYTES):
+                        self._copy_pages(offset, chunk)
+                    # A file with a header may be gone on with after a power cut: then these digests must be in it.
+                    os.fdatasync(self._fd)
+                write_all(self._fd, _pack_header(self.header), 0)
             except BaseException:
                 self.close()
                 raise

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from understudy.errors import DatastoreError, NotFound, UnderstudyError
+from understudy.errors import DatastoreError, NotFound, ReplicaError, UnderstudyError
 from understudy.mover.api import DigestRef, ReplicaRef
 from understudy.mover.digest import DigestReader
 from understudy.mover.drafts import store_of
@@ -72,7 +72,8 @@ def _file(find: Callable[[], Path], point: str) -> Response:
         path = find()
         with DigestReader(path) as reader:
             if reader.header.point != point:
-                raise NotFound(f"digest file {path}", f"it is of point {reader.header.point!r}")
+                # As good as damaged, and said so: who asks takes the other copy, or has it recomputed.
+                raise ReplicaError(f"digest file {path}", f"it is of point {reader.header.point!r}")
         return FileResponse(path, media_type="application/octet-stream")
     except Exception as exc:  # noqa: BLE001 - the border of the process: everything becomes an answer
         return _failure(exc)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.storage.power import Power, PowerCut
 from understudy.errors import ReplicaError, UsageError
 from understudy.model.extent import Extent
 from understudy.mover.base import PointDigests
@@ -96,6 +99,27 @@ def test_copies_are_equal_and_stay_sparse(tmp_path: Path) -> None:
     assert (tmp_path / "copy").stat().st_blocks <= source.stat().st_blocks
     with DigestReader(source) as left, DigestReader(tmp_path / "copy") as right:
         assert left.header == right.header
+
+
+def test_a_power_cut_while_a_file_is_begun_leaves_the_base_digests_or_no_file(
+    tmp_path: Path,
+) -> None:
+    header = DigestHeader("p2", HEADER.size, MIB)
+    with DigestReader(make(tmp_path / "base")) as base:
+        wanted = base.read(0, 9001)
+        continued = 0
+        for seed in range(60):
+            path = tmp_path / f"new-{seed}"
+            with pytest.MonkeyPatch.context() as patch:
+                power = Power(patch, random.Random(seed))
+                power.left = seed % 8
+                with suppress(PowerCut):
+                    DigestWriter(path, header, base).close()
+                power.after_cut(path)
+            continued += path.read_bytes()[:8] == b"USTDIGST"
+            with DigestWriter(path, header, base, keep=True) as writer:
+                assert writer.read(0, 9001) == wanted
+    assert continued
 
 
 def test_a_grown_copy_has_zeros_behind_and_a_shrunk_one_is_cut(tmp_path: Path) -> None:

@@ -301,6 +301,7 @@ def test_whole_tables_are_told_as_one_range(tmp_path: Path) -> None:
         with writer._lock:
             writer._table(table)
             writer._map(table, 0, ENTRIES_PER_TABLE)
+    os.truncate(tmp_path / "layer", writer._clusters * CLUSTER)
     writer.zero(size // 2, CLUSTER)
     writer.checkpoint([Extent(0, size)])
     writer.close()

@@ -231,7 +231,15 @@ FIRST, SECOND, THIRD = REPLICA.points
     (Record(MERGING.replica, (MergingDisk("vda", ()),)), "not there"),
     (Record(MERGING.replica, (MergingDisk("vda", ("vda-3.qcow2", "vda-1.qcow2")),)), "occurs 2 times"),
     (Record(MERGING.replica, (MergingDisk("vda", ("vda-1.qcow2",)), MergingDisk("vdb", ("vdb-1.qcow2",)))),
-     "being merged")])
+     "being merged"),
+    (Record(replace(REPLICA, points=(point("1", disk("vda", "1"), replace(disk("vdb", "1"), layer="vda-9.qcow2")),),
+                    head_point="")), "vda-9.qcow2 is no layer of disk vdb"),
+    (Record(replace(REPLICA, points=(point("1", disk("vda", "1"), replace(disk("vdb", "1"), digest="vda-9.digest")),),
+                    head_point="")), "vda-9.digest holds no digests of disk vdb at point 1"),
+    (Record(replace(REPLICA, points=(point("1", replace(disk("vda", "1"), digest="vda-2.digest")),), head_point="")),
+     "vda-2.digest holds no digests of disk vda at point 1"),
+    (Record(MERGING.replica, (MergingDisk("vda", ("vdb-0.qcow2", "vda-1.qcow2")),)), "vdb-0.qcow2 is no layer"),
+])
 def test_a_record_that_contradicts_itself_is_neither_saved_nor_believed(place: Place, record: Record, why: str) -> None:
     with pytest.raises(ReplicaError, match=why):
         save_record(place, record)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from understudy.model.replica import PointDisk, Replica, RestorePoint
+from understudy.storage.qcow2.names import digest_name, disk_token
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _contradictions(replica: Replica, merging: tuple[MergingDisk, ...],
         yield from _repeated(f"disk of point {point.id}", [disk.name for disk in point.disks])
     if replica.head_point and all(point.id != replica.head_point for point in replica.points):
         yield f"the head lies on point {replica.head_point!r}, which is not there"
+    yield from _foreign_files(replica, merging)
     lower = {item.disk: item.below[-1] if item.below else "" for item in merging}
     merged = {item.disk: item for item in merging}
     for number, point in enumerate(replica.points):
@@ -170,6 +172,19 @@ def _broken_link(replica: Replica, number: int, disk: PointDisk, lower: dict[str
         yield f"layer {disk.layer} lies on {backing}, which is not the point before"
     elif below.size > sizes[-1]:
         yield f"layer {disk.layer} is smaller than the layer below"
+
+
+def _foreign_files(replica: Replica, merging: tuple[MergingDisk, ...]) -> Iterator[str]:
+    """Files of another disk: with as many bytes and a disk as large, nothing but their names would tell them."""
+    layers = [(disk.name, disk.layer) for point in replica.points for disk in point.disks]
+    layers += [(item.disk, name) for item in merging for name in item.below]
+    for disk, name in layers:
+        if not name.startswith(f"{disk_token(disk)}-"):
+            yield f"{name} is no layer of disk {disk}"
+    for point in replica.points:
+        for part in point.disks:
+            if part.digest != digest_name(part.name, point.id):
+                yield f"{part.digest} holds no digests of disk {part.name} at point {point.id}"
 
 
 def _repeated(kind: str, names: list[str]) -> Iterator[str]:

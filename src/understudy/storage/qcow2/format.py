@@ -35,6 +35,7 @@ _NAME_SLOTS = (4096, 8192, 12288)
 _NAME_MAX = 1023
 _HEADER_MAX = 112
 _INCOMPATIBLE_CORRUPT = 2
+_AUTOCLEAR_BITMAPS = 1
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,27 @@ def _damaged(path: Path, why: str) -> ReplicaError:
 def _parse(path: Path, raw: bytes, file_bytes: int) -> LayerHeader:
     if len(raw) < CLUSTER:
         raise _damaged(path, f"cut: only {len(raw)} bytes long")
-    (magic, version, backing_offset, backing_length, cluster_bits, size, encryption, l1_count, l1_offset, _, _,
-     snapshots, _, incompatible, _, _, refcount_order, header_length) = _HEADER.unpack_from(raw)
+    (magic, version, backing_offset, backing_length, cluster_bits, size, encryption, l1_count, l1_offset,
+     reftable_offset, reftable_clusters, snapshots, snapshots_offset, incompatible, _, autoclear, refcount_order,
+     header_length) = _HEADER.unpack_from(raw)
     if magic != _MAGIC or version != _VERSION:
         raise _damaged(path, "no finished qcow2 image of version 3")
     if incompatible & _INCOMPATIBLE_CORRUPT:
         raise _damaged(path, "QEMU marked the image corrupt")
-    if cluster_bits != CLUSTER_BITS or encryption or refcount_order != _REFCOUNT_ORDER or incompatible:
+    if (cluster_bits != CLUSTER_BITS or encryption or refcount_order != _REFCOUNT_ORDER or incompatible
+            or autoclear & ~_AUTOCLEAR_BITMAPS):
         raise _damaged(path, "the header asks for qcow2 features that replicas do not use")
-    if not _HEADER.size <= header_length <= _HEADER_MAX:
+    if header_length not in (_HEADER.size, _HEADER_MAX):
         raise _damaged(path, f"impossible header length {header_length}")
     if not size or size % SECTOR or size >= 1 << 63:
         raise _damaged(path, f"impossible virtual size {size}")
     if l1_offset % CLUSTER or not l1_offset or l1_count < l1_entries(size) or l1_offset + l1_count * 8 > file_bytes:
         raise _damaged(path, "the table of mapped clusters is not inside the file")
+    reftable_end = reftable_offset + reftable_clusters * CLUSTER
+    if reftable_offset % CLUSTER or not reftable_offset < reftable_end <= -(-file_bytes // CLUSTER) * CLUSTER:
+        raise _damaged(path, "the table of reference counts is not inside the file")
+    if snapshots_offset % CLUSTER or snapshots_offset > file_bytes:
+        raise _damaged(path, "the table of snapshots is not inside the file")
     end = _extensions_end(path, raw, header_length)
     backing = _backing_name(path, raw, end, backing_offset, backing_length)
     return LayerHeader(size, backing, backing_offset, end, l1_offset, l1_count, snapshots)
@@ -158,6 +166,17 @@ def layer_is_empty(path: Path) -> bool:
                 return False
             left -= len(piece)
     return True
+
+
+def check_table(path: Path, header: LayerHeader) -> None:
+    """Check that every L1 entry of a layer is possible; that is 8 bytes for each 512 MiB of the disk.
+
+    :raises ReplicaError: if one is not.
+    """
+    with datastore_errors(f"read layer {path}"), path.open("rb", buffering=0) as file:
+        used = bytearray(-(-os.fstat(file.fileno()).st_size // CLUSTER))
+        for entry in _entries(os.pread(file.fileno(), header.l1_entries * 8, header.l1_offset)):
+            _use(path, entry, 0, used)
 
 
 def check_maps(path: Path) -> None:

@@ -13,7 +13,8 @@ once given to a cluster of the disk is never given to another, nor taken away. S
   dropped. Before, the cluster had no entry, or was zeros without a place; then it was written again since.
 
 Every cluster below the count has exactly one owner, so none leaks; if the sum differs, the file is not the one that was
-recorded. The repair is durable before anything is written anew, and when it is cut short it can be done again.
+recorded. So it is if it ends before the data of a range that was called complete. The repair is durable before anything
+is written anew, and when it is cut short it can be done again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from pathlib import Path
 
 from understudy.model.extent import Extent, intersect, merge, span
 from understudy.storage.qcow2.files import pwrite_all
-from understudy.storage.qcow2.format import CLUSTER, COPIED, ENTRIES_PER_TABLE, ZERO, first_clusters
+from understudy.storage.qcow2.format import (
+    CLUSTER,
+    COPIED,
+    ENTRIES_PER_TABLE,
+    OFFSET_MASK,
+    ZERO,
+    first_clusters,
+)
 from understudy.storage.qcow2.journal import Recorded
 
 _PART_ENTRIES = 512
@@ -54,12 +62,15 @@ class _Scan:
     :ivar owners: clusters of the file that have an owner.
     :ivar dropped: where in the file the entries are that must go.
     :ivar rewritten: ranges of the disk that these entries are for.
+    :ivar missing: ranges of the disk whose data would lie behind the end of the file, at ``length``.
     """
 
     owners: int
+    length: int
     touched: list[Extent] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     rewritten: list[Extent] = field(default_factory=list)
+    missing: list[Extent] = field(default_factory=list)
 
 
 def reopen(path: Path, recorded: Recorded) -> Reopened | None:
@@ -77,7 +88,9 @@ def reopen(path: Path, recorded: Recorded) -> Reopened | None:
         return None
     try:
         scan = _scan(fd, recorded)
-        if scan.owners != recorded.clusters or intersect(merge(scan.rewritten), recorded.complete):
+        doubtful = [*merge(scan.rewritten), *merge(scan.missing)]
+        doubtful = merge(sorted(doubtful, key=lambda item: item.start))
+        if scan.owners != recorded.clusters or intersect(doubtful, recorded.complete):
             return None
         pwrite_all(fd, bytes(CLUSTER), 0)  # no header: the layer may have been finished after the checkpoint
         for place in scan.dropped:
@@ -93,13 +106,15 @@ def _scan(fd: int, recorded: Recorded) -> _Scan:
     size = recorded.header.size
     lowest = COPIED | first_clusters(size) * CLUSTER
     limit = COPIED | recorded.clusters * CLUSTER
-    scan = _Scan(first_clusters(size) + len(recorded.tables))
+    scan = _Scan(first_clusters(size) + len(recorded.tables), os.fstat(fd).st_size)
+    # Behind it each entry is looked at by itself.
+    whole = min(limit, COPIED | scan.length // CLUSTER * CLUSTER)
     for index, place in sorted(recorded.tables.items()):
         raw = os.pread(fd, CLUSTER, place).ljust(CLUSTER, b"\0")
         for at in range(0, CLUSTER, _PART.size):
             part = raw[at:at + _PART.size]
             start = (index * ENTRIES_PER_TABLE + at // 8) * CLUSTER
-            if _is_full(part, lowest, limit) and start + _PART_ENTRIES * CLUSTER <= size:
+            if _is_full(part, lowest, whole) and start + _PART_ENTRIES * CLUSTER <= size:
                 scan.owners += _PART_ENTRIES
                 scan.touched.append(Extent(start, _PART_ENTRIES * CLUSTER))
             elif part.count(0) != len(part):
@@ -119,7 +134,7 @@ def _is_full(part: bytes, lowest: int, limit: int) -> bool:
 
 def _scan_part(scan: _Scan, part: bytes, bounds: tuple[int, int], place: int, base: int, size: int) -> None:
     lowest, limit = bounds
-    touched, rewritten = [], []
+    touched, rewritten, missing = [], [], []
     for number, entry in enumerate(_PART.unpack(part)):
         if not entry:
             continue
@@ -129,8 +144,11 @@ def _scan_part(scan: _Scan, part: bytes, bounds: tuple[int, int], place: int, ba
             touched.append(span(start, min(start + CLUSTER, size)))
         if inside and lowest <= entry < limit and entry & (CLUSTER - 1) <= ZERO:
             scan.owners += 1
+            if not entry & ZERO and (entry & OFFSET_MASK) + touched[-1].length > scan.length:
+                missing.append(touched[-1])
         elif entry != ZERO or not inside:
             scan.dropped.append(place + number * 8)
             rewritten += touched[-1:] if inside else []
     scan.touched += merge(touched)
     scan.rewritten += merge(rewritten)
+    scan.missing += merge(missing)
