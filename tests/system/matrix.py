@@ -32,8 +32,8 @@ from understudy.units import MIB
 
 POINTS_KEPT = 2
 SOURCES = Path(next(iter(understudy.__path__)))
-#: Acts that are no part of a run have their tests elsewhere.
-NO_PART_OF_A_RUN = ("replication/failover.py",)
+#: Modules of acts that are no part of a run, and have their tests elsewhere.
+NO_PART_OF_A_RUN = ("replication/failover.py", "mover/verify.py", "storage/qcow2/salvage.py")
 SOURCE_PROXY, TARGET_PROXY = "near", "far"
 STORE_BYTES = 160 * MIB
 #: What a scan may send of a disk whose guest wrote a few files since the last point: those, and its metadata.
@@ -107,8 +107,9 @@ class Outcome:
 def reasons(outcome: Outcome) -> tuple[str, ...]:
     """Why the next run may be no incremental one; an empty reason: it must be one."""
     if outcome.actor is Actor.HYPERVISOR:
-        # Its dirty bitmaps died with it: marked as in use in the image, or never written there.
-        return ("bitmap_inconsistent", "checkpoint_missing")
+        # Its dirty bitmaps died with it: marked as in use in the image, or never written there. A run that read the
+        # disks of the VM, which was off then, may have made a point without a baseline.
+        return ("bitmap_inconsistent", "checkpoint_missing", *(["no_baseline"] if outcome.heard else []))
     if outcome.recorded and not outcome.heard and outcome.actor is not Actor.CONTROLLER:
         # The controller took the run for a failed one, and went back to the baseline of the point before.
         return ("checkpoint_missing",)

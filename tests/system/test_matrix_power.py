@@ -13,8 +13,7 @@ from understudy.lab.power_fs import PowerFs
 
 @pytest.fixture(scope="module")
 def scene(lab: Lab) -> Iterator[Matrix]:
-    # Without a journal: one would make names durable by the way, which nobody has asked for.
-    power = PowerFs.mount(lab.beta, store_of(lab, "dark"), STORE_BYTES, journal=False)
+    power = PowerFs.mount(lab.beta, store_of(lab, "dark"), STORE_BYTES)
     with matrix(lab, "dark", power=power) as made:
         yield made
 

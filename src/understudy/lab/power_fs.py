@@ -61,6 +61,9 @@ class PowerFs:
         if not self.journal:
             self._repair()
         self._mount()
+        if not self.journal:
+            # Files that have lost their names; they would fill the file system, and e2fsck deletes what it cannot copy.
+            self.host.namespaces.run(["rm", "-rf", str(self.directory / "lost+found")])
 
     def unmount(self) -> None:
         """Unmount it; what it held stays in its image until the lab is closed."""
