@@ -7,6 +7,9 @@ the places; without the variable a fault point does nothing. Acts:
 ``sigint``  SIGINT to this process, as Ctrl-C would; the point then waits until the cancellation arrives or 20 s passed.
 ``error``   an error as an operation at this place could raise it.
 ``stall``   wait until the file named by ``UNDERSTUDY_FAULT_RELEASE`` exists; it writes ``<that file>.reached`` first.
+
+With ``UNDERSTUDY_FAULT_TRACE=<file>`` every fault point that is reached appends its name to that file, so that a test
+can learn which points lie on the way of what it does.
 """
 
 from __future__ import annotations
@@ -20,10 +23,15 @@ from understudy.errors import UnderstudyError
 
 VARIABLE = "UNDERSTUDY_FAULT"
 RELEASE_VARIABLE = "UNDERSTUDY_FAULT_RELEASE"
+TRACE_VARIABLE = "UNDERSTUDY_FAULT_TRACE"
 
 
 def fault_point(name: str) -> None:
     """A place called ``name`` where a test may intervene; nothing happens unless the environment names it."""
+    trace = os.environ.get(TRACE_VARIABLE)
+    if trace:
+        with Path(trace).open("a") as out:
+            out.write(f"{name}\n")
     wanted = os.environ.get(VARIABLE)
     if not wanted:
         return

@@ -32,7 +32,7 @@ from understudy.replication.held import TransferSpec
 from understudy.replication.planning import PlanningFacts, plan_disks
 from understudy.replication.site import Site
 from understudy.replication.target_side import damaged_disks
-from understudy.storage.qcow2.manifest import _checksum
+from understudy.storage.qcow2.sealed import checksum
 from understudy.units import KIB, MIB
 
 SIZE = 6 * MIB + 512
@@ -279,7 +279,7 @@ def test_a_hand_made_record_with_a_right_checksum_never_leads_to_wrong_content(
     else:
         document["replica"]["head_point"] = ""
         document["replica"]["points"], document["merging"] = _POINTS[act](points)
-    scene.record.write_text(json.dumps(document | {"checksum": _checksum(document)}))
+    scene.record.write_text(json.dumps(document | {"checksum": checksum(document)}))
     try:
         _check(scene)
     except AssertionError:

@@ -26,12 +26,11 @@ with atheris.instrument_imports(include=["understudy.mover.digest", "understudy.
         DigestReader,
         DigestWriter,
         UnfinishedDigests,
-        array_checksum,
     )
     from understudy.storage.qcow2.fields import Malformed, parse_object
     from understudy.storage.qcow2.format import CLUSTER, check_maps, layer_is_empty, read_header
     from understudy.storage.qcow2.journal import read_journal
-    from understudy.storage.qcow2.manifest import _checksum, parse_record, render_record
+    from understudy.storage.qcow2.manifest import parse_record, render_record
 
 import xxhash
 
@@ -73,7 +72,7 @@ def _record(data: bytes) -> None:
         document = {}
     document.pop("checksum", None)
     with suppress(RecursionError, UnicodeEncodeError):
-        document["checksum"] = _checksum(document)
+        document["checksum"] = checksum(document)
     sealed = json.dumps(document).encode()
     with suppress(ReplicaError):
         found = parse_record("replica", sealed)

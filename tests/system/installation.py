@@ -57,7 +57,7 @@ class Installation:
         self.store = place / "store"
         self.scratch = place / "scratch"
         place.chmod(0o755)
-        self.store.mkdir(mode=0o755)
+        self.store.mkdir(mode=0o755, exist_ok=True)
         for host in lab.hosts:
             self.ok("host", "add", host.name, host.uri, "--scratch-dir", str(self.scratch))
         self.ok("datastore", "add", "ds", "--host", "beta", "--path", str(self.store))

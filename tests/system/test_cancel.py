@@ -13,7 +13,7 @@ import pytest
 
 from tests.system.aftermath import Bench, bench
 from tests.system.installation import Installation, StalledRun
-from tests.system.test_crash import CONTROLLER
+from tests.system.matrix import fault_points, steps
 from understudy.lab.lab import Lab
 
 # From here on the point is published: a wish to cancel comes too late, and the run says success.
@@ -32,7 +32,7 @@ def scene(lab: Lab) -> Iterator[Bench]:
         yield made
 
 
-@pytest.mark.parametrize("point", CONTROLLER)
+@pytest.mark.parametrize("point", [*steps(), *fault_points("replication")])
 def test_an_interrupted_run_leaves_nothing_and_tells_the_truth(scene: Bench, point: str) -> None:
     before = scene.point_ids()
     scene.write()

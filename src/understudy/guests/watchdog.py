@@ -26,14 +26,14 @@ _GIVE_UP_S = 120.0
 def main(uri: str, uuid: str) -> int:
     """Run until disarmed or until the guest was thawed; 0 if there was nothing to do, 3 if it had to thaw."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
-    domain = libvirt.open(uri).lookupByUUIDString(uuid)
+    domain = _find(uri, uuid)
     _say("ready")
     controller = _Input()
     deadline: float | None = None
     while True:
         words = controller.words(deadline)
         if words is None:
-            _thaw(domain)
+            _thaw(domain, uri, uuid)
             return _fired()
         if words[:1] == ["armed"]:
             deadline = time.monotonic() + float(words[1])
@@ -41,7 +41,7 @@ def main(uri: str, uuid: str) -> int:
             _say("disarmed")
             return 0
         else:  # end of input while armed
-            _thaw(domain)
+            _thaw(domain, uri, uuid)
             return 3
 
 
@@ -65,8 +65,15 @@ class _Input:
         return line.decode("ascii", "replace").split()
 
 
-def _thaw(domain: libvirt.virDomain) -> None:
-    """Thaw until it worked: another agent command of the dead controller may still hold the agent."""
+def _find(uri: str, uuid: str) -> libvirt.virDomain:
+    return libvirt.open(uri).lookupByUUIDString(uuid)
+
+
+def _thaw(domain: libvirt.virDomain, uri: str, uuid: str) -> None:
+    """Thaw until it worked: another agent command of the dead controller may still hold the agent.
+
+    The daemon may have died as well, and our connection with it, so that each further try makes one of its own.
+    """
     end = time.monotonic() + _GIVE_UP_S
     while time.monotonic() < end:
         try:
@@ -78,6 +85,8 @@ def _thaw(domain: libvirt.virDomain) -> None:
                 return  # a guest that is off is not frozen
             sys.stderr.write(f"thaw: {exc}\n")
             time.sleep(_RETRY_S)
+            with contextlib.suppress(libvirt.libvirtError):  # the daemon is not back yet
+                domain = _find(uri, uuid)
         else:
             return
 

@@ -57,6 +57,7 @@ class Draft:
     ended: bool = False
     asked_at: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _acts: threading.Lock = field(default_factory=threading.Lock)
 
     def disk(self, name: str, size: int) -> NewDisk:
         """The disk called ``name``.
@@ -95,11 +96,25 @@ class Draft:
             ))
         return self.arriving[name]
 
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Change the replica, by publishing for example; one act at a time, and the draft's end waits for it.
+
+        Ended in the middle of a publish, a draft would remove the layers that the record is just going to name; ended
+        in the middle of any act, it would give the lock back too early.
+
+        :raises NotFound: if the draft has ended.
+        """
+        with self._acts:
+            if self.ended:
+                raise NotFound(f"draft {self.id!r}", "it has ended")
+            yield
+
     def end(self, *, keep: bool) -> None:
         """Nothing is written any more; abandon what was not published, or leave it to be continued, if ``keep``."""
         with self.lock:
             self.ended = True
-        with self.held:
+        with self._acts, self.held:
             for disk in self.arriving.values():
                 disk.close()
             if keep:
@@ -187,7 +202,8 @@ class Drafts:
             draft = self.get(owner.draft)
             if draft.ref != owner.ref:
                 raise UsageError(f"replica {owner.ref.name!r}", "the draft is of another replica")
-            yield draft.store
+            with draft.acting():
+                yield draft.store
             return
         store = store_of(owner.ref)
         with store.lock(owner.attempt):

@@ -119,9 +119,10 @@ def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint
     if unfinished or request.meta.id != draft.point_id:
         why = f"disks without a successful transfer: {', '.join(unfinished)}" if unfinished else "it has another id"
         raise Refused(f"publish restore point {request.meta.id!r}", why)
-    fault_point("mover.publish.before")
-    point = draft.point.publish(request.meta)
-    fault_point("mover.publish.after")
+    with draft.acting():
+        fault_point("mover.publish.before")
+        point = draft.point.publish(request.meta)
+        fault_point("mover.publish.after")
     return api.PublishedPoint(point)
 
 

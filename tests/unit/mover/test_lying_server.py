@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.mover.nbd_server import lying_server
 from understudy.errors import TransferError
+from understudy.model.extent import Extent
 from understudy.model.transfer import TransferMode
 from understudy.mover.base import NothingKnown
 from understudy.mover.meter import Counters
@@ -28,6 +29,16 @@ NAMES = st.sampled_from([ALLOCATION, ALLOCATION, DIRTY, DIRTY, "another"])
 ANSWERS = st.lists(st.lists(st.tuples(NAMES, PAIRS), max_size=4), min_size=1, max_size=4)
 RUNS = st.lists(st.tuples(st.integers(0, SIZE // 512), st.integers(1, 900)), max_size=5)
 ODD = st.lists(st.sampled_from([1, 512, 4096 + 1, 64 * KIB, BLOCK, SIZE, (1 << 32) - 1]), min_size=1, max_size=5)
+
+
+class _Export:
+    """What a plan asks, from one connection."""
+
+    def __init__(self, client: NbdClient) -> None:
+        self.statuses = client.statuses
+
+    def allocation(self, run: Extent) -> list[Extent]:
+        return self.statuses(run.start, run.length, run.length)[1][ALLOCATION]
 
 
 class _Script:
@@ -109,7 +120,7 @@ def test_a_plan_from_odd_answers_reads_or_zeroes_every_byte_that_is_dirty(
     covered: set[int] = set()
     with lying_server(tmp_path / "s", SIZE, server), \
             NbdClient(str(tmp_path / "s"), "x", (ALLOCATION, DIRTY)) as client:
-        plan = Plan(PlanSpec(SIZE, BLOCK, mode, True, DIRTY), client, NothingKnown(), Counters())
+        plan = Plan(PlanSpec(SIZE, BLOCK, mode, True, DIRTY), _Export(client), NothingKnown(), Counters())
         while (item := plan.take()) is not None:
             if isinstance(item, ReadBlock | ZeroRun):
                 for part in item.wanted if isinstance(item, ReadBlock) else (item.run,):
@@ -131,7 +142,7 @@ def test_a_skipped_range_is_never_one_that_was_called_dirty_beyond_the_end(tmp_p
     script = _Script([[(ALLOCATION, [((1 << 32) - 1, 0)]), (DIRTY, [((1 << 32) - 1, 1)])]])
     with lying_server(tmp_path / "s", SIZE, script), \
             NbdClient(str(tmp_path / "s"), "x", (ALLOCATION, DIRTY)) as client:
-        plan = Plan(PlanSpec(SIZE, BLOCK, TransferMode.INCREMENTAL, True, DIRTY), client, NothingKnown(), Counters())
+        plan = Plan(PlanSpec(SIZE, BLOCK, TransferMode.INCREMENTAL, True, DIRTY), _Export(client), NothingKnown(), Counters())
         items = list(iter(plan.take, None))
     assert [item for item in items if isinstance(item, Skipped)] == [Skipped(0, 0)]
     assert sum(item.block.length for item in items if isinstance(item, ReadBlock)) == SIZE
