@@ -142,7 +142,8 @@ def test_a_skipped_range_is_never_one_that_was_called_dirty_beyond_the_end(tmp_p
     script = _Script([[(ALLOCATION, [((1 << 32) - 1, 0)]), (DIRTY, [((1 << 32) - 1, 1)])]])
     with lying_server(tmp_path / "s", SIZE, script), \
             NbdClient(str(tmp_path / "s"), "x", (ALLOCATION, DIRTY)) as client:
-        plan = Plan(PlanSpec(SIZE, BLOCK, TransferMode.INCREMENTAL, True, DIRTY), _Export(client), NothingKnown(), Counters())
+        spec = PlanSpec(SIZE, BLOCK, TransferMode.INCREMENTAL, True, DIRTY)
+        plan = Plan(spec, _Export(client), NothingKnown(), Counters())
         items = list(iter(plan.take, None))
     assert [item for item in items if isinstance(item, Skipped)] == [Skipped(0, 0)]
     assert sum(item.block.length for item in items if isinstance(item, ReadBlock)) == SIZE
