@@ -194,7 +194,8 @@ def test_whatever_is_lost_no_point_is_listed_that_is_not_what_it_was(world: Worl
                 needed.add(file)
                 file = world.layers[file].backing
         if lost.isdisjoint(needed):
-            assert point not in found.left_out
+            # Of two points of equal content a lost layer may be missed at either.
+            assert found.left_out.get(point, "shows a newer point").endswith("shows a newer point")
         event("left out" if point in found.left_out else "listed")
 
 
