@@ -1,0 +1,125 @@
+"""The effects of a sweep: in order, one failure keeps nothing else, and what depends on it is not forced."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from understudy.context import Context
+from understudy.controller import catalog, journal, lock, sweep
+from understudy.controller.database import Database, open_database
+from understudy.controller.leftovers import Scope
+from understudy.controller.sites import SiteBuilder
+from understudy.controller.sweep import Sweeping, list_leftovers, sweep_as_controller
+from understudy.controller.sweep_plan import Facts, HostVm, SurveyedPlace, plan_sweep
+from understudy.errors import PlatformError, Refused
+from understudy.model.job import Datastore, Host, Job
+from understudy.model.snapshot import Tag
+from understudy.mover.api import DatastoreSurvey
+from understudy.platforms import VmTraces
+
+JOB = Job("a" * 32, "nightly", "prod", "prod", "vault", ("web", "db"))
+VAULT = Datastore("vault", "prod", "qcow2", "/srv")
+
+
+def traces(name: str, session: int) -> VmTraces:
+    tag = str(Tag(JOB.id, f"uuid-{name}", session))
+    return VmTraces(name, f"uuid-{name}", True, (f"{tag}-beef",), f"{tag}.sock", (), ())
+
+
+@dataclass
+class Platform:
+    """Cannot end what runs on the VM ``web``; notes what it did."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def describe_vm(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, uuid=f"uuid-{name}")
+
+    def sweep(self, _ctx: Context, vm: SimpleNamespace, tag: Tag) -> list[str]:
+        self.calls.append(("sweep", vm.name, tag.prefix))
+        if vm.name == "web":
+            raise PlatformError("end the snapshot", "the backup job does not end")
+        return []
+
+    def keep_baseline(self, vm: SimpleNamespace, tag: Tag, keep: str, former: str) -> list[str]:
+        self.calls.append(("keep", vm.name, keep, former))
+        return []
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
+    shutil.copy(migrated_sqlite, tmp_path / "understudy.db")
+    opened = open_database(tmp_path)
+    catalog.add_host(opened, Host("prod", "qemu:///system", "/var/tmp/scratch"))
+    yield opened
+    opened.close()
+
+
+def test_what_cannot_be_ended_keeps_what_depends_on_it_and_nothing_else(database: Database) -> None:
+    platform = Platform()
+    sites = cast("SiteBuilder", SimpleNamespace(platforms=SimpleNamespace(get=lambda _uri: platform)))
+    facts = Facts((JOB,), vms=(HostVm("prod", traces("web", 1)), HostVm("prod", traces("db", 2))),
+                  places=(SurveyedPlace(VAULT, DatastoreSurvey(exists=True, replicas=())),))  # fmt: skip
+    swept = Sweeping(Context(), database, sites, facts).apply(plan_sweep(facts, Scope()))
+    problems = {(item.leftover.owner, item.leftover.kind.value): item.problem for item in swept}
+    assert problems == {
+        ("web", "backup_job"): "end the snapshot: the backup job does not end",
+        ("web", "checkpoint"): "the backup job of its VM could not be ended",
+        ("db", "backup_job"): "",
+        ("db", "checkpoint"): "",
+    }
+    assert [call[:2] for call in platform.calls] == [("sweep", "web"), ("sweep", "db"), ("keep", "db")]
+
+
+def test_a_sweep_is_refused_while_another_process_is_the_controller(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[object] = []
+
+    def plan(*arguments: object) -> tuple[Facts, tuple[()]]:
+        planned.append(arguments[-1])
+        return Facts(()), ()
+
+    monkeypatch.setattr(sweep, "_planned", plan)
+    sites = cast("SiteBuilder", SimpleNamespace(is_held=lambda _held: False))
+    held = lock.try_acquire(database.home)
+    assert held is not None
+    with held:
+        with pytest.raises(Refused, match="a controller is running"):
+            sweep_as_controller(database, sites, ())
+        assert planned == []
+        assert list_leftovers(database, sites, ()) == ()
+    assert sweep_as_controller(database, sites, ()) == ()
+    assert planned == [(), ()]
+    assert lock.holder(database.home) is None
+
+
+def test_the_sessions_of_a_dead_controller_end_when_its_leftovers_are_swept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from understudy.controller import jobs
+
+    catalog.add_datastore(database, VAULT)
+    jobs.create_job(database, JOB)
+    session = journal.insert_session(database, "nightly")
+    journal.claim_session(database)
+    running: list[Any] = []
+
+    def plan(*arguments: Any) -> tuple[Facts, tuple[()]]:
+        running.append(arguments[-1])
+        return Facts(()), ()
+
+    monkeypatch.setattr(sweep, "_planned", plan)
+    sites = cast("SiteBuilder", SimpleNamespace(is_held=lambda _held: False))
+    list_leftovers(database, sites, ())
+    assert [item.id for item in journal.running_sessions(database)] == [session]
+    sweep_as_controller(database, sites, ())
+    assert running == [(), ()]
+    assert journal.running_sessions(database) == ()
