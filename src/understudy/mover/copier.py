@@ -199,8 +199,8 @@ class _BlockCopier:
         known = self._base.known(item.index)
         changed = digest != known
         self._counters.source_proxy += time.monotonic() - started
+        # Of a block that is zero, or was, it is known where it differs: wherever it has, or had, anything.
         if changed and item.vague and known and ZERO_DIGEST not in (digest, known):
-            # Else all parts that have data differ.
             narrow = self._sink.narrow(item, view)
             if narrow is None:
                 return
