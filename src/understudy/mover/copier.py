@@ -226,8 +226,8 @@ class _BlockCopier:
         if self._audit is not None:
             self._audit.block(item.index, digest)
         self._counters.source_proxy += time.monotonic() - started
+        # Of a block that is zero, or was, it is known where it differs: wherever it has, or had, anything.
         if changed and item.vague and known and ZERO_DIGEST not in (digest, known):
-            # Else all parts that have data differ.
             narrow = self._sink.narrow(item, view)
             if narrow is None:
                 return

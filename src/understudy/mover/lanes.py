@@ -93,6 +93,7 @@ class Lane:
         except LinkLost:
             if self.connection is None:
                 raise  # patience is at its end
+            self._outgoing.lost()
             self._lose()
 
     def data(self, offset: int, view: memoryview) -> None:

@@ -51,7 +51,10 @@ class Base:
 
 
 class Scan:
-    """A source disk of random bytes without zeros, replicated once, and the digest scan that follows."""
+    """A source disk of random bytes without zeros, replicated once, and the digest scan that follows.
+
+    :ivar knows_base: the target can read what the layer lies on.
+    """
 
     def __init__(self, directory: Path, target: Target, *, size: int = SIZE, block_size: int = BLOCK) -> None:
         self.directory = directory
@@ -61,6 +64,7 @@ class Scan:
         self.image = directory / "disk.raw"
         self.layer = RawLayer(directory / "next.raw", size)
         self.mode = TransferMode.DIGEST_SCAN
+        self.knows_base = True
         self.receipt: Receipt | None = None
         self.sender: Sender | None = None
 
@@ -100,7 +104,8 @@ class Scan:
         terms = receiving(point="q", size=self.size, block_size=self.block_size, chained=True, base_point="p",
                           base=self.directory / "base.target")
         with ExitStack() as stack:
-            self.receipt = receipt = self.target.receive(there, terms, "next", base)
+            known = base if self.knows_base else None
+            self.receipt = receipt = self.target.receive(there, terms, "next", known)
             stack.callback(receipt.stop)
             stack.callback(base.open.set)
             self.sender = sender = stack.enter_context(self._source())
