@@ -26,7 +26,7 @@ GROUPS = {
     "throttle": {"add", "list", "set", "remove"},
     "job": {"create", "run", "list", "show", "enable", "disable", "delete"},
     "session": {"list", "show", "stop"},
-    "replica": {"list", "show", "points", "verify", "adopt", "remove"},
+    "replica": {"list", "show", "points", "verify", "adopt", "rebuild", "remove"},
     "failover": {"start", "undo"},
 }
 
