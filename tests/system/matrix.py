@@ -168,9 +168,16 @@ class Matrix(Bench):
         self.check_points(replica)
         self.write()
         (task,) = self.assert_healed(way.job, replica, reasons(outcome))["tasks"]
-        assert task["disks"][0]["sent_bytes"] < LITTLE, task
+        (disk,) = task["disks"]
+        # Were there more, a change had been lost before, which the scan would hide from the check at the end.
+        assert disk["mode"] == "incremental" or disk["sent_bytes"] < LITTLE, task
         if actor is Actor.HYPERVISOR:
             self.assert_healed(way.job, replica)
+
+    def renew_baselines(self) -> None:
+        """Run every job: the baselines of those that did not run since QEMU died have died with it."""
+        for job in dict.fromkeys(way.job for way in WAYS):
+            self.installation.replicate(job)
 
     def assert_nothing_lost(self) -> None:
         """The next point of every replica is the guest's disk, found incrementally; and every point verifies."""

