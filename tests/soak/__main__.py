@@ -30,6 +30,8 @@ def main() -> int:
     seed = options.seed if options.seed is not None else secrets.randbelow(1_000_000)
     print(f"soak: seed {seed}, {options.minutes:g} minutes", flush=True)
     # Blocked, so that no tool in the middle of a round gets it either; it is looked for between rounds.
+    # A shell starts background jobs with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     started, tally = time.monotonic(), Tally()
 
@@ -55,15 +57,14 @@ def main() -> int:
 
 def _rounds(scene: Scene, dice: random.Random, deadline: float, most: int) -> None:
     points = fault_points()
-    for job in range(len(scene.jobs)):
-        scene.play(undisturbed(job))
-    for _ in range(most):
+    for number in range(most):
         if time.monotonic() >= deadline or signal.SIGINT in signal.sigpending():
             return
         if scene.free_bytes() < LEAST_FREE_BYTES:
             print("the disk is nearly full: the soak ends early")
             return
-        scene.play(draw(dice, len(scene.jobs), points))
+        first = number < len(scene.jobs)
+        scene.play(undisturbed(number) if first else draw(dice, len(scene.jobs), points))
 
 
 def _options() -> argparse.Namespace:
