@@ -180,6 +180,12 @@ def update_disk(database: Database, task_id: int, report: DiskReport) -> None:
         row.checked_blocks, row.mismatched_blocks = report.checked_blocks, report.mismatched_blocks
 
 
+def task_warnings(database: Database, task_id: int) -> tuple[str, ...]:
+    """The warnings of a task that are stored: those of another controller, if it was begun by one."""
+    with database.reading() as session:
+        return tuple(session.get_one(TaskRow, task_id).warnings)
+
+
 def store_warnings(database: Database, task_id: int, warnings: tuple[str, ...]) -> None:
     """Store all warnings of a task so far, so that they are not lost with the controller."""
     with database.transaction() as session:

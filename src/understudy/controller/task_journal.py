@@ -30,7 +30,7 @@ class DatabaseJournal:
         #: Where the VM is, which must be known before it is frozen.
         self.host = ""
         self._disk_written: dict[str, float] = {}
-        self.warnings: list[str] = []
+        self.warnings = list(journal.task_warnings(database, task_id))
 
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:

@@ -123,3 +123,10 @@ def test_a_guest_is_recorded_with_its_deadline_until_it_is_thawed(site: Database
     assert lasting.total_seconds() == FREEZE_DEADLINE_S
     rows.freezing("uuid-1", False)
     assert frozen.list_frozen(site) == ()
+
+
+def test_a_journal_that_goes_on_with_a_task_keeps_what_was_warned_before(site: Database, rows: DatabaseJournal) -> None:
+    rows.warn("tracking lied")
+    again = DatabaseJournal(site, rows._task_id, rows._session)
+    again.warn("the controller was started again")
+    assert again.warnings == ["tracking lied", "the controller was started again"]
