@@ -30,7 +30,7 @@ DIRTY_FLAG = 1
 CONNECT_TIMEOUT_S = 30.0
 #: Reads are cut into requests of this length. qemu-nbd takes new memory for each, and for a MiB at a time the kernel
 #: has to map, clear and unmap it: that costs more than the reading (measured: 0.5 to 0.9 s/GiB, with these 0.3 to 0.4).
-PIECE = 256 * KIB
+PIECE = 512 * KIB
 
 # The names that libnbd wants in a directory of certificates.
 _CA, _CERTIFICATE, _KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
