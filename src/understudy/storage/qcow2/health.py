@@ -11,25 +11,23 @@ verified, or merged, which exclude each other; ``.health`` while the document is
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from understudy.errors import NotFound, Refused
+from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica
-from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time, parse_object
+from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
 from understudy.storage.qcow2.files import datastore_errors, replace_durable
 from understudy.storage.qcow2.manifest import Record, load_record
 from understudy.storage.qcow2.names import Place, partial
+from understudy.storage.qcow2.sealed import sealed, unsealed
 from understudy.storage.qcow2.shared import Known, spread
 
 LOG = logging.getLogger(__name__)
@@ -130,7 +128,7 @@ def _load(place: Place, replica: Replica) -> Known:
         disks = _parse(place.health.read_bytes(), replica.identity.id)
     except FileNotFoundError:
         return {}
-    except (OSError, Malformed) as exc:
+    except (OSError, Malformed, ReplicaError) as exc:
         LOG.warning("%s: nothing is known of its health: %s", place.health, exc)
         return {}
     present = {(point.id, disk.name): disk.size for point in replica.points for disk in point.disks}
@@ -153,24 +151,13 @@ def _save(place: Place, replica: Replica, known: Known) -> None:
 def _render(replica: str, items: list[DiskHealth]) -> bytes:
     disks = [asdict(item) | {"bad": [[part.start, part.length] for part in item.bad]} for item in items]
     document = {"understudy": "health", "format": FORMAT, "replica": replica, "disks": disks}
-    return json.dumps(document | {"checksum": _checksum(document)}, indent=1).encode() + b"\n"
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+    return sealed(document)
 
 
 def _parse(data: bytes, replica: str) -> tuple[DiskHealth, ...]:
-    document = parse_object(data)
-    if (document.get("understudy"), document.get("format"), document.get("replica")) != ("health", FORMAT, replica):
-        raise Malformed("it is of another replica, or of another format")
-    checksum = document.pop("checksum", None)
-    try:
-        if checksum != _checksum(document):
-            raise Malformed("the checksum does not match")
-    except RecursionError as exc:
-        raise Malformed("nested too deep") from exc
+    document = unsealed("load health.json", data, "health", FORMAT)
+    if document.get("replica") != replica:
+        raise Malformed("it is of another replica")
     return Fields.made("health.json", document, _disks)
 
 
