@@ -80,8 +80,7 @@ def sweep_jobs(ctx: Context, database: Database, sites: SiteBuilder, job_ids: It
     swept: list[Swept] = []
     for job in [job for job in list_jobs(database) if job.id in set(job_ids)]:
         with ExitStack() as alone:
-            hosts = (job.source, *job.other_sources)
-            taken = {(host, vm): alone.enter_context(sites.alone(host, vm)) for host in hosts for vm in job.vms}
+            taken = {(host, vm): alone.enter_context(sites.alone(host, vm)) for host in job.sources for vm in job.vms}
             ctx.check()
             scope = Scope(jobs=frozenset({job.id}))
             busy = {item.job_id: item.id for item in journal.running_sessions(database)}
