@@ -72,7 +72,7 @@ class Looking:
 
     def _hosts(self) -> list[Host]:
         """The hosts, each of several names of the same one only once: its VMs must not show twice."""
-        wanted = {name for job in self._concerned for name in (job.source, *job.other_sources)}
+        wanted = {name for job in self._concerned for name in job.sources}
         found: dict[str, Host] = {}
         # A name that was asked for comes before others of the same host.
         for host in sorted(catalog.list_hosts(self._database), key=lambda host: host.name not in self._scope.hosts):
@@ -173,5 +173,5 @@ def _vms_of(
     jobs: Iterable[Job], sessions: Iterable[RunningSession], busy: Mapping[str, int]
 ) -> frozenset[tuple[str, str]]:
     """The VMs on which sessions of busy jobs work, on every host where they may be."""
-    hosts = {job.id: (job.source, *job.other_sources) for job in jobs if job.id in busy}
+    hosts = {job.id: job.sources for job in jobs if job.id in busy}
     return frozenset((host, vm) for item in sessions for host in hosts.get(item.job_id, ()) for vm in item.vms)
