@@ -46,6 +46,15 @@ def steps() -> list[str]:
     return [f"{step}.{side}" for step in Step if step.name in told for side in ("before", "after")]
 
 
+def borders() -> list[str]:
+    """Before the first step, between any two, and after the last.
+
+    The end of a step and the beginning of the next are one instant for everybody but the controller, which alone is
+    between them.
+    """
+    return [place for place in steps() if place.endswith(".before")] + steps()[-1:]
+
+
 def fault_points(under: str = "") -> list[str]:
     """Every fault point of the sources that has a fixed name, but for those outside a run."""
     found: dict[str, None] = {}
@@ -55,7 +64,9 @@ def fault_points(under: str = "") -> list[str]:
     return list(found)
 
 
+#: Where the controller may die, and where anybody else may.
 PLACES = [*steps(), *fault_points()]
+PLACES_OF_OTHERS = [*borders(), *fault_points()]
 
 
 class Actor(enum.StrEnum):

@@ -1,4 +1,4 @@
-"""The VM's QEMU dies before and after every step of a run."""
+"""The VM's QEMU dies at every border of two steps of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import Actor, Matrix, matrix, steps
+from tests.system.matrix import Actor, Matrix, borders, matrix
 from understudy.lab.lab import Lab
 
 
@@ -16,7 +16,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", steps())
+@pytest.mark.parametrize("place", borders())
 def test_the_hypervisor_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.HYPERVISOR)
 

@@ -1,4 +1,4 @@
-"""The libvirt daemon of either host dies before and after every step of a run."""
+"""The libvirt daemon of either host dies at every border of two steps of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import Actor, Matrix, matrix, steps
+from tests.system.matrix import Actor, Matrix, borders, matrix
 from understudy.lab.lab import Lab
 
 
@@ -16,7 +16,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", steps())
+@pytest.mark.parametrize("place", borders())
 @pytest.mark.parametrize("actor", [Actor.SOURCE_LIBVIRT, Actor.TARGET_LIBVIRT])
 def test_a_libvirt_daemon_dies(scene: Matrix, actor: Actor, place: str) -> None:
     scene.strike(place, actor)

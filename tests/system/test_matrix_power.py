@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES, STORE_BYTES, Actor, Matrix, matrix, store_of
+from tests.system.matrix import PLACES_OF_OTHERS, STORE_BYTES, Actor, Matrix, matrix, store_of
 from understudy.lab.lab import Lab
 from understudy.lab.power_fs import PowerFs
 
@@ -18,7 +18,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", PLACES_OF_OTHERS)
 def test_the_target_loses_its_power(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.TARGET_POWER)
 

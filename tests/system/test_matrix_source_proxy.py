@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES, Actor, Matrix, fault_points, matrix
+from tests.system.matrix import PLACES_OF_OTHERS, Actor, Matrix, fault_points, matrix
 from understudy.lab.lab import Lab
 
 ELSEWHERE = fault_points("storage")
@@ -18,7 +18,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if place not in ELSEWHERE])
+@pytest.mark.parametrize("place", [place for place in PLACES_OF_OTHERS if place not in ELSEWHERE])
 def test_the_source_proxy_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.SOURCE_PROXY)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES, Actor, Matrix, matrix
+from tests.system.matrix import PLACES_OF_OTHERS, Actor, Matrix, matrix
 from understudy.lab.lab import Lab
 
 
@@ -16,7 +16,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", PLACES_OF_OTHERS)
 def test_the_target_proxy_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.TARGET_PROXY)
 
