@@ -589,7 +589,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
         "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus", "RateLimit", "TargetAddress",
         "TaggedFile", "TaggedFiles", "HeldFacts", "DigestCopy", "DigestCopyList", "DatastoreSurvey", "SurveyedReplica",
-        "DraftHolding", "CertificateRequest", "Enrolled", "EnrolmentRequest", "IdentityFacts",
+        "DraftHolding", "DatastoreMarker", "CertificateRequest", "Enrolled", "EnrolmentRequest", "IdentityFacts",
     }
     ours = f"{api.__name__}."
     types = {name for name, value in vars(api).items() if getattr(value, "__module__", "").startswith(ours)}
