@@ -21,7 +21,9 @@ from understudy.units import MIB
 
 #: Readers beyond the cores only push each other's blocks out of the caches.
 THREADS = min(3, max(2, os.cpu_count() or 1))
-#: Reads in flight of each thread, at least one. A block should still be in the cache when its digest is made: with 3
+#: Reads in flight of each thread; fewer if blocks are large.
+READS_IN_FLIGHT = 4
+#: A block should still be in the cache when its digest is made: with 3
 #: threads and 4 MiB each, reading and digesting a GiB took 1.1 s of processor time, with 2 and 2 MiB it took 0.9 s.
 BYTES_IN_FLIGHT = 2 * MIB
 POLL_S = 0.2
@@ -168,7 +170,7 @@ class _ReaderThread:
         self._counters = counters
         self._consumer = consumer(counters)
         self._crew = crew
-        in_flight = max(1, BYTES_IN_FLIGHT // plan.block_size)
+        in_flight = max(1, min(READS_IN_FLIGHT, BYTES_IN_FLIGHT // plan.block_size))
         self._free = [memoryview(bytearray(plan.block_size)) for _ in range(in_flight)]
         self._reads: dict[int, tuple[ReadBlock, memoryview]] = {}
 
