@@ -23,8 +23,8 @@ from understudy.units import MIB
 THREADS = min(3, max(2, os.cpu_count() or 1))
 #: Reads in flight of each thread; fewer if blocks are large.
 READS_IN_FLIGHT = 4
-#: A block should still be in the cache when its digest is made: with 3
-#: threads and 4 MiB each, reading and digesting a GiB took 1.1 s of processor time, with 2 and 2 MiB it took 0.9 s.
+#: A block should still be in the cache when its digest is made: with 3 threads and 4 MiB in flight each, reading and
+#: digesting a GiB took 1.1 s of processor time, with 2 and 2 MiB it took 0.9 s.
 BYTES_IN_FLIGHT = 2 * MIB
 POLL_S = 0.2
 
