@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,9 @@ from tests.unit.mover.mover_lab import add_bitmap, io, make_image, same_content,
 from understudy.context import Context
 from understudy.errors import ReplicaError, UnderstudyError
 from understudy.model.inventory import Disk
-from understudy.model.job import Job
-from understudy.model.transfer import Reason, TransferMode
+from understudy.model.job import Job, Proxy
+from understudy.model.session import DiskReport
+from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover import api
 from understudy.mover.digest import HEADER_BYTES
 from understudy.mover.process import MoverProcess
@@ -41,10 +42,13 @@ LAYER_HEADER = 72
 
 
 class _Journal:
-    """Where warnings go; they are no matter here."""
+    """Where warnings and progress go; they are no matter here."""
 
     def warn(self, text: str) -> None:
         assert text
+
+    def disk(self, report: DiskReport, final: bool) -> None:
+        assert report.name
 
 
 @dataclass
@@ -54,6 +58,8 @@ class _Ends:
     source_mover: Any
     target_mover: Any
     journal: _Journal
+    source_proxy: Proxy = field(default_factory=lambda: Proxy("near", "", 1))
+    transport: TransportMode = TransportMode.LOCAL
 
 
 class Scene:
@@ -109,12 +115,13 @@ class Scene:
         newest = facts.replica.newest if facts.replica else None
         # The lab's points name no path on the source.
         disk = Disk("vda", "", "qcow2", lab.size(), tracked=True)
-        planning = PlanningFacts(newest, damaged_disks(facts), {"vda": Reason.NONE}, lab.block_size, full_scan=False)
+        planning = PlanningFacts(newest, damaged_disks(facts), {"vda": Reason.NONE}, lab.block_size, full_scan=False,
+                                 began=newest)  # fmt: skip
         (plan,) = plan_disks("web", (disk,), planning)
         spec = TransferSpec(cast(Job, None), facts.replica.identity.id if facts.replica else lab.replica_id,
                             newest.id if newest else "", "")
         ends = cast(Site, _Ends(lab.source.client, lab.target.client, _Journal()))
-        provide_base_digests(Context(), ends, lab.ref, spec, (plan,))
+        (plan,) = provide_base_digests(Context(), ends, lab.ref, spec, (plan,))
         lab.points = [newest.id] if newest and plan.chained else []
         lab.replicate(plan.mode, "b1" if plan.mode is TransferMode.INCREMENTAL else "")
         return f"{plan.mode} {plan.reason}".strip()
