@@ -121,7 +121,7 @@ def _candidate(findings: Findings, found: FoundPoint, chains: _Chains) -> Restor
     return RestorePoint(
         found.id, told.created_at if told else found.created_at, told.consistency if told else Consistency.CRASH,
         told.session if told else 0, block_sizes.pop(), disks, told.baseline if told else None,
-        dict(told.versions) if told else {}, told.nvram if told else found.nvram)
+        dict(told.versions) if told else {}, told.nvram if told else found.nvram, told.generation if told else None)
 
 
 def _disks_of(findings: Findings, found: FoundPoint, digests: Mapping[str, FoundDigest], chains: _Chains) -> list[str]:
