@@ -34,7 +34,7 @@ class PowerFs:
     @classmethod
     def mount(cls, host: LabHost, directory: Path, size: int, *, journal: bool = True) -> PowerFs:
         """Make a file system of `size` bytes and mount it on `host` at `directory`; it is unmounted with the host."""
-        image = host.directory / f"{directory.name}.ext4"
+        image = host.directory / f"{directory.parent.name}-{directory.name}.ext4"
         with image.open("xb") as handle:
             handle.truncate(size)
         features = [] if journal else ["-O", "^has_journal"]
