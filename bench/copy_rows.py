@@ -99,7 +99,7 @@ def huge_rows(settings: Settings, place: Path) -> Iterator[Row]:
     shown = f"{format_size(settings.huge_disk)} disk, {format_size(settings.huge_data)} of data"
     yield _seconds(HUGE, f"first run of a {shown}", fulls, CHECKED)
     yield _memory(HUGE, fulls)
-    yield _seconds(PLANNING, f"planning: nothing changed on a {shown}", empties, "")
+    yield _seconds(PLANNING, f"incremental, nothing changed on a {shown}, with its sample check", empties, "")
     yield _memory(PLANNING, empties)
 
 

@@ -42,12 +42,13 @@ class MemoryProbe:
 
     def _look(self) -> None:
         for pid in self._find():
-            sizes = _sizes(pid)
-            self.peak = max(self.peak, sizes.get("VmHWM", 0.0))
-            self.private = max(self.private, sizes.get("RssAnon", 0.0))
+            found = sizes(pid)
+            self.peak = max(self.peak, found.get("VmHWM", 0.0))
+            self.private = max(self.private, found.get("RssAnon", 0.0))
 
 
-def _sizes(pid: int) -> dict[str, float]:
+def sizes(pid: int | str) -> dict[str, float]:
+    """Sizes of a process in MiB, by the kernel's names; empty if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

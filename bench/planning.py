@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 from bench.images import add_bitmap
+from bench.memory import sizes
 from bench.nbd_peer import served
 from bench.result import Goal, Row, Unit
 from bench.settings import Settings
@@ -92,7 +92,7 @@ def _measure(socket: str, dirty_context: str, size: int) -> _Planned:
             blocks += 1
     seconds = time.monotonic() - started
     source.close()
-    return _Planned(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB, blocks)
+    return _Planned(seconds, sizes("self")["VmHWM"], blocks)
 
 
 GROUPS = (scattered_rows,)
