@@ -71,7 +71,9 @@ class Write:
             case Writing.ZERO:
                 return f"dd if=/dev/zero of=/dev/vdb {place}"
             case Writing.TRIM:
-                return f"blkdiscard -o $(({self.start} * 65536)) -l $(({self.count} * 65536)) /dev/vdb"
+                # It wants the device for itself, which another one may just have.
+                trim = f"blkdiscard -o $(({self.start} * 65536)) -l $(({self.count} * 65536)) /dev/vdb"
+                return f"for try in 1 2 3 4 5; do {trim} && break; [ $try -lt 5 ]; sleep 1; done"
             case Writing.FILE:
                 return f"dd if=/dev/urandom of={file} bs=64k count={self.count} conv=fsync"
             case Writing.ZERO_FILE:

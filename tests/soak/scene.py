@@ -101,6 +101,8 @@ class Scene:
                     self._inject(drawn.fault, host_fault)
 
             outcome = run_session(self.installation, job.name, armed.get(drawn.fault, []), options, held, still.close)
+        if any("was planned anew" in text for text in _warnings(outcome)) and not job.vm.is_running():
+            truth = vm_truth(job.vm, self._work)  # the point is of the VM as it went off, not of the first snapshot
         if drawn.point:
             reached = outcome.status != 0 or bool(_warnings(outcome))
             self._tally.faults[drawn.fault if reached else f"{drawn.fault}, not on the way"] += 1
