@@ -28,6 +28,7 @@ ZERO_FLAG = 2
 DIRTY_FLAG = 1
 
 CONNECT_TIMEOUT_S = 30.0
+_POLL_S = 0.2
 #: Reads are cut into requests of this length. qemu-nbd takes new memory for each, and for a MiB at a time the kernel
 #: has to map, clear and unmap it: that costs more than the reading (measured: 0.5 to 0.9 s/GiB, with these 0.3 to 0.4).
 PIECE = 512 * KIB
@@ -188,6 +189,15 @@ class NbdClient:
         if not pieces:
             del self._reads[cookie]
         return not pieces
+
+    def read(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from ``offset``, and wait for that; nothing else may be in flight.
+
+        :raises TransferError: if the read failed.
+        """
+        cookie = self.start_read(view, offset)
+        while not self.finished(cookie):
+            self.poll(_POLL_S)
 
     def poll(self, timeout_s: float) -> None:
         """Wait until something moved on the connection."""

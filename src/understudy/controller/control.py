@@ -97,9 +97,7 @@ class Control:
     def _sweep(self, jobs: tuple[str, ...]) -> None:
         """What dead sessions of a few jobs left; whatever goes wrong is no matter of the sessions that run now."""
         try:
-            for swept in sweep_jobs(Context(), self._database, self._sites, jobs):
-                if swept.problem:
-                    LOG.warning("sweep of %s: %s", swept.leftover.place, swept.problem)
+            sweep_jobs(Context(), self._database, self._sites, jobs)  # it logs what it did, and what failed
         except UnderstudyError as exc:
             LOG.warning("sweep: %s", exc)
         except Exception:

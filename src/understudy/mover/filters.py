@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from understudy.model.extent import PART, Extent
+from understudy.mover.digest import ZERO_DIGEST, block_digest
 
 # bytearray == memoryview, in this order, compares with memcmp and ends at the first difference; memoryview == anything
 # unpacks every byte.
@@ -19,6 +20,11 @@ def zero_parts(view: memoryview) -> list[bool]:
     if rest:
         flags.append(bytearray(rest) == view[-rest:])
     return flags
+
+
+def content_digest(view: memoryview) -> bytes:
+    """Digest of a block, whatever it holds."""
+    return ZERO_DIGEST if all(zero_parts(view)) else block_digest(view)
 
 
 def pieces(flags: Sequence[bool], block: Extent, wanted: Sequence[Extent]) -> Iterator[tuple[Extent, bool]]:

@@ -17,10 +17,10 @@ from understudy.errors import CbtMismatch
 from understudy.model.extent import Extent, clip, having
 from understudy.mover.api import ReadSpec
 from understudy.mover.base import BaseDigests
-from understudy.mover.digest import DIGEST_BYTES, ZERO_DIGEST, DigestReader, block_digest
-from understudy.mover.filters import zero_parts
+from understudy.mover.digest import DIGEST_BYTES, ZERO_DIGEST, DigestReader
+from understudy.mover.filters import content_digest
 from understudy.mover.meter import Counters, Meter
-from understudy.mover.reader import POLL_S, Source
+from understudy.mover.reader import Source
 from understudy.nbd import DIRTY_FLAG
 
 #: One block in so many is compared.
@@ -123,8 +123,6 @@ def _digest_if_clean(
     if clip(having(statuses[read.source.dirty_context], DIRTY_FLAG), block.start, block.end):
         return None
     view = view[: block.length]
-    cookie = client.start_read(view, block.start)
-    while not client.finished(cookie):
-        client.poll(POLL_S)
+    client.read(view, block.start)
     counters.source += time.monotonic() - started
-    return ZERO_DIGEST if all(zero_parts(view)) else block_digest(view)
+    return content_digest(view)

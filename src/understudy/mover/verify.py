@@ -17,12 +17,12 @@ from understudy.model.transfer import TransferMode
 from understudy.mover.api import NbdSource
 from understudy.mover.base import NothingKnown, PointDigests
 from understudy.mover.blocks import BlockSet
-from understudy.mover.digest import ZERO_DIGEST, DigestHeader, DigestReader, DigestWriter, block_digest, sync_directory
-from understudy.mover.filters import zero_parts
+from understudy.mover.digest import ZERO_DIGEST, DigestHeader, DigestReader, DigestWriter, sync_directory
+from understudy.mover.filters import content_digest
 from understudy.mover.meter import Meter
 from understudy.mover.pace import Pace
 from understudy.mover.plan import Conclusion, Item, Plan, PlanSpec, ReadBlock, StatusSource, ZeroRun
-from understudy.mover.reader import POLL_S, Source, read_plan
+from understudy.mover.reader import Source, read_plan
 from understudy.nbd import ALLOCATION, ZERO_FLAG
 from understudy.units import GIB, block_count
 
@@ -99,15 +99,13 @@ def block_matches(where: NbdSource, digests: DigestReader, index: int) -> bool:
     view = memoryview(bytearray(min(header.block_size, header.size - start)))
     source = Source(where, header.size)
     try:
-        cookie = source.planner.start_read(view, start)
-        while not source.planner.finished(cookie):
-            source.planner.poll(POLL_S)
+        source.planner.read(view, start)
     except TransferError:
         Source(where, header.size).close()
         return False
     finally:
         source.close()
-    return _digest(view) == PointDigests(digests, header.size).known(index)
+    return content_digest(view) == PointDigests(digests, header.size).known(index)
 
 
 def rebuild_digests(ctx: Context, where: NbdSource, header: DigestHeader, path: Path, meter: Meter) -> None:
@@ -227,10 +225,6 @@ def _read_all(ctx: Context, where: NbdSource, header: DigestHeader, meter: Meter
         source.close()
 
 
-def _digest(view: memoryview) -> bytes:
-    return ZERO_DIGEST if all(zero_parts(view)) else block_digest(view)
-
-
 class _Findings:
     """Which blocks are not what their digests say, and up to where all were looked at; shared by all threads."""
 
@@ -247,7 +241,7 @@ class _Findings:
         self._ahead: dict[int, int] = {}  # what was looked at behind the position: end by start
 
     def block(self, item: ReadBlock, view: memoryview) -> None:
-        good = _digest(view) == self._expected.known(item.index)
+        good = content_digest(view) == self._expected.known(item.index)
         self._note(item.block, [] if good else [item.block])
 
     def zeros(self, item: ZeroRun) -> None:
@@ -302,7 +296,7 @@ class _Recorder:
         self._writer = writer
 
     def block(self, item: ReadBlock, view: memoryview) -> None:
-        digest = _digest(view)
+        digest = content_digest(view)
         if digest != ZERO_DIGEST:
             self._writer.put(item.index, digest)
 

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from understudy.errors import DatastoreError
+from understudy.storage.files import replace_durable
 
 NAME = ".understudy-datastore"
 
@@ -43,29 +44,10 @@ def make_marker(datastore: Path) -> str:
     document = {"understudy": "datastore", "id": str(uuid.uuid4())}
     try:
         try:
-            _write(temporary, json.dumps(document).encode() + b"\n")
-            temporary.rename(datastore / NAME)
+            replace_durable(datastore / NAME, temporary, json.dumps(document).encode() + b"\n", 0o644)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(datastore)
     except OSError as exc:
         raise DatastoreError(f"mark datastore {datastore}", os.strerror(exc.errno or 0),
                              "check its permissions and its free space") from exc
     return read_marker(datastore)
-
-
-def _write(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from understudy.errors import UnderstudyError
 from understudy.model.replica import RestorePoint
+from understudy.storage.files import datastore_error, datastore_errors
 from understudy.storage.qcow2.chains import ChainLayer, chain
-from understudy.storage.qcow2.files import datastore_error, datastore_errors
 from understudy.storage.qcow2.format import check_table, read_header
 from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place

@@ -13,8 +13,8 @@ from understudy.errors import NotFound, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.storage import KeptLayer, LayerWriter, NewDisk, PointMeta
+from understudy.storage.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.check import disk_damage
-from understudy.storage.qcow2.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.leftovers import continuable

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from understudy.errors import ReplicaError
-from understudy.storage.qcow2.files import datastore_errors, pwrite_all
+from understudy.storage.files import datastore_errors, pwrite_all
 
 CLUSTER_BITS = 16
 CLUSTER = 1 << CLUSTER_BITS

@@ -9,9 +9,9 @@ from understudy.errors import ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.storage import HeadFacts
+from understudy.storage.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.chains import backings_like
 from understudy.storage.qcow2.check import damage
-from understudy.storage.qcow2.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.format import layer_is_empty, read_header
 from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.layer import Qcow2LayerWriter

@@ -23,8 +23,8 @@ from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica
+from understudy.storage.files import datastore_errors, replace_durable
 from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
-from understudy.storage.qcow2.files import datastore_errors, replace_durable
 from understudy.storage.qcow2.manifest import Record, load_record
 from understudy.storage.qcow2.names import Place, partial
 from understudy.storage.qcow2.sealed import sealed, unsealed

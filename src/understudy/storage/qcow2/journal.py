@@ -22,8 +22,8 @@ import xxhash
 
 from understudy.errors import ReplicaError
 from understudy.model.extent import Extent, merge
+from understudy.storage.files import pwrite_all
 from understudy.storage.qcow2.fields import Fields, Malformed, parse_object
-from understudy.storage.qcow2.files import pwrite_all
 from understudy.storage.qcow2.format import CLUSTER, SECTOR, first_clusters, l1_entries
 from understudy.storage.qcow2.names import check_point_id, is_layer_name
 

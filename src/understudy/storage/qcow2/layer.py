@@ -20,7 +20,7 @@ from understudy.errors import DatastoreError, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.extent import Extent, merge
 from understudy.storage import Buffer
-from understudy.storage.qcow2.files import datastore_error, datastore_errors, pwrite_all
+from understudy.storage.files import datastore_error, datastore_errors, pwrite_all
 from understudy.storage.qcow2.format import (
     CLUSTER,
     COPIED,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from understudy.errors import DatastoreError, Fenced, ReplicaError
-from understudy.storage.qcow2.files import datastore_errors, fsync_path, make_directory
+from understudy.storage.files import datastore_errors, fsync_path, make_directory
 from understudy.storage.qcow2.names import Place
 
 _CONTENT = re.compile(rb"attempt (\d{1,20})\n")

@@ -23,9 +23,9 @@ from understudy.model.replica import (
     RestorePoint,
     SourceGeneration,
 )
+from understudy.storage.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.chains import MergingDisk, UnlistedLayer, contradictions
 from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
-from understudy.storage.qcow2.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.format import SECTOR
 from understudy.storage.qcow2.names import Place, check_point_id, is_digest_name, is_layer_name, is_nvram_name, partial
 from understudy.storage.qcow2.sealed import sealed, unsealed

@@ -19,9 +19,9 @@ from pathlib import Path
 from understudy.errors import DatastoreError, Refused, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import Replica, RestorePoint
+from understudy.storage.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.chains import MergingDisk, retired, top_layer
 from understudy.storage.qcow2.check import disk_damage
-from understudy.storage.qcow2.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.format import CLUSTER, check_maps, read_header, rebind
 from understudy.storage.qcow2.head import head_backing
 from understudy.storage.qcow2.health import alone, carry_over

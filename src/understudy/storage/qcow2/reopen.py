@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from understudy.model.extent import Extent, intersect, merge, span
-from understudy.storage.qcow2.files import pwrite_all
+from understudy.storage.files import pwrite_all
 from understudy.storage.qcow2.format import (
     CLUSTER,
     COPIED,

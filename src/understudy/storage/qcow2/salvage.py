@@ -12,8 +12,8 @@ from understudy.errors import Refused, ReplicaError, UnderstudyError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.storage import DigestFacts, RebuiltReplica
+from understudy.storage.files import datastore_errors
 from understudy.storage.qcow2.chains import contradictions
-from understudy.storage.qcow2.files import datastore_errors
 from understudy.storage.qcow2.format import layer_is_empty, read_header
 from understudy.storage.qcow2.head import head_backing
 from understudy.storage.qcow2.inuse import in_use

@@ -11,9 +11,9 @@ from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.health import DiskHealth
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
 from understudy.storage import HeadFacts, NewDisk, StoreLeftovers
+from understudy.storage.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
-from understudy.storage.qcow2.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2.health import alone, change_health, load_health
 from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.lock import last_attempt, own, remove_lock

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from understudy.storage import StoreLeftovers
+from understudy.storage.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.chains import referenced
-from understudy.storage.qcow2.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.leftovers import continuable_files
 from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place, partial

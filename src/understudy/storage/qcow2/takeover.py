@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from understudy.faults import fault_point
 from understudy.model.extent import total
 from understudy.storage import KeptLayer, NewDisk
-from understudy.storage.qcow2.files import fsync_path
+from understudy.storage.files import fsync_path
 from understudy.storage.qcow2.journal import Journal, JournalHeader
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.leftovers import begun_with
