@@ -1,0 +1,73 @@
+"""Masks: which files does an administrator's pattern name?
+
+``*`` and ``?`` stand for characters of one name, ``**`` for names of any depth: ``/var/cache/**`` is everything below
+``/var/cache``, ``/**/*.iso`` every file whose name ends so. A pattern that ends with ``/`` means all below. ``\\`` of a
+Windows path is taken as ``/``. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_ANY_DEPTH = "**"
+
+
+class Masks:
+    """Patterns of paths from a volume's root; every path begins with ``/``.
+
+    :param ignore_case: as Windows does.
+    :raises ValueError: if a pattern does not begin with ``/``, or names nothing.
+    """
+
+    def __init__(self, patterns: Iterable[str], *, ignore_case: bool = False) -> None:
+        parts = [_names(pattern) for pattern in patterns]
+        flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
+        self._files = re.compile("|".join(_file_regex(names) for names in parts) or r"(?!)", flags)
+        self._directories = re.compile("|".join(_directory_regex(names) for names in parts) or r"(?!)", flags)
+
+    def match(self, path: str) -> bool:
+        """Whether a pattern names the file at ``path``."""
+        return self._files.fullmatch(path) is not None
+
+    def may_match_below(self, directory: str) -> bool:
+        """Whether a pattern may name files below ``directory``; the root is ``/``."""
+        return self._directories.fullmatch(directory) is not None
+
+
+def _names(pattern: str) -> list[str]:
+    path = pattern.replace("\\", "/")
+    if not path.startswith("/"):
+        raise ValueError(f"the mask {pattern!r} does not begin at a root")
+    if path.endswith("/"):
+        path += _ANY_DEPTH
+    names = path[1:].split("/")
+    if "" in names or "." in names or ".." in names or set(names) == {_ANY_DEPTH}:
+        raise ValueError(f"the mask {pattern!r} has an empty name, '.' or '..', or names every file")
+    return names
+
+
+def _file_regex(names: list[str]) -> str:
+    """Each ``**`` stands for any number of whole names, at the end for at least one."""
+    regex = ""
+    for position, name in enumerate(names):
+        if name == _ANY_DEPTH:
+            regex += "/.+" if position == len(names) - 1 else "(?:/[^/]+)*"
+        else:
+            regex += "/" + _name_regex(name)
+    return f"(?:{regex})"
+
+
+def _directory_regex(names: list[str]) -> str:
+    """Directories on the way to a file that is named: each prefix of the names, and everything from a ``**`` on."""
+    regex, ends = "", ""
+    for name in names[:-1] if _ANY_DEPTH not in names else names:
+        if name == _ANY_DEPTH:
+            return f"(?:/|{regex}(?:/.*)?{ends})"
+        regex += "(?:/" + _name_regex(name)
+        ends += ")?"
+    return f"(?:/|{regex}{ends})"
+
+
+def _name_regex(name: str) -> str:
+    return "".join({"*": "[^/]*", "?": "[^/]"}.get(character, re.escape(character)) for character in name)
