@@ -25,7 +25,8 @@ from understudy.lab.hosts import LabHost
 from understudy.lab.lab import Lab
 from understudy.lab.site_pair import SitePair
 from understudy.lab.vm import LabVm
-from understudy.model.job import DEFAULT_CONNECTIONS, DEFAULT_PATIENCE_S, GuestPolicy, Job
+from understudy.model.guest import GuestPolicy
+from understudy.model.job import DEFAULT_CONNECTIONS, DEFAULT_PATIENCE_S, Job
 from understudy.model.session import DiskReport, SessionReport, SessionState, Step, StepState, TaskReport
 from understudy.mover.receive import CHECKPOINT_S
 from understudy.units import MIB

@@ -14,13 +14,13 @@ from understudy.controller import jobs, journal
 from understudy.controller.recovery import end_dead_sessions
 from understudy.controller.reports import session_report
 from understudy.errors import UnderstudyError, UsageError
+from understudy.model.guest import GuestPolicy
 from understudy.model.job import (
     BLOCK_SIZES,
     DEFAULT_CONNECTIONS,
     DEFAULT_POINTS,
     DEFAULT_SUFFIX,
     Compression,
-    GuestPolicy,
     Job,
     SnapshotMode,
 )

@@ -59,6 +59,10 @@ def job_shape(job: Job) -> Shape:
         "excluded_disks": [{"vm": vm, "disk": disk} for vm, disk in job.excluded_disks],
         "verify_every_s": job.verify_every_s,
         "verify_rate": job.verify_rate,
+        "masks": [{"vm": vm, "mask": mask} for vm, mask in job.masks],
+        "exclude_swap": job.exclude_swap,
+        "exclude_free": job.exclude_free,
+        "guests": [asdict(settings) for settings in job.guests],
     }
 
 
@@ -96,6 +100,7 @@ def _task_shape(task: TaskReport) -> Shape:
         "warnings": list(task.warnings),
         "steps": [_step_shape(step) for step in task.steps],
         "disks": [_disk_shape(disk) for disk in task.disks],
+        "guest": asdict(task.guest) if task.guest is not None else None,
     }
 
 
@@ -125,6 +130,8 @@ def _disk_shape(disk: DiskReport) -> Shape:
         "waiting": disk.waiting,
         "checked_blocks": disk.checked_blocks,
         "mismatched_blocks": disk.mismatched_blocks,
+        "excluded": dict(disk.excluded),
+        "notes": list(disk.notes),
     }
 
 
@@ -210,6 +217,7 @@ def points_shape(facts: ReplicaFacts) -> list[Shape]:
             "damage": problems(facts, point.id),
             "verified_at": _verified_at(facts, point),
             "bad_blocks": sum(item.bad_blocks for item in facts.health if item.point == point.id),
+            "applications": [asdict(item) for item in point.applications],
             "disks": [_point_disk_shape(facts, point, disk) for disk in point.disks],
         }
         for point in points

@@ -13,8 +13,10 @@ from understudy.controller.database import Database
 from understudy.controller.naming import check_name, has_control_characters
 from understudy.controller.schema import ExcludedDiskRow, JobRow, JobVmRow, SessionRow
 from understudy.errors import NotFound, Refused, UsageError
-from understudy.model.job import BLOCK_SIZES, Compression, GuestPolicy, Job, SnapshotMode
+from understudy.model.guest import GuestPolicy, GuestSettings
+from understudy.model.job import BLOCK_SIZES, Compression, Job, SnapshotMode
 from understudy.model.session import SessionState
+from understudy.mover.protocol import decode_plain
 from understudy.units import KIB
 
 MAX_POINTS = 1000
@@ -149,6 +151,10 @@ def job_value(row: JobRow) -> Job:
         other_sources=tuple(row.other_sources),
         verify_every_s=row.verify_every_s,
         verify_rate=row.verify_rate,
+        masks=tuple((vm, mask) for vm, mask in row.masks),
+        exclude_swap=row.exclude_swap,
+        exclude_free=row.exclude_free,
+        guests=tuple(decode_plain(GuestSettings, item) for item in row.guests),
     )
 
 
@@ -173,6 +179,10 @@ def _row(job: Job) -> JobRow:
         other_sources=list(job.other_sources),
         verify_every_s=job.verify_every_s,
         verify_rate=job.verify_rate,
+        masks=[list(mask) for mask in job.masks],
+        exclude_swap=job.exclude_swap,
+        exclude_free=job.exclude_free,
+        guests=[asdict(item) for item in job.guests],
         vms=[JobVmRow(vm=vm, position=position) for position, vm in enumerate(job.vms)],
         excluded_disks=[
             ExcludedDiskRow(vm=vm, disk=disk, position=position)

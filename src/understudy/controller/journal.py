@@ -18,6 +18,7 @@ from understudy.controller.jobs import job_row, job_value, unfinished_session
 from understudy.controller.records import ClaimedSession, ResumedTask, RunningSession
 from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
 from understudy.errors import DatabaseError, NotFound, Refused, UsageError
+from understudy.model.guest import GuestReport
 from understudy.model.session import DiskReport, SessionState, Step, StepState, session_state
 from understudy.mover.protocol import decode, encode
 from understudy.replication.held import HeldTask
@@ -178,6 +179,7 @@ def update_disk(database: Database, task_id: int, report: DiskReport) -> None:
         row.transport, row.busy, row.rate = report.transport.value, report.busy, report.rate
         row.resumed_bytes, row.reconnects, row.waiting = report.resumed_bytes, report.reconnects, report.waiting
         row.checked_blocks, row.mismatched_blocks = report.checked_blocks, report.mismatched_blocks
+        row.excluded, row.notes = report.excluded, list(report.notes)
 
 
 def task_warnings(database: Database, task_id: int) -> tuple[str, ...]:
@@ -202,6 +204,12 @@ def store_held(database: Database, task_id: int, held: HeldTask | None) -> None:
     """Store what a task holds, so that another controller can go on with it."""
     with database.transaction() as session:
         session.get_one(TaskRow, task_id).held = None if held is None else encode(held).decode()
+
+
+def store_guest(database: Database, task_id: int, report: GuestReport) -> None:
+    """Store what guest processing of a task did so far."""
+    with database.transaction() as session:
+        session.get_one(TaskRow, task_id).guest = encode(report).decode()
 
 
 def end_task(

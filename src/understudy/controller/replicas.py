@@ -13,6 +13,7 @@ from understudy.controller.database import Database
 from understudy.controller.records import ReplicaRecord
 from understudy.controller.schema import JobRow, ReplicaRow, RestorePointRow
 from understudy.errors import NotFound, Refused
+from understudy.model.guest import ApplicationResult
 from understudy.model.replica import (
     Baseline,
     Consistency,
@@ -22,6 +23,7 @@ from understudy.model.replica import (
     ReplicaState,
     RestorePoint,
 )
+from understudy.mover.protocol import decode_plain
 
 
 def save_replica(database: Database, replica: Replica, datastore: str, host: str) -> ReplicaRecord:
@@ -126,6 +128,7 @@ def _fill_points(row: ReplicaRow, points: tuple[RestorePoint, ...]) -> None:
         entry.session, entry.block_size, entry.versions = point.session, point.block_size, dict(point.versions)
         entry.disks = [asdict(disk) for disk in point.disks]
         entry.baseline = asdict(point.baseline) if point.baseline else None
+        entry.applications = [asdict(item) for item in point.applications]
         row.points.append(entry)
 
 
@@ -155,6 +158,7 @@ def _point(row: RestorePointRow) -> RestorePoint:
         disks=tuple(PointDisk(**disk) for disk in row.disks),
         baseline=_baseline(row.baseline),
         versions=dict(row.versions),
+        applications=tuple(decode_plain(ApplicationResult, item) for item in row.applications),
     )
 
 

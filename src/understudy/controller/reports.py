@@ -11,8 +11,10 @@ from understudy.controller.jobs import job_row
 from understudy.controller.journal import session_row
 from understudy.controller.records import SessionSummary
 from understudy.controller.schema import DiskTransferRow, SessionRow, StepRow, TaskRow
+from understudy.model.guest import GuestReport
 from understudy.model.session import DiskReport, SessionReport, SessionState, Step, StepReport, StepState, TaskReport
 from understudy.model.transfer import Reason, TransferMode, TransportMode
+from understudy.mover.protocol import decode
 
 
 def list_sessions(database: Database, job: str | None = None) -> tuple[SessionSummary, ...]:
@@ -64,6 +66,7 @@ def _task(row: TaskRow) -> TaskReport:
         waiting=row.waiting,
         steps=tuple(_step(step) for step in row.steps),
         disks=tuple(_disk(disk) for disk in row.disks),
+        guest=None if row.guest is None else decode(GuestReport, row.guest.encode()),
     )
 
 
@@ -93,4 +96,6 @@ def _disk(row: DiskTransferRow) -> DiskReport:
         waiting=row.waiting,
         checked_blocks=row.checked_blocks,
         mismatched_blocks=row.mismatched_blocks,
+        excluded=dict(row.excluded),
+        notes=tuple(row.notes),
     )

@@ -147,6 +147,10 @@ class JobRow(Base):
     other_sources: Mapped[list[str]] = mapped_column(JSON)
     verify_every_s: Mapped[int]
     verify_rate: Mapped[int] = mapped_column(BigInteger)
+    masks: Mapped[list[list[str]]] = mapped_column(JSON)
+    exclude_swap: Mapped[bool]
+    exclude_free: Mapped[bool]
+    guests: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
 
     vms: Mapped[list[JobVmRow]] = relationship(cascade=CHILDREN, order_by="JobVmRow.position", lazy="selectin")
     excluded_disks: Mapped[list[ExcludedDiskRow]] = relationship(
@@ -208,7 +212,8 @@ class SessionRow(Base):
 class TaskRow(Base):
     """One VM in a session; ``waiting`` says why it does not go on, empty while it does.
 
-    ``held`` is what another controller needs to go on with the task while its snapshot is held (a JSON document).
+    ``held`` is what another controller needs to go on with the task while its snapshot is held (a JSON document);
+    ``guest`` is what guest processing did (a JSON document).
     """
 
     __tablename__ = "tasks"
@@ -225,6 +230,7 @@ class TaskRow(Base):
     warnings: Mapped[list[str]] = mapped_column(JSON)
     waiting: Mapped[str] = mapped_column(String, default="")
     held: Mapped[str | None] = mapped_column(String)
+    guest: Mapped[str | None] = mapped_column(String)
 
     session: Mapped[SessionRow] = relationship(back_populates="tasks")
     steps: Mapped[list[StepRow]] = relationship(cascade=CHILDREN, order_by="StepRow.id", lazy="selectin")
@@ -274,6 +280,8 @@ class DiskTransferRow(Base):
     waiting: Mapped[str] = mapped_column(String)
     checked_blocks: Mapped[int] = mapped_column(BigInteger)
     mismatched_blocks: Mapped[int] = mapped_column(BigInteger)
+    excluded: Mapped[dict[str, int]] = mapped_column(JSON)
+    notes: Mapped[list[str]] = mapped_column(JSON)
 
 
 class ReplicaRow(Base):
@@ -319,6 +327,27 @@ class RestorePointRow(Base):
     disks: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     baseline: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
+    applications: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+
+
+class CredentialRow(Base):
+    """A user of guests and its secret, encrypted with the key of the home; ``kind`` is ``password`` or ``key``."""
+
+    __tablename__ = "credentials"
+
+    name: Mapped[str] = mapped_column(Name, primary_key=True)
+    user: Mapped[str] = mapped_column(VmName)
+    kind: Mapped[str] = mapped_column(Word)
+    secret: Mapped[str] = mapped_column(String)
+
+
+class GuestHostKeyRow(Base):
+    """The SSH host key that a guest must have: ``key`` is its type and base64, as in ``known_hosts``."""
+
+    __tablename__ = "guest_host_keys"
+
+    address: Mapped[str] = mapped_column(String(300), primary_key=True)
+    key: Mapped[str] = mapped_column(String)
 
 
 class FrozenGuestRow(Base):

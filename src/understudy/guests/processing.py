@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol
 
 from understudy.errors import GuestError
-from understudy.model.job import GuestPolicy
+from understudy.model.guest import GuestPolicy
 
 FREEZE_DEADLINE_S = 10.0
 _CLOSE_TIMEOUT_S = 2.0

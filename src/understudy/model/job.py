@@ -6,6 +6,12 @@ import enum
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from understudy.model.guest import (
+    DEFAULT_SCRIPT_TIMEOUT_S,
+    DEFAULT_TRANSPORTS,
+    GuestPolicy,
+    GuestSettings,
+)
 from understudy.units import KIB, MIB
 
 BLOCK_SIZES = {"256K": 256 * KIB, "512K": 512 * KIB, "1M": MIB, "4M": 4 * MIB}
@@ -23,14 +29,6 @@ class SnapshotMode(enum.StrEnum):
     AUTO = "auto"
     BACKUP = "backup"
     EXTERNAL = "external"
-
-
-class GuestPolicy(enum.StrEnum):
-    """Guest processing: not at all, if possible, or the task fails without it."""
-
-    OFF = "off"
-    TRY = "try"
-    REQUIRE = "require"
 
 
 class Compression(enum.StrEnum):
@@ -117,6 +115,11 @@ class Job:
     :ivar other_sources: hosts where its VMs may be as well, for example after a migration.
     :ivar verify_every_s: seconds after which a restore point is to be verified again; 0: only when asked.
     :ivar verify_rate: bytes a second that verifying may read from the datastore; 0 for no limit.
+    :ivar masks: ``(vm, mask)``: files that are left out, see :mod:`understudy.volumes.masks`; of every VM if ``vm`` is
+        empty.
+    :ivar exclude_swap: swap areas, swap files and page files are left out.
+    :ivar exclude_free: blocks that hold no file are left out, where that is proved.
+    :ivar guests: settings of guest processing, of the job and of single VMs; see :meth:`guest`.
     """
 
     id: str
@@ -140,6 +143,33 @@ class Job:
     other_sources: tuple[str, ...] = ()
     verify_every_s: int = 0
     verify_rate: int = 0
+    masks: tuple[tuple[str, str], ...] = ()
+    exclude_swap: bool = True
+    exclude_free: bool = False
+    guests: tuple[GuestSettings, ...] = ()
+
+    def guest(self, vm: str) -> GuestSettings:
+        """How the guest of ``vm`` is processed: its own settings, else those of the job, else the defaults."""
+        own, common = self._guest(vm), self._guest("")
+        applications = own.applications if own.applications is not None else common.applications
+        return GuestSettings(
+            vm=vm,
+            policy=own.policy or common.policy or self.guest_policy,
+            transports=own.transports or common.transports or DEFAULT_TRANSPORTS,
+            address=own.address,
+            credential=own.credential or common.credential,
+            pre_freeze=own.pre_freeze or common.pre_freeze,
+            post_thaw=own.post_thaw or common.post_thaw,
+            script_timeout_s=own.script_timeout_s or common.script_timeout_s or DEFAULT_SCRIPT_TIMEOUT_S,
+            applications=True if applications is None else applications,
+        )
+
+    def _guest(self, vm: str) -> GuestSettings:
+        return next((item for item in self.guests if item.vm == vm), GuestSettings(vm))
+
+    def masks_of(self, vm: str) -> tuple[str, ...]:
+        """The masks that hold for ``vm``."""
+        return tuple(mask for name, mask in self.masks if name in ("", vm))
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from understudy.errors import NotFound
+from understudy.model.guest import ApplicationResult
 
 
 class Consistency(enum.StrEnum):
@@ -105,6 +106,8 @@ class RestorePoint:
     :ivar block_size: bytes per digest.
     :ivar nvram: file name below ``points/`` of the UEFI variables at that instant, or empty.
     :ivar generation: what the images on the source were; None in records of older versions, and over the network.
+    :ivar excluded: file name below ``points/`` of what its disks leave out, or empty if they leave out nothing.
+    :ivar applications: what guest processing achieved with the applications in the guest.
     """
 
     id: str
@@ -117,6 +120,8 @@ class RestorePoint:
     versions: dict[str, str] = field(default_factory=dict)
     nvram: str = ""
     generation: SourceGeneration | None = None
+    excluded: str = ""
+    applications: tuple[ApplicationResult, ...] = ()
 
     def disk(self, name: str) -> PointDisk | None:
         """The disk called ``name``, or None if the VM had none at that instant."""

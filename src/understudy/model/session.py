@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from understudy.model.guest import GuestReport
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 
 
@@ -73,6 +74,8 @@ class DiskReport:
     :ivar waiting: why the disk does not go on, empty while it does.
     :ivar checked_blocks: blocks that tracking calls unchanged and that were compared with their digests all the same.
     :ivar mismatched_blocks: those of them that had changed.
+    :ivar excluded: bytes of the disk that are left out, by reason: ``swap``, ``mask``, ``free``.
+    :ivar notes: what was not left out although it was wished for, and why.
     """
 
     name: str
@@ -94,6 +97,8 @@ class DiskReport:
     waiting: str = ""
     checked_blocks: int = 0
     mismatched_blocks: int = 0
+    excluded: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def eta_s(self) -> float | None:
@@ -104,7 +109,11 @@ class DiskReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One VM in a session; ``waiting`` says why it does not go on, empty while it does."""
+    """One VM in a session.
+
+    :ivar waiting: why it does not go on, empty while it does.
+    :ivar guest: what guest processing did; None if it was off.
+    """
 
     vm: str
     state: SessionState
@@ -116,6 +125,7 @@ class TaskReport:
     waiting: str = ""
     steps: tuple[StepReport, ...] = ()
     disks: tuple[DiskReport, ...] = ()
+    guest: GuestReport | None = None
 
 
 @dataclass(frozen=True)

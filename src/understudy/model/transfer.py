@@ -40,6 +40,7 @@ class Reason(enum.StrEnum):
     SOURCE_ROLLED_BACK = "source_rolled_back"
     SNAPSHOT_LEFT = "snapshot_left"
     CBT_MISMATCH = "cbt_mismatch"
+    EXCLUSIONS_LOST = "exclusions_lost"
     FORCED = "forced"
 
 

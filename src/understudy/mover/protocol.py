@@ -36,6 +36,18 @@ def decode(value_type: type[Value], content: bytes) -> Value:
     return value
 
 
+def decode_plain(value_type: type[Value], plain: object) -> Value:
+    """The value that ``plain`` is, which ``json.loads`` made of an :func:`encode` or of ``dataclasses.asdict``.
+
+    :raises UsageError: if it is none of this type.
+    """
+    try:
+        value: Value = _adapter(value_type).validate_python(plain)
+    except ValidationError as exc:
+        raise UsageError(f"value {value_type.__name__}", str(exc), "use the same version everywhere") from exc
+    return value
+
+
 def _adapter(value_type: Any) -> TypeAdapter[Any]:
     # Made when first needed: making all takes 0.1 s of the start. Making one twice, in two threads, does no harm.
     if value_type not in _ADAPTERS:

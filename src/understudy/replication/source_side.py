@@ -12,8 +12,9 @@ from pathlib import PurePosixPath
 from understudy.context import Context
 from understudy.errors import GuestError, Refused, TrackingLost
 from understudy.guests.processing import Quiesced, Quiescing, Watchdog
+from understudy.model.guest import GuestPolicy
 from understudy.model.inventory import Disk, Vm, VmState
-from understudy.model.job import GuestPolicy, Job, SnapshotMode
+from understudy.model.job import Job, SnapshotMode
 from understudy.model.replica import Consistency, RestorePoint
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import DiskPlan, Reason, TransferMode, TransportMode

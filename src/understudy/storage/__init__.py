@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from understudy.errors import UsageError
+from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
+from understudy.model.guest import ApplicationResult
 from understudy.model.health import DiskHealth
 from understudy.model.replica import (
     Baseline,
@@ -68,6 +70,8 @@ class PointMeta:
 
     :ivar definition: the source VM's definition at that instant (libvirt XML), stored beside the layers, mode 0600.
     :ivar nvram: the UEFI variables at that instant in base64, or empty if the VM has none.
+    :ivar exclusions: what its disks leave out (S10), stored beside the definition.
+    :ivar applications: what guest processing achieved with the applications in the guest.
     """
 
     id: str
@@ -80,6 +84,8 @@ class PointMeta:
     definition: str
     nvram: str = ""
     generation: SourceGeneration | None = None
+    exclusions: tuple[Exclusion, ...] = ()
+    applications: tuple[ApplicationResult, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def test_the_migration_can_be_undone_and_done_again(empty_url: str, tmp_path: Pa
 NEXT_MIGRATION = '''
 import sqlalchemy as sa
 from alembic import op
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 def upgrade():
     with op.batch_alter_table("hosts") as batch:
         batch.add_column(sa.Column("note", sa.String(10), nullable=False, server_default="new"))

@@ -9,7 +9,8 @@ import pytest
 from understudy.controller import catalog, jobs, journal
 from understudy.controller.database import Database
 from understudy.errors import NotFound, Refused, UnderstudyError, UsageError
-from understudy.model.job import Compression, GuestPolicy, Host, Job, Proxy, SnapshotMode
+from understudy.model.guest import GuestPolicy
+from understudy.model.job import Compression, Host, Job, Proxy, SnapshotMode
 from understudy.units import KIB, MIB
 
 JOB = Job("f" * 32, "hourly", "prod", "dr", "vault", ("a", "b"))

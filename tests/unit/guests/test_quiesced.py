@@ -10,7 +10,7 @@ import pytest
 
 from understudy.errors import GuestError, HostUnreachable, UnderstudyError
 from understudy.guests.processing import Quiesced, Watchdog
-from understudy.model.job import GuestPolicy
+from understudy.model.guest import GuestPolicy
 
 
 @dataclass

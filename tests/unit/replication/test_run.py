@@ -22,9 +22,10 @@ from understudy.errors import (
     UnderstudyError,
 )
 from understudy.model.extent import Extent
+from understudy.model.guest import GuestPolicy
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Vm, VmState
-from understudy.model.job import Datastore, GuestPolicy, Host, Job, Proxy, SnapshotMode
+from understudy.model.job import Datastore, Host, Job, Proxy, SnapshotMode
 from understudy.model.replica import (
     Baseline,
     Consistency,

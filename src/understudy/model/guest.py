@@ -1,0 +1,106 @@
+"""Guest processing: how a guest is reached, what is done in it, and what came of that."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class GuestPolicy(enum.StrEnum):
+    """Guest processing: not at all, if possible, or the task fails without it."""
+
+    OFF = "off"
+    TRY = "try"
+    REQUIRE = "require"
+
+
+class GuestTransport(enum.StrEnum):
+    """How a guest is reached: by its QEMU guest agent, or by SSH."""
+
+    QGA = "qga"
+    SSH = "ssh"
+
+
+class Component(enum.StrEnum):
+    """What worked inside the guest: a program that was there only meanwhile, an installed one, or only fsfreeze."""
+
+    RUNTIME = "runtime"
+    AGENT = "agent"
+    NONE = "none"
+
+
+class ApplicationState(enum.StrEnum):
+    """What was achieved with an application."""
+
+    QUIESCED = "quiesced"
+    FAILED = "failed"
+
+
+DEFAULT_TRANSPORTS = (GuestTransport.QGA, GuestTransport.SSH)
+DEFAULT_SCRIPT_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class GuestSettings:
+    """How the guests of a job are processed; of one VM if ``vm`` is not empty.
+
+    None, or empty, in those of one VM: as for the whole job.
+
+    :ivar transports: in the order in which they are tried.
+    :ivar address: ``HOST[:PORT]`` for SSH; empty: as the guest agent or DHCP says.
+    :ivar credential: name of the stored credential for SSH.
+    :ivar pre_freeze: files on the controller's host that run in the guest before the freeze, in this order.
+    :ivar post_thaw: files that run in the guest after the thaw.
+    :ivar script_timeout_s: how long one of them may take.
+    :ivar applications: whether applications are quiesced, or file systems only.
+    """
+
+    vm: str = ""
+    policy: GuestPolicy | None = None
+    transports: tuple[GuestTransport, ...] = ()
+    address: str = ""
+    credential: str = ""
+    pre_freeze: tuple[str, ...] = ()
+    post_thaw: tuple[str, ...] = ()
+    script_timeout_s: int = 0
+    applications: bool | None = None
+
+
+@dataclass(frozen=True)
+class ApplicationResult:
+    """What came of quiescing one application.
+
+    :ivar kind: ``postgresql``, ``mysql``, ``redis``, ``mongodb``, ``hooks``, ``vss``.
+    :ivar name: which one of them in the guest, e.g. the cluster or port.
+    :ivar detail: in words; why, if it failed.
+    :ivar label: what the application says of this instant, e.g. PostgreSQL's backup label; empty for nothing.
+    """
+
+    kind: str
+    name: str
+    state: ApplicationState
+    detail: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class GuestStage:
+    """A stage of guest processing and how long it took, in milliseconds."""
+
+    name: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class GuestReport:
+    """What guest processing did.
+
+    :ivar transport: empty if the guest was not reached.
+    :ivar version: of the component; empty if none worked.
+    """
+
+    transport: str = ""
+    component: Component = Component.NONE
+    version: str = ""
+    stages: tuple[GuestStage, ...] = ()
+    applications: tuple[ApplicationResult, ...] = field(default=())
