@@ -88,7 +88,7 @@ def test_every_table_of_the_design_is_there(database: Database) -> None:
         assert set(inspect(connection).get_table_names()) == {
             "alembic_version", "hosts", "datastores", "proxies", "jobs", "job_vms", "job_excluded_disks", "sessions",
             "tasks", "steps", "disk_transfers", "replicas", "restore_points", "frozen_guests",
-            "invitations", "throttles",
+            "invitations", "throttles", "credentials", "guest_host_keys",
         }  # fmt: skip
 
 
@@ -134,10 +134,10 @@ def with_next_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: s
     """Play a program that is one schema version newer."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrate.SCRIPTS, scripts)
-    (scripts / "versions" / "v0004_note.py").write_text(NEXT_MIGRATION.format(then=then))
+    (scripts / "versions" / "v0005_note.py").write_text(NEXT_MIGRATION.format(then=then))
     monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD_REVISION", "0004")
-    monkeypatch.setattr(database_module, "HEAD_REVISION", "0004")
+    monkeypatch.setattr(migrate, "HEAD_REVISION", "0005")
+    monkeypatch.setattr(database_module, "HEAD_REVISION", "0005")
 
 
 def test_an_older_schema_is_upgraded_and_keeps_its_rows(
@@ -146,7 +146,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(
     with_next_migration(tmp_path, monkeypatch)
     upgraded = open_database(tmp_path, site.engine.url.render_as_string(hide_password=False))
     with upgraded.reading() as session:
-        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0004"
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0005"
         assert list(session.scalars(text("SELECT note FROM hosts"))) == ["new", "new"]
         # Rebuilding the hosts table must not cascade to what refers to it.
         assert session.scalar(text("SELECT count(*) FROM jobs")) == 1
