@@ -24,6 +24,7 @@ COMMANDS = {
     "proxy": "understudy.cli.proxy:proxy",
     "throttle": "understudy.cli.throttle:throttle",
     "job": "understudy.cli.job:job",
+    "credential": "understudy.cli.credential:credential",
     "session": "understudy.cli.session:session",
     "replica": "understudy.cli.replica:replica",
     "failover": "understudy.cli.failover:failover",

@@ -6,6 +6,7 @@ import click
 
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.follow import run_to_end
+from understudy.cli.guest_settings import guest
 from understudy.cli.output import answer_facts, answer_line, answer_table
 from understudy.cli.rates import parsed_rate
 from understudy.cli.shapes import job_shape, session_shape
@@ -25,16 +26,25 @@ from understudy.model.job import (
     SnapshotMode,
 )
 from understudy.units import parse_duration
+from understudy.volumes.masks import drive_of
 
 DEFAULT_BLOCK_SIZE_NAME = "1M"
 DEFAULT_PATIENCE = "30m"
 MAX_PATIENCE_S = 30 * 86400
 OFF = "off"
+EXCLUDE, KEEP = "exclude", "keep"
+EXCLUDE_OR_KEEP = click.Choice([EXCLUDE, KEEP])
+MASK_HELP = "Files that are left out, e.g. web:/var/cache/** or 'C:\\Temp\\**'; may be given again."
+SWAP_HELP = "Whether what is in swap areas, swap files and page files is left out."
+FREE_HELP = "Whether blocks that hold no file are left out, where that is proved."
 
 
 @click.group(cls=Group)
 def job() -> None:
     """Jobs: which VMs are replicated, where to, and how."""
+
+
+job.add_command(guest)
 
 
 @job.command()
@@ -63,6 +73,9 @@ def job() -> None:
               help="How long a transfer waits for a lost line or proxy, e.g. 90s, 30m, 2h.")  # fmt: skip
 @click.option("--exclude-disk", "excluded", multiple=True, metavar="VM:DISK",
               help="Disk that is not replicated; may be given again.")  # fmt: skip
+@click.option("--exclude", "masks", multiple=True, metavar="[VM:]MASK", help=MASK_HELP)
+@click.option("--swap", type=EXCLUDE_OR_KEEP, default=EXCLUDE, show_default=True, help=SWAP_HELP)
+@click.option("--free-blocks", type=EXCLUDE_OR_KEEP, default=KEEP, show_default=True, help=FREE_HELP)
 @click.option("--verify-every", default=OFF, show_default=True, metavar="DURATION|off",
               help="How often 'replica verify --due' proves the newest restore point, e.g. 12h, 7d.")  # fmt: skip
 @click.option("--verify-rate", default=OFF, show_default=True, metavar="RATE|off",
@@ -87,6 +100,9 @@ def create(
     connections: int,
     patience: str,
     excluded: tuple[str, ...],
+    masks: tuple[str, ...],
+    swap: str,
+    free_blocks: str,
     verify_every: str,
     verify_rate: str,
 ) -> None:
@@ -112,6 +128,9 @@ def create(
         other_sources=sources[1:],
         verify_every_s=_verify_every_s(f"create job {name!r}", verify_every),
         verify_rate=parsed_rate(f"create job {name!r}", verify_rate),
+        masks=tuple(_mask(f"create job {name!r}", vms, text) for text in masks),
+        exclude_swap=swap == EXCLUDE,
+        exclude_free=free_blocks == EXCLUDE,
     )
     answer_line(app, job_shape(jobs.create_job(app.database, created)), f"Job {name} created.")
 
@@ -162,7 +181,9 @@ def show(app: App, name: str) -> None:
 
     JSON: {name, id, enabled, source, other_sources, vms, target, datastore, points, suffix, snapshot_mode,
     guest_processing, block_size, compression, source_proxy, target_proxy, connections, patience_s,
-    excluded_disks: [{vm, disk}], verify_every_s, verify_rate}; 0 is off.
+    excluded_disks: [{vm, disk}], verify_every_s, verify_rate, masks: [{vm, mask}], exclude_swap, exclude_free,
+    guests: [{vm, policy, transports, address, credential, pre_freeze, post_thaw, script_timeout_s, applications}]};
+    0 is off; an empty `vm` stands for all, and null or empty in `guests` for the default.
     """
     answer_facts(app, job_shape(jobs.get_job(app.database, name)))
 
@@ -174,14 +195,24 @@ def show(app: App, name: str) -> None:
               help="How often 'replica verify --due' proves the newest restore point, e.g. 12h, 7d.")  # fmt: skip
 @click.option("--verify-rate", default=None, metavar="RATE|off",
               help="What verifying may read in a second, e.g. 100MiB.")  # fmt: skip
+@click.option("--exclude", "masks", multiple=True, metavar="[VM:]MASK", help=f"{MASK_HELP} Replaces all masks.")
+@click.option("--no-excludes", is_flag=True, help="Remove all masks.")
+@click.option("--swap", type=EXCLUDE_OR_KEEP, default=None, help=SWAP_HELP)
+@click.option("--free-blocks", type=EXCLUDE_OR_KEEP, default=None, help=FREE_HELP)
 @pass_app
-def set_(app: App, name: str, points: int | None, verify_every: str | None, verify_rate: str | None) -> None:
+def set_(
+    app: App, *, name: str, points: int | None, verify_every: str | None, verify_rate: str | None,
+    masks: tuple[str, ...], no_excludes: bool, swap: str | None, free_blocks: str | None,
+) -> None:
     """Change settings of job NAME, for what begins later; what is not named stays. JSON: as of `job show`."""
     what = f"set job {name!r}"
     change = jobs.JobChange(
         points,
         None if verify_every is None else _verify_every_s(what, verify_every),
         None if verify_rate is None else parsed_rate(what, verify_rate),
+        _masks(app, what, name, masks, no_excludes),
+        None if swap is None else swap == EXCLUDE,
+        None if free_blocks is None else free_blocks == EXCLUDE,
     )
     if change == jobs.JobChange():
         raise UsageError(what, "nothing to change was named", "see 'understudy job set --help'")
@@ -220,6 +251,28 @@ def _excluded_disk(job_name: str, text: str) -> tuple[str, str]:
     if not colon or not vm or not disk:
         raise UsageError(f"create job {job_name!r}", f"{text!r} names no disk", "give --exclude-disk VM:DISK")
     return vm, disk
+
+
+def _masks(
+    app: App, what: str, job_name: str, texts: tuple[str, ...], none: bool
+) -> tuple[tuple[str, str], ...] | None:
+    """The masks that replace all others; None if they stay."""
+    if texts and none:
+        raise UsageError(what, "--exclude and --no-excludes exclude each other", "give one of them")
+    if not texts and not none:
+        return None
+    vms = jobs.get_job(app.database, job_name).vms
+    return tuple(_mask(what, vms, text) for text in texts)
+
+
+def _mask(what: str, vms: tuple[str, ...], text: str) -> tuple[str, str]:
+    """``[VM:]MASK`` as VM, or empty for all, and mask; names of VMs and drive letters have colons as well."""
+    for vm in sorted(vms, key=len, reverse=True):
+        if text.startswith(f"{vm}:") and drive_of(text)[0] == "":
+            return vm, text[len(vm) + 1 :]
+    if not text.startswith(("/", "\\")) and not drive_of(text)[0]:
+        raise UsageError(what, f"{text!r} names no file of a VM of this job", "give e.g. web:/var/cache/** or /tmp/**")
+    return "", text
 
 
 def _patience_s(job_name: str, text: str) -> int:

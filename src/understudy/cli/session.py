@@ -40,7 +40,9 @@ def show(app: App, session_id: int) -> None:
     disks: [{name, mode, reason, size, read_bytes, sent_bytes, wire_bytes,
     zero_bytes, seconds, bottleneck, transport, busy: {PART: SHARE}, rate, eta_s,
     processed_bytes, resumed_bytes, reconnects, waiting, checked_blocks,
-    mismatched_blocks}]}]}.
+    mismatched_blocks, excluded: {REASON: BYTES}, notes}],
+    guest: {transport, component, version, stages: [{name, ms}],
+    applications: [{kind, name, state, detail, label}]}}]}.
 
     `rate` is in bytes of the disk a second, of late. `busy` are the shares of source,
     source_proxy, network, target_proxy, target in the time; they add up to 1.

@@ -7,6 +7,7 @@ import click
 from understudy.cli.output import printable, table
 from understudy.cli.progress import amount, current_step, rate, remaining
 from understudy.errors import Cancelled, UnderstudyError
+from understudy.model.guest import Component
 from understudy.model.session import DiskReport, SessionReport, SessionState, TaskReport
 from understudy.units import format_seconds, format_size
 
@@ -29,7 +30,7 @@ def show_session(report: SessionReport) -> None:
             for line in _running_lines(task):
                 click.echo(printable(line))
     for task in report.tasks:
-        for line in _remarks(task):
+        for line in [*_guest_lines(task), *_remarks(task)]:
             click.echo(printable(line))
 
 
@@ -105,6 +106,20 @@ def busy_shares(disk: DiskReport) -> str:
                      if share >= 0.01)  # fmt: skip
 
 
+def _guest_lines(task: TaskReport) -> list[str]:
+    """What guest processing did: how the guest was reached, each stage's time, each application."""
+    guest = task.guest
+    if guest is None or not guest.transport:
+        return []
+    by = {Component.RUNTIME: "runtime component", Component.AGENT: "persistent agent", Component.NONE: "fsfreeze alone"}
+    stages = ", ".join(f"{stage.name.replace('_', ' ')} {stage.ms:.0f} ms" for stage in guest.stages)
+    lines = [f"{task.vm}: guest by {guest.transport}, {by[guest.component]}" + (f": {stages}" if stages else "")]
+    for item in guest.applications:
+        detail = f" ({item.detail})" if item.detail else ""
+        lines.append(f"{task.vm}: {item.kind} {item.name}: {item.state.value}{detail}")
+    return lines
+
+
 def _remarks(task: TaskReport) -> list[str]:
     remarks = [remark for disk in task.disks for remark in _disk_remarks(task.vm, disk)] if task.state.ended else []
     remarks += [f"warning: {task.vm}: {warning}" for warning in task.warnings]
@@ -113,6 +128,10 @@ def _remarks(task: TaskReport) -> list[str]:
 
 def _disk_remarks(vm: str, disk: DiskReport) -> list[str]:
     remarks = []
+    if disk.excluded:
+        parts = ", ".join(f"{reason} {format_size(count)}" for reason, count in disk.excluded.items())
+        remarks.append(f"{vm}: disk {disk.name}: left out: {parts}")
+    remarks += [f"{vm}: disk {disk.name}: {note}" for note in disk.notes]
     if disk.resumed_bytes:
         saved = format_size(disk.resumed_bytes)
         remarks.append(f"{vm}: disk {disk.name}: {saved} were there already from an earlier session")

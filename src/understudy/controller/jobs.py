@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from understudy.controller.catalog import datastore_row, host_row, proxy_row
 from understudy.controller.database import Database
-from understudy.controller.naming import check_name, has_control_characters
-from understudy.controller.schema import ExcludedDiskRow, JobRow, JobVmRow, SessionRow
+from understudy.controller.naming import check_name, check_path, has_control_characters
+from understudy.controller.schema import CredentialRow, ExcludedDiskRow, JobRow, JobVmRow, SessionRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.guest import GuestPolicy, GuestSettings
 from understudy.model.job import BLOCK_SIZES, Compression, Job, SnapshotMode
 from understudy.model.session import SessionState
 from understudy.mover.protocol import decode_plain
 from understudy.units import KIB
+from understudy.volumes.masks import check_mask
 
 MAX_POINTS = 1000
 MAX_VERIFY_EVERY_S = 3650 * 86400
 MIN_VERIFY_RATE = 64 * KIB
+MAX_SCRIPT_TIMEOUT_S = 3600
 UNFINISHED = (SessionState.QUEUED.value, SessionState.RUNNING.value)
 
 
@@ -80,6 +83,10 @@ class JobChange:
     points: int | None = None
     verify_every_s: int | None = None
     verify_rate: int | None = None
+    masks: tuple[tuple[str, str], ...] | None = None
+    exclude_swap: bool | None = None
+    exclude_free: bool | None = None
+    guests: tuple[GuestSettings, ...] | None = None
 
 
 def change_job(database: Database, name: str, change: JobChange) -> Job:
@@ -88,13 +95,16 @@ def change_job(database: Database, name: str, change: JobChange) -> Job:
     :raises NotFound: if there is no such job.
     :raises UsageError: if a setting is not acceptable.
     """
-    wanted = {key: value for key, value in asdict(change).items() if value is not None}
+    what = f"set job {name!r}"
+    wanted = {field.name: getattr(change, field.name) for field in fields(change)}
     with database.transaction() as session:
         row = job_row(session, name)
-        changed = replace(job_value(row), **wanted)
-        _check_settings(changed, f"set job {name!r}")
-        for key, value in wanted.items():
-            setattr(row, key, value)
+        changed = replace(job_value(row), **{key: value for key, value in wanted.items() if value is not None})
+        _check_settings(changed, what)
+        _check_credentials(session, changed)
+        row.points, row.verify_every_s, row.verify_rate = changed.points, changed.verify_every_s, changed.verify_rate
+        row.exclude_swap, row.exclude_free = changed.exclude_swap, changed.exclude_free
+        row.masks, row.guests = _masks(changed), _guests(changed)
         return changed
 
 
@@ -179,16 +189,24 @@ def _row(job: Job) -> JobRow:
         other_sources=list(job.other_sources),
         verify_every_s=job.verify_every_s,
         verify_rate=job.verify_rate,
-        masks=[list(mask) for mask in job.masks],
+        masks=_masks(job),
         exclude_swap=job.exclude_swap,
         exclude_free=job.exclude_free,
-        guests=[asdict(item) for item in job.guests],
+        guests=_guests(job),
         vms=[JobVmRow(vm=vm, position=position) for position, vm in enumerate(job.vms)],
         excluded_disks=[
             ExcludedDiskRow(vm=vm, disk=disk, position=position)
             for position, (vm, disk) in enumerate(job.excluded_disks)
         ],
     )
+
+
+def _masks(job: Job) -> list[list[str]]:
+    return [[vm, mask] for vm, mask in job.masks]
+
+
+def _guests(job: Job) -> list[dict[str, Any]]:
+    return [asdict(item) for item in job.guests]
 
 
 def _check_settings(job: Job, what: str) -> None:
@@ -205,6 +223,40 @@ def _check_settings(job: Job, what: str) -> None:
         raise UsageError(what, f"{job.verify_rate} bytes a second are too few to verify with",
                          "choose 64K or more, or off")
     _check_vms(job, what)
+    _check_masks(job, what)
+    _check_guests(job, what)
+
+
+def _check_masks(job: Job, what: str) -> None:
+    for vm, mask in job.masks:
+        if vm and vm not in job.vms:
+            raise UsageError(what, f"the mask '{vm}:{mask}' names no VM of this job", "see 'understudy job show'")
+        try:
+            check_mask(mask)
+        except ValueError as exc:
+            raise UsageError(what, str(exc), "give e.g. /var/cache/** or C:\\Temp\\**") from exc
+    if len(set(job.masks)) != len(job.masks):
+        raise UsageError(what, "a mask is given twice", "give each mask once")
+
+
+def _check_guests(job: Job, what: str) -> None:
+    for settings in job.guests:
+        if settings.vm and settings.vm not in job.vms:
+            raise UsageError(what, f"{settings.vm!r} is no VM of this job", "see 'understudy job show'")
+        for path in (*settings.pre_freeze, *settings.post_thaw):
+            check_path(what, path)
+        if not 0 <= settings.script_timeout_s <= MAX_SCRIPT_TIMEOUT_S:
+            raise UsageError(what, f"a script cannot take {settings.script_timeout_s} s",
+                             f"choose 1 to {MAX_SCRIPT_TIMEOUT_S} seconds")
+        if not settings.vm and settings.address:
+            raise UsageError(what, "VMs do not share an address", "give --address with --vm")
+
+
+def _check_credentials(session: Session, job: Job) -> None:
+    for settings in job.guests:
+        if settings.credential and session.get(CredentialRow, settings.credential) is None:
+            raise NotFound(f"credential {settings.credential!r}", "no such credential",
+                           "see 'understudy credential list'")
 
 
 def _check_vms(job: Job, what: str) -> None:
@@ -224,6 +276,7 @@ def _check_vms(job: Job, what: str) -> None:
 
 
 def _check_references(session: Session, job: Job, what: str) -> None:
+    _check_credentials(session, job)
     for source in job.sources:
         host_row(session, source)
     if len(set(job.sources)) != len(job.sources):

@@ -13,6 +13,23 @@ from collections.abc import Iterable
 _ANY_DEPTH = "**"
 
 
+_DRIVE = re.compile(r"[A-Za-z]:(?=[\\\\/])")
+
+
+def drive_of(mask: str) -> tuple[str, str]:
+    """The drive letter of a Windows mask in upper case, else empty; and the mask from the volume's root."""
+    found = _DRIVE.match(mask)
+    return (found.group()[0].upper(), mask[found.end() :]) if found else ("", mask)
+
+
+def check_mask(mask: str) -> None:
+    """Accept what an administrator gives as a mask, with or without a drive letter.
+
+    :raises ValueError: if it does not begin at a root, or names every file.
+    """
+    Masks([drive_of(mask)[1]])
+
+
 class Masks:
     """Patterns of paths from a volume's root; every path begins with ``/``.
 

@@ -38,6 +38,7 @@ JOB = {
     "points": 7, "suffix": "_replica", "snapshot_mode": "auto", "guest_processing": "try", "block_size": MIB,
     "compression": "zstd", "source_proxy": "", "target_proxy": "", "connections": 4, "patience_s": 1800,
     "excluded_disks": [], "verify_every_s": 0, "verify_rate": 0,
+    "masks": [], "exclude_swap": True, "exclude_free": False, "guests": [],
 }  # fmt: skip
 REPLICA_DOCUMENT = {
     "name": "web_replica", "id": "rid-1", "datastore": "vault", "host": "dr", "job": None, "source_vm": "web",
@@ -244,7 +245,8 @@ def test_job_create_with_every_option(full: CommandLine) -> None:
         "--points", "1000", "--suffix", ".dr", "--snapshot-mode", "external", "--guest-processing", "require",
         "--block-size", "256K", "--compression", "zstd-high", "--source-proxy", "local", "--target-proxy", "local",
         "--exclude-disk", "a:b:vdb", "--connections", "64", "--patience", "2h",
-        "--verify-every", "7d", "--verify-rate", "100MiB",
+        "--verify-every", "7d", "--verify-rate", "100MiB", "--exclude", "a:b:/x/**", "--swap", "keep",
+        "--free-blocks", "exclude",
     )  # fmt: skip
     created.pop("id")
     assert created == {
@@ -253,7 +255,8 @@ def test_job_create_with_every_option(full: CommandLine) -> None:
         "points": 1000, "suffix": ".dr", "snapshot_mode": "external", "guest_processing": "require",
         "block_size": 256 * 1024, "compression": "zstd-high", "source_proxy": "local", "target_proxy": "local",
         "connections": 64, "patience_s": 7200, "excluded_disks": [{"vm": "a:b", "disk": "vdb"}],
-        "verify_every_s": 7 * 86400, "verify_rate": 100 * MIB,
+        "verify_every_s": 7 * 86400, "verify_rate": 100 * MIB, "masks": [{"vm": "a:b", "mask": "/x/**"}],
+        "exclude_swap": False, "exclude_free": True, "guests": [],
     }  # fmt: skip
 
 
@@ -434,6 +437,7 @@ def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
             "damage": ["vda-1.qcow2 is missing"] if number == 1 else [],
             "verified_at": None,
             "bad_blocks": 0,
+            "applications": [],
             "disks": [
                 {
                     "name": "vda",

@@ -24,7 +24,9 @@ GROUPS = {
     "datastore": {"add", "set", "list", "check", "remove"},
     "proxy": {"list", "add", "invite", "enrol", "serve", "set", "check", "remove"},
     "throttle": {"add", "list", "set", "remove"},
-    "job": {"create", "set", "run", "list", "show", "enable", "disable", "delete"},
+    "job": {"create", "set", "run", "list", "show", "enable", "disable", "delete",
+            "guest"},
+    "credential": {"add", "list", "remove"},
     "session": {"list", "show", "stop"},
     "replica": {"list", "show", "points", "verify", "adopt", "rebuild", "remove"},
     "failover": {"start", "undo"},
@@ -60,7 +62,7 @@ def test_job_create_has_the_options_of_the_contract() -> None:
     assert options == {
         "name", "--source", "--vm", "--target", "--datastore", "--points", "--suffix", "--snapshot-mode",
         "--guest-processing", "--block-size", "--compression", "--source-proxy", "--target-proxy", "--exclude-disk",
-        "--connections", "--patience", "--verify-every", "--verify-rate",
+        "--connections", "--patience", "--verify-every", "--verify-rate", "--exclude", "--swap", "--free-blocks",
     }  # fmt: skip
 
 

@@ -43,8 +43,9 @@ def test_the_report_has_exactly_the_keys_of_the_contract(cli: CommandLine) -> No
             "sent_bytes": 6 * MIB, "wire_bytes": 2 * MIB, "zero_bytes": 512 * KIB, "seconds": 1.5,
             "bottleneck": "network", "transport": "network", "busy": {"source": 0.25, "network": 0.75}, "rate": 0.0,
             "eta_s": None, "processed_bytes": 10 * GIB, "resumed_bytes": 3 * GIB, "reconnects": 2, "waiting": "",
-            "checked_blocks": 16, "mismatched_blocks": 0,
+            "checked_blocks": 16, "mismatched_blocks": 0, "excluded": {}, "notes": [],
         }],
+        "guest": None,
     }  # fmt: skip
     document = cli.json("job", "run", "nightly")
     assert cli.json("session", "show", str(document["id"])) == document

@@ -9,7 +9,7 @@ import pytest
 from understudy.controller import catalog, jobs, journal
 from understudy.controller.database import Database
 from understudy.errors import NotFound, Refused, UnderstudyError, UsageError
-from understudy.model.guest import GuestPolicy
+from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
 from understudy.model.job import Compression, Host, Job, Proxy, SnapshotMode
 from understudy.units import KIB, MIB
 
@@ -21,6 +21,9 @@ def test_every_setting_survives_storing(site: Database) -> None:
     full = Job(
         jobs.new_job_id(), "full", "prod", "dr", "vault", ("z", "a:b", "ü"), 1000, ".r", SnapshotMode.EXTERNAL,
         GuestPolicy.REQUIRE, 256 * KIB, Compression.ZSTD_HIGH, "local", "fast", (("z", "vdb"), ("a:b", "sda")), False,
+        masks=(("", "/tmp/**"), ("a:b", "C:\\Temp\\*")), exclude_swap=False, exclude_free=True,
+        guests=(GuestSettings("", GuestPolicy.TRY, (GuestTransport.SSH,), script_timeout_s=5),
+                GuestSettings("z", address="z.lan:2222", pre_freeze=("/a/b", "/c"), applications=False)),
     )  # fmt: skip
     assert jobs.create_job(site, full) == full
     assert jobs.get_job(site, "full") == full
@@ -59,6 +62,16 @@ def test_ids_are_new_each_time() -> None:
         ({"verify_every_s": -1}, UsageError, "choose 1s to 3650d"),
         ({"verify_every_s": 3651 * 86400}, UsageError, "so seldom"),
         ({"verify_rate": 1000}, UsageError, "1000 bytes a second are too few"),
+        ({"masks": (("c", "/x/**"),)}, UsageError, "names no VM of this job"),
+        ({"masks": (("", "x/**"),)}, UsageError, "does not begin at a root"),
+        ({"masks": (("", "/**"),)}, UsageError, "names every file"),
+        ({"masks": (("", "C:\\**"),)}, UsageError, "names every file"),
+        ({"masks": (("", "/x"), ("", "/x"))}, UsageError, "given twice"),
+        ({"guests": (GuestSettings("c"),)}, UsageError, "'c' is no VM of this job"),
+        ({"guests": (GuestSettings("a", pre_freeze=("x",)),)}, UsageError, "not an absolute path"),
+        ({"guests": (GuestSettings("a", script_timeout_s=9999),)}, UsageError, "9999 s"),
+        ({"guests": (GuestSettings("", address="x"),)}, UsageError, "do not share an address"),
+        ({"guests": (GuestSettings("a", credential="x"),)}, NotFound, "no such credential"),
     ],
 )
 def test_an_unacceptable_job_is_refused_and_not_stored(
