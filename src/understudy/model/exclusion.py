@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from understudy.model.extent import PART, Extent, round_in, total
+from understudy.model.extent import PART, Extent, merge, round_in, total
 
 #: So many ranges of a disk at most, the longest ones: it bounds what travels and is stored.
 MOST_RANGES = 65536
@@ -126,3 +126,15 @@ def _numbers(data: bytes) -> Iterator[int]:
 def excluded_bytes(exclusion: Exclusion) -> int:
     """Bytes of the disk that are left out."""
     return total(exclusion.ranges)
+
+
+def ranges_of(packed: str, size: int) -> tuple[Extent, ...]:
+    """The ranges in a text of :func:`pack` that are those of a disk of ``size`` bytes, sorted and merged.
+
+    :raises ValueError: if they are none: not inside the disk, or not at borders of parts.
+    """
+    found = tuple(merge(unpack(packed)))
+    for item in found:
+        if item.end > size or item.start % PART or (item.end % PART and item.end != size):
+            raise ValueError(f"the range of {item.length} bytes at {item.start} is none of a disk of {size} bytes")
+    return found
