@@ -52,7 +52,8 @@ from understudy.replication.site import Lease, Place, Task, TaskOutcome
 from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
 from understudy.units import GIB, MIB
 
-JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF)
+JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF,
+          exclude_swap=False)  # fmt: skip
 DISK = Disk("vda", "/images/web.qcow2", "qcow2", 64 * MIB, MIB, tracked=True)
 VM = Vm("web", "source-uuid", VmState.RUNNING, "x86_64", "q35", "bios", 1, 1, (DISK,), (), False, False, "<domain/>")
 IDENTITY = ReplicaIdentity("replica-1", "web_replica", JOB.id, "nightly", "web", "source-uuid", "replica-uuid")
