@@ -17,6 +17,7 @@ from understudy.model.extent import PART, Extent, merge, round_in, total
 #: So many ranges of a disk at most, the longest ones: it bounds what travels and is stored.
 MOST_RANGES = 65536
 _MOST_BYTES = 20 * MOST_RANGES
+_MOST_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _numbers(data: bytes) -> Iterator[int]:
     for byte in data:
         number |= (byte & 0x7F) << shift
         shift += 7
+        if shift > _MOST_BITS:
+            raise ValueError("a packed number is too large")
         if not byte & 0x80:
             yield number
             number = shift = 0

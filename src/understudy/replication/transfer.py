@@ -170,8 +170,8 @@ class Exports:
         self._disks = {disk.name: disk for disk in held.snapshot.disks}
         self.opened = dict(held.exports)
         self.opened |= {name: works.export for name, works in held.works.items() if works.export}
-        # Nobody has read these for a transfer: they are as good as new ones.
-        self._unread = {name for name in held.exports if name not in held.works}
+        # Opened a moment ago by this same controller, and not yet read for a transfer: as good as new ones.
+        self._unread = set() if held.works else set(held.exports)
 
     def open(self, name: str, *, restarted: bool) -> api.NbdSource:
         """Where to read the disk ``name``; may be asked again.

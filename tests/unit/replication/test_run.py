@@ -281,9 +281,9 @@ class End:
                 world.kept_draft.append(keep)
                 world.act("release draft")
                 return api.Nothing()
-            case api.ReadExclusions(point=point):
-                world.act(f"read exclusions {point}")
-                return api.PointExclusions(world.exclusions[point])
+            case api.ReadExclusions():
+                world.act(f"read exclusions {request.point}")
+                return api.PointExclusions(world.exclusions[request.point])
             case api.SurveyDisks():
                 world.surveyed = request
                 world.act("survey")

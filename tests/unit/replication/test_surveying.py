@@ -31,7 +31,7 @@ LEAVING = replace(OLD, excluded="p0.excluded")
 def world(**changes: Any) -> World:
     made = World(points=(LEAVING,), job=SWAPLESS, surveys=(DiskSurvey(NOW, 7, ("vda2 is encrypted",)),))
     made.exclusions["p0"] = (FORMER,)
-    return cast("World", replace(made, **changes))
+    return replace(made, **changes)
 
 
 def test_what_the_survey_finds_is_read_as_zero_and_published() -> None:
