@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from understudy.errors import NotFound, Refused, ReplicaError, UnderstudyError
+from understudy.model.exclusion import Exclusion, pack
+from understudy.model.extent import Extent
 from understudy.model.replica import Baseline, Consistency, ReplicaIdentity, ReplicaState
 from understudy.storage import DigestFacts, NewDisk, PointMeta, RebuiltReplica, ReplicaStore, open_store
 
@@ -19,6 +21,7 @@ NAME = "web 1_replica"
 IDENTITY = ReplicaIdentity("id-1", NAME, "7", "nightly", "web 1", "source-uuid", "domain-uuid")
 PART = 65536
 SIZE = 4 * PART
+LEFT_OUT = Exclusion("vda", pack([Extent(PART, PART)]), {"swap": PART}, {"vda1:/größe": "1 2"})
 DEFINITION = "<domain><devices><disk><target dev='vda'/></disk></devices></domain>"
 
 
@@ -37,7 +40,8 @@ class Bench:
         draft.layer("vda").finish()
         draft.digest_path("vda").write_text(point)
         draft.publish(PointMeta(point, "2026-01-02T03:04:05+00:00", Consistency.FILESYSTEM, 4, 1 << 20,
-                                Baseline(f"cp-{point}", ("vda",)), {"qemu": "7.2"}, DEFINITION, "bnZyYW0="))
+                                Baseline(f"cp-{point}", ("vda",)), {"qemu": "7.2"}, DEFINITION, "bnZyYW0=",
+                                exclusions=(LEFT_OUT,) if part == 2 else ()))
         before = self.images[list(self.images)[-1]] if chained and self.images else bytes(SIZE)
         self.images[point] = before[:part * PART] + bytes([fill]) * PART + before[(part + 1) * PART:]
 
@@ -140,7 +144,8 @@ def test_a_point_that_cannot_be_proved_is_left_out_and_its_files_stay(made: Benc
     (made.root / "digests" / "vda-p2.digest").write_text("damaged")
     rebuilt = made.rebuild()
     assert rebuilt.left_out == {"p2": "the digest file of disk vda is missing or damaged"}
-    assert rebuilt.files == ("digests/vda-p2.digest", "points/p2.json", "points/p2.nvram", "points/p2.xml")
+    assert rebuilt.files == ("digests/vda-p2.digest", *(f"points/p2.{kind}" for kind in (
+        "excluded", "json", "nvram", "xml")))
     made.check("p1", "p3", "p4")
     assert made.store.sweep() == []
     made.publish("p5", 1, 5)
@@ -291,3 +296,62 @@ def test_lost_and_altered_files_of_a_point_are_told(made: Bench) -> None:
     (points / "p2.nvram").unlink()
     assert made.store.losses("p2") == ["p2.nvram is missing"]
     assert made.store.damage("p1") == made.store.damage("p2") == []
+
+
+def test_a_rebuilt_record_knows_what_its_points_leave_out(made: Bench) -> None:
+    made.lose()
+    made.rebuild()
+    assert [made.store.exclusions(point) for point in ("p1", "p2", "p3")] == [(), (LEFT_OUT,), ()]
+    made.check("p1", "p2", "p3")
+    made.store.retire(("p1", "p2"))
+    assert not (made.root / "points" / "p2.excluded").exists()
+    assert made.store.sweep() == []
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{}"])
+def test_a_point_is_no_worse_to_start_from_because_it_is_lost_what_it_leaves_out(
+    made: Bench, damage: bytes | None
+) -> None:
+    path = made.root / "points" / "p2.excluded"
+    path.unlink() if damage is None else path.write_bytes(damage)
+    made.lose()
+    assert [point.id for point in made.rebuild().replica.points] == ["p1", "p2", "p3"]
+    with pytest.raises(ReplicaError, match=r"p2.excluded is (missing|damaged)"):
+        made.store.exclusions("p2")
+    assert made.store.damage("p2") == []
+    assert all(text.startswith("disk vda: ") for text in made.store.losses("p2"))
+
+
+def test_without_sidecar_and_record_before_the_file_itself_tells_that_it_counts(made: Bench) -> None:
+    for path in [*(made.root / "points").glob("*.json"), made.root / "replica.json.previous"]:
+        path.unlink()
+    made.lose()
+    made.rebuild(IDENTITY)
+    assert made.store.exclusions("p2") == (LEFT_OUT,)
+
+
+def test_what_another_point_leaves_out_is_not_taken(made: Bench) -> None:
+    for path in (made.root / "points").glob("*.json"):
+        path.unlink()
+    draft = made.store.begin_point("p4", (NewDisk("vda", SIZE, True, "/images/web"),))
+    draft.abandon()
+    made.publish("p5", 2, 9)
+    points = made.root / "points"
+    (points / "p5.excluded").write_bytes((points / "p2.excluded").read_bytes())
+    with pytest.raises(ReplicaError, match="damaged"):
+        made.store.exclusions("p5")
+
+
+def test_what_does_not_fit_the_disks_is_not_published(made: Bench) -> None:
+    for wrong in (Exclusion("vdb", LEFT_OUT.packed), Exclusion("vda", pack([Extent(0, 512)])),
+                  Exclusion("vda", pack([Extent(SIZE, PART)]))):
+        draft = made.store.begin_point("p4", (NewDisk("vda", SIZE, True, "/images/web"),))
+        draft.layer("vda").finish()
+        draft.digest_path("vda").write_text("p4")
+        meta = PointMeta("p4", "2026-01-02T03:04:05+00:00", Consistency.FILESYSTEM, 4, 1 << 20, None, {}, DEFINITION,
+                         exclusions=(wrong,))
+        with pytest.raises(ReplicaError, match="leaves out"):
+            draft.publish(meta)
+        draft.abandon()
+        assert made.store.sweep() == []
+    made.check("p1", "p2", "p3")

@@ -19,6 +19,8 @@ import atheris  # type: ignore[import-untyped]  # it has no stubs
 
 with atheris.instrument_imports(include=["understudy.mover.digest", "understudy.storage"]):
     from understudy.errors import ReplicaError
+    from understudy.model.exclusion import ranges_of
+    from understudy.model.replica import Consistency, PointDisk, RestorePoint
     from understudy.mover.digest import (
         DIGEST_BYTES,
         HEADER_BYTES,
@@ -28,6 +30,7 @@ with atheris.instrument_imports(include=["understudy.mover.digest", "understudy.
         UnfinishedDigests,
         array_checksum,
     )
+    from understudy.storage.qcow2.exclusions import parse_exclusions, render_exclusions
     from understudy.storage.qcow2.fields import Malformed, parse_object
     from understudy.storage.qcow2.format import CLUSTER, check_maps, layer_is_empty, read_header
     from understudy.storage.qcow2.journal import read_journal
@@ -45,7 +48,7 @@ _CHECK = struct.Struct("<Q")
 
 def one_file(data: bytes) -> None:
     """What the loaders do with it."""
-    loaders: tuple[Callable[[bytes], None], ...] = (_digests, _record, _layer, _journal)
+    loaders: tuple[Callable[[bytes], None], ...] = (_digests, _record, _layer, _journal, _exclusions)
     loaders[data[0] % len(loaders) if data else 0](data[1:])
 
 
@@ -67,7 +70,7 @@ def _digests(data: bytes) -> None:
     DigestReader(FILE).close()
 
 
-def _record(data: bytes) -> None:
+def _sealed(data: bytes) -> bytes:
     try:
         document = parse_object(data)
     except Malformed:
@@ -75,7 +78,20 @@ def _record(data: bytes) -> None:
     document.pop("checksum", None)
     with suppress(RecursionError, UnicodeEncodeError):
         document["checksum"] = checksum(document)
-    sealed = json.dumps(document).encode()
+    return json.dumps(document).encode()
+
+
+def _exclusions(data: bytes) -> None:
+    disk = PointDisk("vda", 5 * 64 * KIB - 512, "vda-p1.qcow2", "", "vda-p1.digest", 1)
+    point = RestorePoint("p1", "2026-01-01T00:00:00Z", Consistency.CRASH, 1, 64 * KIB, (disk,), excluded="p1.excluded")
+    with suppress(Malformed, ReplicaError):
+        found = parse_exclusions("exclusions", _sealed(data), point)
+        assert all(item.end <= disk.size for exclusion in found for item in ranges_of(exclusion.packed, disk.size))
+        assert parse_exclusions("exclusions", render_exclusions(point, found), point) == found
+
+
+def _record(data: bytes) -> None:
+    sealed = _sealed(data)
     with suppress(ReplicaError):
         found = parse_record("replica", sealed)
         assert parse_record("replica", render_record(found)) == found

@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from understudy.model.extent import PART, Extent, round_in, total
+from understudy.model.extent import PART, Extent, merge, round_in, total
 
 #: So many ranges of a disk at most, the longest ones: it bounds what travels and is stored.
 MOST_RANGES = 65536
 _MOST_BYTES = 20 * MOST_RANGES
+_MOST_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def _numbers(data: bytes) -> Iterator[int]:
     for byte in data:
         number |= (byte & 0x7F) << shift
         shift += 7
+        if shift > _MOST_BITS:
+            raise ValueError("a packed number is too large")
         if not byte & 0x80:
             yield number
             number = shift = 0
@@ -126,3 +129,15 @@ def _numbers(data: bytes) -> Iterator[int]:
 def excluded_bytes(exclusion: Exclusion) -> int:
     """Bytes of the disk that are left out."""
     return total(exclusion.ranges)
+
+
+def ranges_of(packed: str, size: int) -> tuple[Extent, ...]:
+    """The ranges in a text of :func:`pack` that are those of a disk of ``size`` bytes, sorted and merged.
+
+    :raises ValueError: if they are none: not inside the disk, or not at borders of parts.
+    """
+    found = tuple(merge(unpack(packed)))
+    for item in found:
+        if item.end > size or item.start % PART or (item.end % PART and item.end != size):
+            raise ValueError(f"the range of {item.length} bytes at {item.start} is none of a disk of {size} bytes")
+    return found

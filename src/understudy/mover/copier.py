@@ -21,7 +21,7 @@ from understudy.mover.filters import pieces, zero_parts
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.parts import different_content, narrowed
 from understudy.mover.plan import Conclusion, Plan, PlanSpec, ReadBlock, ZeroRun
-from understudy.mover.reader import THREADS, Source, read_plan
+from understudy.mover.reader import THREADS, DiskSource, read_plan
 from understudy.units import block_count
 
 
@@ -122,7 +122,7 @@ class Copying:
     """
 
     read: ReadSpec
-    source: Source
+    source: DiskSource
     base: BaseDigests
     digests: DigestWriter | None
     meter: Meter

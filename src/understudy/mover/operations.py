@@ -9,6 +9,7 @@ from understudy.mover import api
 from understudy.mover import operations_identity as identity
 from understudy.mover import operations_leftovers as leftovers
 from understudy.mover import operations_source as source
+from understudy.mover import operations_survey as survey
 from understudy.mover import operations_target as target
 from understudy.mover import operations_transfer as transfer
 from understudy.mover import operations_verify as verify
@@ -46,6 +47,7 @@ HANDLERS: dict[type, Handler] = {
     api.CheckDatastore: target.check_datastore,
     api.ListReplicas: target.query_replicas,
     api.InspectReplica: target.inspect_replica,
+    api.ReadExclusions: target.read_exclusions,
     api.BeginPoint: target.begin_point,
     api.DraftQuery: target.query_draft,
     api.PublishPoint: target.publish_point,
@@ -64,6 +66,7 @@ HANDLERS: dict[type, Handler] = {
     api.SweepReplica: leftovers.sweep_replica,
     api.VerifyPoint: verify.start_verify,
     api.RebuildDigests: verify.start_rebuild,
+    api.SurveyDisks: survey.start_survey,
     api.CopyDisk: transfer.start_copy,
     api.ReceiveDisk: transfer.start_receive,
     api.SendDisk: transfer.start_send,

@@ -81,6 +81,11 @@ def inspect_replica(_mover: Mover, request: api.InspectReplica) -> api.ReplicaFa
     )
 
 
+def read_exclusions(_mover: Mover, request: api.ReadExclusions) -> api.PointExclusions:
+    """What the disks of a point leave out."""
+    return api.PointExclusions(store_of(request.ref).exclusions(request.point))
+
+
 def _head_definition(store: ReplicaStore, replica: Replica, head: HeadFacts) -> str:
     """The definition stored with the point under the head; empty if there is none, or it is lost."""
     if all(point.id != head.point for point in replica.points):

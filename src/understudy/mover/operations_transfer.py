@@ -27,6 +27,7 @@ from understudy.mover.copier import (
 )
 from understudy.mover.digest import DigestReader, copy_digests
 from understudy.mover.drafts import Draft
+from understudy.mover.excluded import masked, masks_of
 from understudy.mover.frames import MOST_CONNECTIONS
 from understudy.mover.hello import Receiving
 from understudy.mover.link import Link
@@ -77,6 +78,7 @@ def start_send(mover: Mover, request: api.SendDisk) -> api.WorkStarted:
     """Read a disk and send it to the mover that expects it."""
     read = request.read
     _check_block_size(read.block_size)
+    masks_of(read)
     if not 1 <= request.connections <= MOST_CONNECTIONS:
         raise UsageError(f"{request.connections} connections for a disk", f"choose 1 to {MOST_CONNECTIONS}")
     began: Future[str] = Future()
@@ -144,8 +146,9 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.Read
             stack.enter_context(base)
         start = check_base(read, base)
         tracked = read.mode is TransferMode.INCREMENTAL
-        source = Source(read.source, read.size, tracked=tracked, credentials=mover.credentials)
-        stack.callback(source.close)
+        export = Source(read.source, read.size, tracked=tracked, credentials=mover.credentials)
+        stack.callback(export.close)
+        source = masked(export, read)
         known, since = known_content(read, start), _since(stack, mover, read)
         doubted = doubting(known, read, start, since)
         if tracked and start is not None:
@@ -218,6 +221,7 @@ def _check_read(draft: Draft, read: api.ReadSpec) -> NewDisk:
     """
     disk = draft.disk(read.disk, read.size)
     _check_block_size(read.block_size)
+    masks_of(read)
     if read.chained != disk.chained or read.point != draft.point_id:
         raise UsageError(f"copy disk {read.disk!r}", "the draft's layer is of another kind or point")
     if read.chained and read.base_point and read.base_point != draft.base_point:

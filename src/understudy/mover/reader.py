@@ -15,7 +15,7 @@ from understudy.model.extent import Extent
 from understudy.mover.api import NbdSource
 from understudy.mover.crew import Crew
 from understudy.mover.meter import Counters, Meter
-from understudy.mover.plan import Conclusion, Plan, ReadBlock, Skipped, ZeroRun
+from understudy.mover.plan import Conclusion, Plan, ReadBlock, Skipped, StatusSource, ZeroRun
 from understudy.nbd import ALLOCATION, NbdClient, lets_anybody_in, tls_directory
 from understudy.units import MIB
 
@@ -48,8 +48,57 @@ class Consumer(Protocol):
 ConsumerFactory = Callable[[Counters], Consumer]
 
 
+class Client(Protocol):
+    """One connection to an export, see :class:`understudy.nbd.NbdClient`."""
+
+    name: str
+    size: int
+    multi_conn: bool
+
+    def has(self, context: str) -> bool:
+        """Whether the server granted the meta context."""
+
+    def statuses(self, start: int, length: int, at_least: int) -> tuple[int, dict[str, list[Extent]]]:
+        """Block status from ``start``."""
+
+    def start_read(self, view: memoryview, offset: int) -> int:
+        """Ask for bytes; gives a number for :meth:`finished`."""
+
+    def finished(self, cookie: int) -> bool:
+        """Whether the read is complete."""
+
+    def read(self, view: memoryview, offset: int) -> None:
+        """Fill ``view``."""
+
+    def poll(self, timeout_s: float) -> None:
+        """Wait until something moved."""
+
+    def close(self) -> None:
+        """Say goodbye and close."""
+
+    def abort(self) -> None:
+        """Close without waiting."""
+
+
+class DiskSource(StatusSource, Protocol):
+    """Connections to one disk that is read: the first for the plan, more for the reading threads."""
+
+    @property
+    def planner(self) -> Client:
+        """The connection that is asked for block status."""
+
+    def has(self, context: str) -> bool:
+        """Whether block status tells of the context."""
+
+    def readers(self, threads: int) -> Sequence[Client]:
+        """Connections for at most ``threads`` reading threads, which close them."""
+
+    def close(self) -> None:
+        """Close the connections that are not a reading thread's."""
+
+
 class Source:
-    """Connections to one export: the first for the plan, more for the reading threads.
+    """A :class:`DiskSource`: connections to one export, the first for the plan, more for the reading threads.
 
     A tracked export is asked for the dirty map and for what is allocated on two connections, because a server answers
     for all contexts of a connection, and the second answer costs it far more: it has to look into the image's file.
@@ -138,7 +187,7 @@ def _tls_directory(where: NbdSource, credentials: Credentials | None) -> Path:
 
 
 def read_plan(
-    ctx: Context, source: Source, plan: Plan, meter: Meter, consumer: ConsumerFactory, *,
+    ctx: Context, source: DiskSource, plan: Plan, meter: Meter, consumer: ConsumerFactory, *,
     threads: int = THREADS, beside: Sequence[Callable[[], None]] = (), wake: Callable[[], None] = lambda: None,
 ) -> None:
     """Read everything that ``plan`` wants and give it to consumers, one for each of ``threads`` threads.
@@ -163,7 +212,7 @@ def read_plan(
 
 class _ReaderThread:
     def __init__(
-        self, client: NbdClient, plan: Plan, crew: Crew, counters: Counters, consumer: ConsumerFactory
+        self, client: Client, plan: Plan, crew: Crew, counters: Counters, consumer: ConsumerFactory
     ) -> None:
         self._client = client
         self._plan = plan

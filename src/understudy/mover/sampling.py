@@ -20,7 +20,7 @@ from understudy.mover.base import BaseDigests
 from understudy.mover.digest import DIGEST_BYTES, ZERO_DIGEST, DigestReader
 from understudy.mover.filters import content_digest
 from understudy.mover.meter import Counters, Meter
-from understudy.mover.reader import Source
+from understudy.mover.reader import DiskSource
 from understudy.nbd import DIRTY_FLAG
 
 #: One block in so many is compared.
@@ -85,7 +85,7 @@ def _data_in(chunk: bytes) -> Sequence[int]:
 
 
 def check_sample(
-    ctx: Context, source: Source, read: ReadSpec, base: DigestReader, content: BaseDigests, meter: Meter
+    ctx: Context, source: DiskSource, read: ReadSpec, base: DigestReader, content: BaseDigests, meter: Meter
 ) -> None:
     """Compare blocks that tracking calls unchanged with the base point; writes nothing, and counts what it compared.
 
@@ -114,7 +114,7 @@ def check_sample(
 
 
 def _digest_if_clean(
-    source: Source, read: ReadSpec, block: Extent, view: memoryview, counters: Counters
+    source: DiskSource, read: ReadSpec, block: Extent, view: memoryview, counters: Counters
 ) -> bytes | None:
     """The digest of a block, None if tracking says that something in it changed."""
     client = source.planner

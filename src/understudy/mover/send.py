@@ -14,6 +14,7 @@ from understudy.mover.claims import Claims
 from understudy.mover.copier import Copying, check_base, copy_disk, doubting, known_content, plan_of
 from understudy.mover.crew import Crew
 from understudy.mover.digest import DigestHeader, DigestReader, DigestWriter
+from understudy.mover.excluded import masked
 from understudy.mover.link import Link
 from understudy.mover.meter import Meter
 from understudy.mover.outgoing import Outgoing
@@ -40,8 +41,9 @@ def send_disk(
     header = DigestHeader(read.point, read.size, read.block_size)
     with ExitStack() as stack:
         tracked = read.mode is TransferMode.INCREMENTAL
-        source = Source(read.source, read.size, tracked=tracked, credentials=link.credentials)
-        stack.callback(source.close)
+        export = Source(read.source, read.size, tracked=tracked, credentials=link.credentials)
+        stack.callback(export.close)
+        source = masked(export, read)
         known = known_content(read, start)
         doubted = doubting(known, read, start, since)
         if tracked and start is not None:

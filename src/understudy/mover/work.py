@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from understudy.context import CancelToken, Context
 from understudy.errors import NotFound, UnderstudyError
+from understudy.model.exclusion import DiskSurvey
 from understudy.mover.api import ErrorFields, VerifiedDisk, WorkState, WorkStatus
 from understudy.mover.meter import Meter
 from understudy.storage import RebuiltReplica
@@ -22,7 +23,8 @@ CANCEL_TIMEOUT_S = 90.0
 VERIFYING = "verify"
 
 Verified = tuple[VerifiedDisk, ...]
-Function = Callable[[Context, Meter], Verified | RebuiltReplica | None]
+Surveyed = tuple[DiskSurvey, ...]
+Function = Callable[[Context, Meter], Verified | Surveyed | RebuiltReplica | None]
 
 
 def error_fields(exc: BaseException) -> ErrorFields:
@@ -48,6 +50,7 @@ class WorkItem:
         self._seconds = 0.0
         self._verified: Verified = ()
         self._rebuilt: RebuiltReplica | None = None
+        self._surveyed: Surveyed = ()
         self._error: ErrorFields | None = None
         self._done = threading.Event()
 
@@ -74,7 +77,7 @@ class WorkItem:
             return WorkStatus(WorkState.RUNNING, time.monotonic() - self._started, self._meter.progress())
         state = WorkState.FAILED if self._error else WorkState.DONE
         return WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified,
-                          self._rebuilt)
+                          self._rebuilt, self._surveyed)
 
     def _run(self) -> None:
         try:
@@ -82,7 +85,8 @@ class WorkItem:
             if isinstance(result, RebuiltReplica):
                 self._rebuilt = result
             else:
-                self._verified = result or ()
+                self._verified = tuple(item for item in result or () if isinstance(item, VerifiedDisk))
+                self._surveyed = tuple(item for item in result or () if isinstance(item, DiskSurvey))
         except UnderstudyError as exc:
             LOG.warning("work=%s failed: %s", self._name, exc)
             self._error = error_fields(exc)

@@ -18,6 +18,7 @@ from understudy.errors import (
     UnderstudyError,
     from_fields,
 )
+from understudy.model.exclusion import exclusion_of
 from understudy.model.job import Compression, ProxyKind
 from understudy.model.session import DiskReport
 from understudy.model.transfer import DiskPlan, Reason, TransferMode
@@ -25,7 +26,7 @@ from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.replication.busy import bottleneck, shares
 from understudy.replication.draft import HeldDraft
-from understudy.replication.held import LostTracking, TransferSpec, Works
+from understudy.replication.held import Excluding, LostTracking, TransferSpec, Works
 from understudy.replication.planning import without_tracking
 from understudy.replication.site import Site
 
@@ -44,18 +45,22 @@ class DiskTransfer:
     """
 
     def __init__(
-        self, site: Site, spec: TransferSpec, draft: HeldDraft, plan: DiskPlan,
+        self, site: Site, spec: TransferSpec, draft: HeldDraft, plan: DiskPlan, excluding: Excluding,
         source: Callable[[bool], api.NbdSource], sending: Callable[[], tuple[str, ...]], works: Works | None = None,
     ) -> None:
         self.plan = plan
         self.works = works or Works()
-        self.report = DiskReport(plan.name, plan.mode, plan.reason, plan.size, transport=site.transport)
+        self.report = DiskReport(
+            plan.name, plan.mode, plan.reason, plan.size, transport=site.transport,
+            excluded=dict(exclusion_of(excluding.now, plan.name).by_kind), notes=excluding.notes.get(plan.name, ()),
+        )
         if self.works.lost is not None:
             self._scan_instead(self.works.lost)
         self.ended = False
         self._site = site
         self._spec = spec
         self._draft = draft
+        self._excluding = excluding
         self._source = source
         self._source_restarted = False
         self._sending = sending
@@ -125,12 +130,12 @@ class DiskTransfer:
         source = self._source(self._source_restarted)
         if plan.mode is not TransferMode.INCREMENTAL and plan.reason is not Reason.FORCED:
             source = replace(source, dirty_context="")  # it is not to be trusted
-        read = api.ReadSpec(
+        read = self._excluding.applied(api.ReadSpec(
             source=source, disk=plan.name, size=plan.size, mode=plan.mode,
             block_size=job.block_size, chained=plan.chained, replica_id=spec.replica_id,
             base_point=spec.base_point if plan.chained else "", point=spec.point,
             since_point=plan.since_point, suspect=plan.suspect,
-        )
+        ))
         request: object = api.CopyDisk(read, self._draft.id)
         if not self._site.same_mover:
             request = api.SendDisk(read, self._address(), self._compression, job.connections, job.patience_s,

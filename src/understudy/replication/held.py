@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from understudy.model.exclusion import Exclusion, exclusion_of
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
 from understudy.model.replica import Consistency, SourceGeneration
@@ -51,6 +52,30 @@ class Works:
 
 
 @dataclass(frozen=True)
+class Excluding:
+    """What the disks of a task leave out (S10), decided once: whoever goes on with the task leaves out the same.
+
+    :ivar now: what the point in the making leaves out.
+    :ivar former: what the newest point leaves out, in ranges of the disks as they are now.
+    :ivar once: packed, by disk name: what the point in :attr:`DiskPlan.since_point` leaves out.
+    :ivar notes: by disk name: what was not left out although it was wished for, and why.
+    """
+
+    now: tuple[Exclusion, ...] = ()
+    former: tuple[Exclusion, ...] = ()
+    once: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def applied(self, read: api.ReadSpec) -> api.ReadSpec:
+        """How a disk is read, with what it leaves out."""
+        return replace(
+            read, excluded=exclusion_of(self.now, read.disk).packed,
+            formerly_excluded=exclusion_of(self.former, read.disk).packed,
+            once_excluded=self.once.get(read.disk, ""),
+        )
+
+
+@dataclass(frozen=True)
 class HeldTask:
     """A task whose source snapshot is held and whose disks are under way.
 
@@ -58,6 +83,8 @@ class HeldTask:
     :ivar begin: the request that opened the draft; ``draft`` is its id.
     :ivar works: by disk name.
     :ivar generation: what the images were just before the snapshot.
+    :ivar excluding: what its disks leave out.
+    :ivar exports: images that were opened before the transfers, which close them; by disk name.
     """
 
     spec: TransferSpec
@@ -73,3 +100,5 @@ class HeldTask:
     draft: str
     works: Mapping[str, Works] = field(default_factory=dict)
     generation: SourceGeneration | None = None
+    excluding: Excluding = field(default_factory=Excluding)
+    exports: Mapping[str, api.OpenedExport] = field(default_factory=dict)

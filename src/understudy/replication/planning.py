@@ -167,6 +167,16 @@ def without_tracking(plans: Sequence[DiskPlan], reason: Reason) -> tuple[DiskPla
     )
 
 
+def without_exclusions(plans: Sequence[DiskPlan], lost: frozenset[str]) -> tuple[DiskPlan, ...]:
+    """The plans; disks of which it is lost what the points left out that they are compared with are scanned."""
+    return tuple(
+        replace(plan, mode=TransferMode.DIGEST_SCAN, reason=Reason.EXCLUSIONS_LOST, since_point="")
+        if plan.name in lost
+        else plan
+        for plan in plans
+    )
+
+
 def with_suspects(
     plans: Sequence[DiskPlan], suspect: Mapping[str, Sequence[Extent]], block_size: int
 ) -> tuple[DiskPlan, ...]:

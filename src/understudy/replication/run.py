@@ -21,11 +21,12 @@ from understudy.replication import source_side as source
 from understudy.replication import target_side as target
 from understudy.replication.base_digests import provide_base_digests
 from understudy.replication.draft import HeldDraft, held_draft, open_draft
-from understudy.replication.held import HeldTask, TransferSpec, Works
+from understudy.replication.held import Excluding, HeldTask, TransferSpec, Works
 from understudy.replication.planning import PlanningFacts, began_at, no_longer_replicated, plan_disks
 from understudy.replication.power import power_change
 from understudy.replication.site import Lease, Place, Site, Task, TaskOutcome
 from understudy.replication.source_images import generation, look_at_images, remove_orphans, with_tracking_facts
+from understudy.replication.surveying import former_exclusions, surveyed
 from understudy.replication.transfer import Copying, copy_disks, send_seconds
 from understudy.storage import DatastoreFacts, NewDisk, PointMeta
 
@@ -90,8 +91,9 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             spec=ready.spec, source_proxy=lease.source_proxy.name, target_proxy=lease.target_proxy.name, vm=ready.vm,
             request=ready.request, plans=plans, snapshot=snapshot, begin=begin, draft=draft.id,
             consistency=source.consistency(ready.vm, quiescing), frozen_ms=quiescing.frozen_ms,
-            generation=ready.generation,
+            generation=ready.generation, excluding=ready.excluding,
         )
+        held = undo.enter_context(surveyed(ctx, site, task.vm, held))
         return _complete(ctx, task, site, lease, held, draft, ready.baselines, snapshot_held)
 
 
@@ -190,6 +192,7 @@ class Prepared:
     spec: TransferSpec
     baselines: Baselines
     generation: SourceGeneration | None
+    excluding: Excluding
 
 
 def prepare(
@@ -219,6 +222,7 @@ def prepare(
         full_scan=task.full_scan, began=began_at(facts.replica.points) if facts.replica else None,
         images={image.disk: image for image in marks.images} if marks else {},
     ))  # fmt: skip
+    plans, excluding = former_exclusions(site, target.replica_ref(task, site), facts.replica, plans)
     plans = target.with_repairs(site, facts, plans, task.job.block_size)
     for text in no_longer_replicated(vm, disks, newest):
         site.journal.warn(text)
@@ -233,6 +237,7 @@ def prepare(
         spec=TransferSpec(task.job, identity.id, newest.id if newest else "", new_point_id()),
         baselines=baselines,
         generation=marks,
+        excluding=excluding,
     )
 
 
@@ -300,6 +305,7 @@ def publish(site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
         definition=held.vm.definition,
         nvram=source.uefi_variables(site, held.vm),
         generation=held.generation,
+        exclusions=held.excluding.now,
     )
     return site.target_mover.call(api.PublishPoint(draft, meta), api.PublishedPoint).point
 

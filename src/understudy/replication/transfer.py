@@ -66,7 +66,8 @@ class _Transfers:
         self._site = site
         self._copying = copying
         self._lease = lease
-        self._exports = _Exports(site, copying.held, stack)
+        self._exports = Exports(site, copying.held)
+        stack.callback(self._exports.close_all)
         self._stack = stack
         # What another controller began goes on first: it is under way, slots or not.
         self._waiting = sorted(copying.held.plans, key=lambda plan: plan.name not in copying.held.works)
@@ -93,8 +94,8 @@ class _Transfers:
     def _start(self, plan: DiskPlan, held: ExitStack) -> None:
         copying = self._copying
         works = copying.held.works.get(plan.name)
-        transfer = DiskTransfer(self._site, copying.held.spec, copying.draft, plan,
-                                lambda restarted: self._exports.open(plan.name, restarted),
+        transfer = DiskTransfer(self._site, copying.held.spec, copying.draft, plan, copying.held.excluding,
+                                lambda restarted: self._exports.open(plan.name, restarted=restarted),
                                 lambda: self._limits(held), works)
         self._active.append((transfer, held))
         transfer.start()
@@ -157,20 +158,22 @@ class _Transfers:
         return tuple(transfer.report for transfer in self._done)
 
 
-class _Exports:
-    """Where the source proxy reads the disks; images that lie still are served while the context lasts.
+class Exports:
+    """Where the source proxy reads the disks; images that lie still are served until :meth:`close_all`.
 
     :ivar opened: exports that are open, by disk name.
     """
 
-    def __init__(self, site: Site, held: HeldTask, stack: ExitStack) -> None:
+    def __init__(self, site: Site, held: HeldTask) -> None:
         self._site = site
         self._held = held
         self._disks = {disk.name: disk for disk in held.snapshot.disks}
-        self.opened = {name: works.export for name, works in held.works.items() if works.export}
-        stack.callback(self._close_all)
+        self.opened = dict(held.exports)
+        self.opened |= {name: works.export for name, works in held.works.items() if works.export}
+        # Opened a moment ago by this same controller, and not yet read for a transfer: as good as new ones.
+        self._unread = set() if held.works else set(held.exports)
 
-    def open(self, name: str, restarted: bool) -> api.NbdSource:
+    def open(self, name: str, *, restarted: bool) -> api.NbdSource:
         """Where to read the disk ``name``; may be asked again.
 
         A powered-off VM cannot start while its disk is served, so what was served once must be served all the time.
@@ -182,6 +185,9 @@ class _Exports:
         if isinstance(disk, ServedDisk):
             return api.NbdSource(disk.socket, disk.export, disk.dirty_context, disk.address)
         known = self.opened.get(name)
+        if known and name in self._unread and not restarted:
+            self._unread.discard(name)
+            return known.source
         if known and self._held.vm.state is VmState.SHUT_OFF:
             if restarted:
                 why = "the source proxy was restarted, and the VM, which is off, may have run in between"
@@ -205,7 +211,7 @@ class _Exports:
             self._site.journal.warn(f"disk {disk.name}: its dirty map cannot be read: {exc.why}")
             return opened
 
-    def _close_all(self) -> None:
+    def close_all(self) -> None:
         """Close them; what cannot be closed must neither hide why the task ends nor keep others open."""
         for export in self.opened.values():
             try:

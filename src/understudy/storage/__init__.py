@@ -329,6 +329,12 @@ class ReplicaStore(Protocol):
     def definition(self, point_id: str) -> str:
         """The VM definition stored with the point."""
 
+    def exclusions(self, point_id: str) -> tuple[Exclusion, ...]:
+        """What the disks of the point leave out; those that are not among them leave out nothing.
+
+        :raises ReplicaError: if the record names a file for that, and it is missing or damaged.
+        """
+
     def retire(self, point_ids: tuple[str, ...]) -> Replica:
         """Remove these points, which must be the oldest, keeping the content of all others at every instant.
 

@@ -261,6 +261,7 @@ class Copy:
     state: VmState = VmState.RUNNING
     spec: TransferSpec = SPEC
     ctx: Context = field(default_factory=Context)
+    exports: dict[str, api.OpenedExport] = field(default_factory=dict)
     draft: HeldDraft = field(init=False)
     noted: list[dict[str, Works]] = field(default_factory=list)
 
@@ -270,7 +271,7 @@ class Copy:
         return HeldTask(
             self.spec, "near", "far", vm(self.state), REQUEST, self.plans,
             SourceSnapshot("2026-01-01T00:00:00.000+00:00", disks, None), Consistency.CRASH, None, BEGIN, "draft-1",
-            self.works,
+            self.works, exports=self.exports,
         )  # fmt: skip
 
     def run(self) -> tuple[DiskReport, ...]:

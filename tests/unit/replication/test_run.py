@@ -21,6 +21,7 @@ from understudy.errors import (
     TransferError,
     UnderstudyError,
 )
+from understudy.model.exclusion import DiskSurvey, Exclusion
 from understudy.model.extent import Extent
 from understudy.model.guest import GuestPolicy
 from understudy.model.health import DiskHealth
@@ -52,7 +53,8 @@ from understudy.replication.site import Lease, Place, Task, TaskOutcome
 from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
 from understudy.units import GIB, MIB
 
-JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF)
+JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF,
+          exclude_swap=False)  # fmt: skip
 DISK = Disk("vda", "/images/web.qcow2", "qcow2", 64 * MIB, MIB, tracked=True)
 VM = Vm("web", "source-uuid", VmState.RUNNING, "x86_64", "q35", "bios", 1, 1, (DISK,), (), False, False, "<domain/>")
 IDENTITY = ReplicaIdentity("replica-1", "web_replica", JOB.id, "nightly", "web", "source-uuid", "replica-uuid")
@@ -101,6 +103,10 @@ class World:
     health: tuple[DiskHealth, ...] = ()
     replica_disks: set[str] = field(default_factory=lambda: {"/srv/h"})
     problem: str = ""
+    surveys: tuple[DiskSurvey, ...] = ()
+    surveyed: api.SurveyDisks | None = None
+    exclusions: dict[str, tuple[Exclusion, ...]] = field(default_factory=dict)
+    reports: list[DiskReport] = field(default_factory=list)
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -213,7 +219,7 @@ class Rows:
         self._world.steps[step] = state
 
     def disk(self, report: DiskReport, final: bool) -> None:
-        pass
+        self._world.reports.append(report)
 
     def warn(self, text: str) -> None:
         self._world.warnings.append(text)
@@ -275,6 +281,17 @@ class End:
                 world.kept_draft.append(keep)
                 world.act("release draft")
                 return api.Nothing()
+            case api.ReadExclusions():
+                world.act(f"read exclusions {request.point}")
+                return api.PointExclusions(world.exclusions[request.point])
+            case api.SurveyDisks():
+                world.surveyed = request
+                world.act("survey")
+                return api.WorkStarted("survey")
+            case api.WorkQuery(work="survey"):
+                error = world.breaks.get("surveying")
+                return api.WorkStatus(api.WorkState.FAILED if error else api.WorkState.DONE, 1.0, api.Progress(),
+                                      error_fields(error) if error else None, surveyed=world.surveys)
             case api.DigestRef():
                 return api.DigestHolding(True)
             case api.CopyDisk(read=read):

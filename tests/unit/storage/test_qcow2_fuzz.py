@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from understudy.model.exclusion import pack
+from understudy.model.extent import Extent
+
 from .test_qcow2_manifest import DOCUMENT
 
 
@@ -18,6 +21,10 @@ def test_a_short_run_of_the_fuzz_target_finds_nothing(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "record").write_bytes(b"\x01" + json.dumps(json.loads(DOCUMENT)).encode())
+    packed = pack([Extent(65536, 65536)])
+    left_out = {"disk": "vda", "packed": packed, "by_kind": {"swap": 9}, "candidates": {"a": "b"}}
+    document = {"understudy": "exclusions", "format": 1, "point": "p1", "disks": [left_out]}
+    (corpus / "exclusions").write_bytes(b"\x04" + json.dumps(document).encode())
     (corpus / "digests").write_bytes(b"\x00" + bytes(4) + (5 << 16).to_bytes(8, "little") + bytes(12) + bytes(64 + 80))
     header = json.dumps({"format": 1, "point": "p1", "size": 1 << 20, "backing": "", "mark": "m"}).encode()
     (corpus / "journal").write_bytes(b"\x03" + header + b"\xff\xfe" + (9).to_bytes(8, "big") + bytes(8))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError
+from understudy.model.guest import ApplicationResult, ApplicationState
 from understudy.model.replica import (
     Baseline,
     Consistency,
@@ -44,7 +45,7 @@ MARK = FileMark(inode=1234, size=5 * MIB, mtime_ns=1_795_571_942_123_456_789, ct
 GENERATION = SourceGeneration((
     ImageGeneration("vda", MARK, ("understudy-1", "größe")), ImageGeneration("vdb", MARK, None)))
 # Fields that records of older versions do not have.
-LATER = {"generation", "point", "made_at"}
+LATER = {"generation", "point", "made_at", "excluded", "applications"}
 
 
 def disk(name: str, point: str, backing: str = "", size: int = MIB) -> PointDisk:
@@ -54,7 +55,8 @@ def disk(name: str, point: str, backing: str = "", size: int = MIB) -> PointDisk
 def point(point_id: str, *disks: PointDisk) -> RestorePoint:
     return RestorePoint(point_id, "2026-01-02T03:04:05.678901+00:00", Consistency.APPLICATION, 3, MIB, disks,
                         Baseline("understudy-1", ("vda",), "1", "1795571942"), {"qemu-img": "7.2", "größe": "1"},
-                        generation=GENERATION)
+                        generation=GENERATION, excluded=f"{point_id}.excluded",
+                        applications=(ApplicationResult("mysql", "3306", ApplicationState.FAILED, "größer", "b 1"),))
 
 
 REPLICA = Replica(IDENTITY, ReplicaState.READY, (
@@ -84,12 +86,12 @@ def test_a_record_of_an_older_version_is_read(place: Place) -> None:
     document = json.loads(DOCUMENT)
     del document["checksum"]
     for item in document["replica"]["points"]:
-        del item["generation"]
+        del item["generation"], item["excluded"], item["applications"]
         if item["baseline"]:
             del item["baseline"]["point"], item["baseline"]["made_at"]
     place.record.write_bytes(json.dumps(document | {"checksum": checksum(document)}).encode())
     older = load_record(place).replica.points
-    assert [item.generation for item in older] == 3 * [None]
+    assert [(item.generation, item.excluded, item.applications) for item in older] == 3 * [(None, "", ())]
     assert older[0].baseline == Baseline("understudy-1", ("vda",))
     assert [item.disks for item in older] == [item.disks for item in REPLICA.points]
 

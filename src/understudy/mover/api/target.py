@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
@@ -71,6 +72,21 @@ class ReplicaFacts:
     health: tuple[DiskHealth, ...] = ()
     problem: str = ""
     losses: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReadExclusions:
+    """Ask what the disks of a point leave out."""
+
+    ref: ReplicaRef
+    point: str
+
+
+@dataclass(frozen=True)
+class PointExclusions:
+    """What the disks of a point leave out; a disk that is not among them leaves out nothing."""
+
+    exclusions: tuple[Exclusion, ...]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ class ReadSpec:
     :ivar chained: zeros must be written, because a layer below may have data there (S6).
     :ivar replica_id, point, disk: name the digest copy that the source side keeps.
     :ivar since_point, suspect: as in :class:`understudy.model.transfer.DiskPlan`.
+    :ivar excluded: what reads as zeros (S10), packed as :func:`understudy.model.exclusion.pack` does.
+    :ivar formerly_excluded, once_excluded: what the base point left out, and what the one in ``since_point`` did if
+        that is older. They count only where the dirty map does.
     """
 
     source: NbdSource
@@ -31,6 +34,9 @@ class ReadSpec:
     point: str
     since_point: str = ""
     suspect: tuple[Extent, ...] = ()
+    excluded: str = ""
+    formerly_excluded: str = ""
+    once_excluded: str = ""
 
 
 @dataclass(frozen=True)

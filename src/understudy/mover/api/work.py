@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from understudy.model.exclusion import DiskSurvey
 from understudy.mover.api.target import VerifiedDisk
 from understudy.storage import RebuiltReplica
 
@@ -78,7 +79,8 @@ class ErrorFields:
 class WorkStatus:
     """How far a long operation is.
 
-    :ivar verified: filled by :class:`VerifyPoint` alone; :ivar rebuilt: by :class:`RebuildReplica` alone.
+    :ivar verified: filled by :class:`VerifyPoint` alone; :ivar rebuilt: by :class:`RebuildReplica` alone;
+    :ivar surveyed: by :class:`SurveyDisks` alone.
     """
 
     state: WorkState
@@ -87,3 +89,4 @@ class WorkStatus:
     error: ErrorFields | None = None
     verified: tuple[VerifiedDisk, ...] = ()
     rebuilt: RebuiltReplica | None = None
+    surveyed: tuple[DiskSurvey, ...] = ()

@@ -15,6 +15,7 @@ from understudy.model.replica import PointDisk, RestorePoint
 from understudy.storage import KeptLayer, LayerWriter, NewDisk, PointMeta
 from understudy.storage.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.check import disk_damage
+from understudy.storage.qcow2.exclusions import render_exclusions, worth_storing
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.leftovers import continuable
@@ -25,6 +26,7 @@ from understudy.storage.qcow2.names import (
     Place,
     check_point_id,
     digest_name,
+    excluded_name,
     layer_name,
     nvram_name,
     partial,
@@ -97,14 +99,15 @@ class Qcow2Draft:
         self._check_complete(record, meta)
         point = RestorePoint(meta.id, meta.created_at, meta.consistency, meta.session, meta.block_size,
                              tuple(self._measure(disk) for disk in self._disks.values()), meta.baseline,
-                             dict(meta.versions), nvram_name(self._id) if meta.nvram else "", meta.generation)
+                             dict(meta.versions), nvram_name(self._id) if meta.nvram else "", meta.generation,
+                             excluded_name(self._id) if worth_storing(meta.exclusions) else "", meta.applications)
         with datastore_errors(f"publish {self._what}"):
             self._make_durable(meta, point, record)
             fault_point("publish.layers_durable")
             for files in self._files():
                 files.journal.unlink(missing_ok=True)
                 files.claims.unlink(missing_ok=True)
-            self._rename(with_nvram=bool(meta.nvram))
+            self._rename(point)
         fault_point("publish.renamed")
         replica = replace(record.replica, points=(*record.replica.points, point))
         save_record(self._place, replace(record, replica=replica))
@@ -130,7 +133,7 @@ class Qcow2Draft:
         if all(point.id != self._id for point in record.replica.points):
             with datastore_errors(act):
                 stay = {path for files in self._files() if keep and continuable(files, record) for path in files.all()}
-                finals = [*self._finals(), self._place.nvram(self._id)]
+                finals = [*self._finals(), self._place.nvram(self._id), self._place.excluded(self._id)]
                 ours = [*map(partial, finals), *finals, *(path for files in self._files() for path in files.all())]
                 remove_files([path for path in ours if path not in stay])
         self._open = False
@@ -224,14 +227,16 @@ class Qcow2Draft:
         contents = {self._place.definition(self._id): meta.definition.encode()}
         if meta.nvram:
             contents[self._place.nvram(self._id)] = _decoded(self._what, meta.nvram)
+        if point.excluded:
+            contents[self._place.excluded(self._id)] = render_exclusions(point, worth_storing(meta.exclusions))
         hashes = {path.name: content_hash(content) for path, content in contents.items()}
         contents[self._place.sidecar(self._id)] = render_sidecar(Sidecar(point, record.replica.identity, hashes))
         for path, content in contents.items():
             write_durable(partial(path), content, 0o600)
         self._sync_directories()
 
-    def _rename(self, *, with_nvram: bool) -> None:
-        extra = [self._place.nvram(self._id)] if with_nvram else []
+    def _rename(self, point: RestorePoint) -> None:
+        extra = [self._place.points / name for name in (point.nvram, point.excluded) if name]
         for path in self._finals() + extra:
             partial(path).rename(path)
         self._sync_directories()

@@ -121,6 +121,12 @@ class Fields:
         items = Fields(f"{self._where}.{name}", value)
         return {key: items.text(key) for key in value if items.check_key(key)}
 
+    def number_map(self, name: str) -> dict[str, int]:
+        """An object of integers from 0 to 2**63-1, with any keys."""
+        value = self._take(name)
+        items = Fields(f"{self._where}.{name}", value)
+        return {key: items.number(key, 0) for key in value if items.check_key(key)}
+
     def check_key(self, key: str) -> bool:
         """True; :raises Malformed: if ``key`` is no Unicode text."""
         if not _is_unicode(key):

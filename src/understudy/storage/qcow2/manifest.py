@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError
+from understudy.model.guest import ApplicationResult, ApplicationState
 from understudy.model.replica import (
     Baseline,
     Consistency,
@@ -27,7 +28,15 @@ from understudy.storage.files import datastore_error, datastore_errors, replace_
 from understudy.storage.qcow2.chains import MergingDisk, UnlistedLayer, contradictions
 from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
 from understudy.storage.qcow2.format import SECTOR
-from understudy.storage.qcow2.names import Place, check_point_id, is_digest_name, is_layer_name, is_nvram_name, partial
+from understudy.storage.qcow2.names import (
+    Place,
+    check_point_id,
+    excluded_name,
+    is_digest_name,
+    is_layer_name,
+    is_nvram_name,
+    partial,
+)
 from understudy.storage.qcow2.sealed import sealed, unsealed
 
 FORMAT = 1
@@ -177,8 +186,9 @@ def identity_fields(fields: Fields) -> ReplicaIdentity:
 
 def point_fields(fields: Fields) -> RestorePoint:
     """A restore point in a document."""
+    point = fields.text("id", _is_point_id)
     return RestorePoint(
-        id=fields.text("id", _is_point_id),
+        id=point,
         created_at=fields.text("created_at", is_utc_time),
         consistency=Consistency(fields.text("consistency", lambda text: text in set(Consistency))),
         session=fields.number("session", 0),
@@ -187,7 +197,18 @@ def point_fields(fields: Fields) -> RestorePoint:
         baseline=fields.optional_child("baseline", _baseline),
         versions=fields.text_map("versions"),
         nvram=fields.text("nvram", lambda text: not text or is_nvram_name(text)),
-        generation=fields.optional_child("generation", _generation) if fields.has("generation") else None)
+        generation=fields.optional_child("generation", _generation) if fields.has("generation") else None,
+        excluded=fields.text("excluded", ("", excluded_name(point)).__contains__) if fields.has("excluded") else "",
+        applications=fields.children("applications", _application) if fields.has("applications") else ())
+
+
+def _application(fields: Fields) -> ApplicationResult:
+    return ApplicationResult(
+        kind=fields.text("kind"),
+        name=fields.text("name"),
+        state=ApplicationState(fields.text("state", lambda text: text in set(ApplicationState))),
+        detail=fields.text("detail"),
+        label=fields.text("label"))
 
 
 def _disk(fields: Fields) -> PointDisk:

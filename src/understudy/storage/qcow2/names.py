@@ -21,7 +21,7 @@ _PARTIAL_LAYER = re.compile(rf"({_DISK})-({_POINT})\.qcow2{re.escape(PARTIAL)}")
 _DIGEST = re.compile(rf"({_DISK})-({_POINT})\.digest")
 _DIGEST_OR_CLAIMS = re.compile(rf"{_DISK}-{_POINT}\.digest(\.claims)?")
 _NVRAM = re.compile(rf"{_POINT}\.nvram")
-_OF_POINT = re.compile(rf"({_POINT})\.(xml|nvram|json)")
+_OF_POINT = re.compile(rf"({_POINT})\.(xml|nvram|json|excluded)")
 _HEAD = re.compile(rf"{_DISK}\.qcow2|nvram\.fd")
 _UNSAFE_IN_DIRECTORY = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
 _UNSAFE_IN_DISK = re.compile(r"[^A-Za-z0-9_.]|^\.")
@@ -131,6 +131,12 @@ def is_nvram_name(name: str) -> bool:
     return _NVRAM.fullmatch(name) is not None
 
 
+def excluded_name(point: str) -> str:
+    """File name of what the disks of ``point`` leave out."""
+    check_point_id(point)
+    return f"{point}.excluded"
+
+
 @dataclass(frozen=True)
 class DraftFiles:
     """The files of one disk of a restore point in the making, under their partial names.
@@ -204,7 +210,7 @@ class Place:
 
     @property
     def points(self) -> Path:
-        """Directory of the VM definitions, UEFI variables and sidecars."""
+        """Directory of the VM definitions, UEFI variables, sidecars, and of what disks leave out."""
         return self.root / "points"
 
     @property
@@ -220,6 +226,10 @@ class Place:
     def nvram(self, point: str) -> Path:
         """File of the UEFI variables stored with ``point``."""
         return self.points / nvram_name(point)
+
+    def excluded(self, point: str) -> Path:
+        """File of what the disks of ``point`` leave out."""
+        return self.points / excluded_name(point)
 
     def sidecar(self, point: str) -> Path:
         """File that tells ``point`` as it was recorded at publish."""

@@ -51,6 +51,7 @@ class FoundPoint:
     :ivar created_at: its instant as far as the files tell it; counts if nothing is told, as do the other two.
     :ivar defined: the disks that its definition names.
     :ivar nvram: the file of its UEFI variables, or empty.
+    :ivar excluded: the file of what its disks leave out, or empty.
     :ivar problem: why it can be no restore point, whatever its layers show; else empty.
     """
 
@@ -60,6 +61,7 @@ class FoundPoint:
     defined: frozenset[str] = frozenset()
     nvram: str = ""
     problem: str = ""
+    excluded: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def _candidate(findings: Findings, found: FoundPoint, chains: _Chains) -> Restor
     return RestorePoint(
         found.id, told.created_at if told else found.created_at, told.consistency if told else Consistency.CRASH,
         told.session if told else 0, block_sizes.pop(), disks, told.baseline if told else None,
-        dict(told.versions) if told else {}, told.nvram if told else found.nvram, told.generation if told else None)
+        dict(told.versions) if told else {}, told.nvram if told else found.nvram, told.generation if told else None,
+        told.excluded if told else found.excluded, told.applications if told else ())
 
 
 def _disks_of(findings: Findings, found: FoundPoint, digests: Mapping[str, FoundDigest], chains: _Chains) -> list[str]:

@@ -18,7 +18,7 @@ from understudy.storage.qcow2.format import layer_is_empty, read_header
 from understudy.storage.qcow2.head import head_backing
 from understudy.storage.qcow2.inuse import in_use
 from understudy.storage.qcow2.manifest import Record, previous_record, record_problem, save_record
-from understudy.storage.qcow2.names import Place, digest_parts, layer_parts, nvram_name
+from understudy.storage.qcow2.names import Place, digest_parts, excluded_name, layer_parts, nvram_name
 from understudy.storage.qcow2.rebuild import Candidates, Findings, FoundDigest, FoundLayer, FoundPoint, candidates
 from understudy.storage.qcow2.sidecar import Sidecar, altered, read_sidecar
 
@@ -159,7 +159,9 @@ def _layer(path: Path, disk: str, point: str) -> FoundLayer | None:
 
 def _point(place: Place, point: str, sidecar: Sidecar | None, older: RestorePoint | None) -> FoundPoint:
     if sidecar is not None:
-        return FoundPoint(point, sidecar.point, problem="; ".join(altered(place, sidecar)))
+        # Without what it leaves out a point can be started as well; the session that needs to know it scans.
+        lost = altered(place, sidecar, without=sidecar.point.excluded)
+        return FoundPoint(point, sidecar.point, problem="; ".join(lost))
     nvram = nvram_name(point) if place.nvram(point).is_file() else ""
     try:
         definition = place.definition(point).read_bytes()
@@ -168,7 +170,8 @@ def _point(place: Place, point: str, sidecar: Sidecar | None, older: RestorePoin
     except (FileNotFoundError, ET.ParseError):
         return FoundPoint(point, problem="its definition is missing or damaged")
     problem = "its UEFI variables are missing" if older and older.nvram != nvram else ""
-    return FoundPoint(point, older, _created_at(point, made), defined, nvram, problem)
+    excluded = excluded_name(point) if place.excluded(point).is_file() else ""
+    return FoundPoint(point, older, _created_at(point, made), defined, nvram, problem, excluded)
 
 
 def _disks_in(definition: bytes) -> frozenset[str]:

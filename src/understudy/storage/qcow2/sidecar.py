@@ -53,13 +53,15 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def altered(place: Place, sidecar: Sidecar) -> list[str]:
-    """Files of the point below ``points/`` that are missing, or not as they were published.
+def altered(place: Place, sidecar: Sidecar, *, without: str) -> list[str]:
+    """Files of the point below ``points/``, ``without`` one, that are missing, or not as they were published.
 
     :raises OSError: if one cannot be read.
     """
     found = []
     for name, expected in sorted(sidecar.hashes.items()):
+        if name == without:
+            continue
         try:
             content = (place.points / name).read_bytes()
         except FileNotFoundError:
@@ -76,5 +78,5 @@ def _sidecar(fields: Fields) -> Sidecar:
     point = fields.child("point", point_fields)
     # The names are made of the point's own id: no path from a document is ever opened.
     hashes = {name: value for name, value in fields.text_map("hashes").items()
-              if name in (f"{point.id}.xml", point.nvram)}
+              if name in (f"{point.id}.xml", point.nvram, point.excluded)}
     return Sidecar(point, fields.child("identity", identity_fields), hashes)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from understudy.errors import NotFound, Refused, ReplicaError
+from understudy.model.exclusion import Exclusion
 from understudy.model.health import DiskHealth
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
 from understudy.storage import HeadFacts, NewDisk, StoreLeftovers
 from understudy.storage.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
+from understudy.storage.qcow2.exclusions import load_exclusions
 from understudy.storage.qcow2.health import alone, change_health, load_health
 from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
@@ -163,6 +165,10 @@ class Qcow2Store:
             raise ReplicaError(what, "missing or damaged", "use another restore point") from exc
         except OSError as exc:
             raise datastore_error(f"read {what}", exc) from exc
+
+    def exclusions(self, point_id: str) -> tuple[Exclusion, ...]:
+        """What the disks of the point leave out."""
+        return load_exclusions(self._place, self.load().point(point_id))
 
     def retire(self, point_ids: tuple[str, ...]) -> Replica:
         """Remove these points, which must be the oldest, keeping the content of all others at every instant."""

@@ -67,6 +67,7 @@ def _needed(place: Place, record: Record) -> set[Path]:
     needed |= {place.root / name for name in record.kept}
     needed |= {path for point in replica.points for path in (place.definition(point.id), place.sidecar(point.id))}
     needed |= {place.points / point.nvram for point in replica.points if point.nvram}
+    needed |= {place.excluded(point.id) for point in replica.points if point.excluded}
     if replica.head_point:
         head = replica.point(replica.head_point)
         needed |= {place.head_file(disk.name) for disk in head.disks}
