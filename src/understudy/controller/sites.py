@@ -22,7 +22,7 @@ from understudy.controller.resources import ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.controller.whereabouts import Whereabouts, locate_vm
 from understudy.errors import UnderstudyError, UsageError
-from understudy.guests.processing import Watchdog
+from understudy.guests.freezing import Watchdog
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api

@@ -13,7 +13,7 @@ from understudy.controller.frozen import clear_frozen, record_frozen
 from understudy.controller.records import FrozenGuest
 from understudy.errors import Cancelled
 from understudy.faults import fault_point
-from understudy.guests.processing import FREEZE_DEADLINE_S
+from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.model.session import DiskReport, Step, StepState
 from understudy.replication.held import HeldTask
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from understudy.context import Context
-from understudy.guests.processing import Watchdog
+from understudy.guests.freezing import Watchdog
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Datastore, Host, Job, Proxy, ProxyKind
 from understudy.model.session import DiskReport, Step, StepState

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from understudy.context import Context
 from understudy.errors import GuestError, Refused, TrackingLost
-from understudy.guests.processing import Quiesced, Quiescing, Watchdog
+from understudy.guests.freezing import Quiesced, Quiescing, Watchdog
 from understudy.model.guest import GuestPolicy
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Job, SnapshotMode
@@ -206,7 +206,7 @@ def held_snapshot(
 
 @dataclass(frozen=True)
 class _Agent:
-    """The guest agent behind the platform; a :class:`understudy.guests.processing.GuestTransport`."""
+    """The guest agent behind the platform; a :class:`understudy.guests.freezing.GuestTransport`."""
 
     source: SourcePlatform
     vm_uuid: str

@@ -14,7 +14,7 @@ from understudy.controller.schema import TaskRow
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.faults import VARIABLE
-from understudy.guests.processing import FREEZE_DEADLINE_S
+from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.model.session import DiskReport, Step, StepState, TaskReport
 from understudy.model.transfer import Reason, TransferMode
 

@@ -20,8 +20,8 @@ _CLOSE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 15.0
 
 
-class GuestTransport(Protocol):
-    """How a guest is frozen and thawed; both raise :class:`GuestError`."""
+class FileSystems(Protocol):
+    """How the file systems of a guest are frozen and thawed; both raise :class:`GuestError`."""
 
     def freeze(self, timeout_s: float) -> int:
         """Freeze all file systems; how many."""
@@ -106,7 +106,7 @@ class Quiesced:
 
     def __init__(
         self,
-        transport: GuestTransport,
+        transport: FileSystems,
         watchdog: Watchdog,
         policy: GuestPolicy,
         record: Callable[[bool], None],
