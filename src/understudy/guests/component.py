@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from pathlib import PurePosixPath
 from understudy.errors import GuestError
 from understudy.guests.transport import Transport, go_on
 from understudy.model.guest import ApplicationResult, ApplicationState, Component
+
+LOG = logging.getLogger(__name__)
 
 PROTOCOL = "1"
 #: Where an installed one is; used instead of a copy if it speaks this protocol.
@@ -47,8 +50,10 @@ else
 fi
 printf 'directory\\t%s\\n' "$dir"
 """
-_LEAVE = """for path do rm -f -- "$path"; done
-case ${1%/*} in /tmp/understudy-guest.*) rmdir "${1%/*}";; esac"""
+_LEAVE = """dir=$1; shift
+for path do rm -f -- "$path"; done
+case $dir in /tmp/understudy-guest.*) rmdir "$dir";; esac
+"""
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,8 @@ class Program:
     def remove(self) -> None:
         """Take away all files that were put into the guest."""
         paths = [path for path in (self._path, *self._put) if path != AGENT_PATH]
-        if paths:
-            done = self._transport.run(["/bin/sh", "-c", _LEAVE, "sh", *paths], _REMOVE_S)
-            _must(done.status, done.stderr, f"remove {paths[0]} from the guest")
+        done = self._transport.run(["/bin/sh", "-c", _LEAVE, "sh", self._directory, *paths], _REMOVE_S)
+        _must(done.status, done.stderr, f"remove {self._path} from the guest")
 
     def _tell(
         self, verb: str, arguments: Sequence[str], timeout_s: float, last: str = "",
@@ -214,8 +218,12 @@ def prepare_program(transport: Transport, key: str, prefix: str, content: Callab
     directory = lines[0][1]
     if transport.run(["/bin/sh", "-c", f"test -f {AGENT_PATH}"], _VERSION_S).status == 0:
         installed = Program(transport, key, AGENT_PATH, directory, Component.AGENT)
-        installed.check_version()
-        return installed
+        try:
+            installed.check_version()
+        except GuestError as exc:  # the copy does its work
+            LOG.warning("%s", exc)
+        else:
+            return installed
     program = Program(transport, key, f"{directory}/{key}.sh", directory, Component.RUNTIME)
     try:
         transport.put(f"{directory}/{key}.sh", content(), 0o700, _PREPARE_S)

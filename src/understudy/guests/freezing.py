@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol
 
 from understudy.errors import GuestError
-from understudy.model.guest import GuestPolicy
+from understudy.model.guest import ApplicationResult, GuestPolicy
 
 FREEZE_DEADLINE_S = 10.0
 _CLOSE_TIMEOUT_S = 2.0
@@ -30,12 +30,27 @@ class FileSystems(Protocol):
         """Thaw all file systems; how many were frozen until now."""
 
 
+class ThawWatch(Protocol):
+    """Thaws a guest when we do not."""
+
+    def arm(self, seconds: float) -> None:
+        """From now on the guest is thawed after ``seconds`` at the latest.
+
+        :raises GuestError: if that cannot be made sure.
+        """
+
+    def disarm(self) -> bool:
+        """The guest is thawed; whether we did it, and not the watchdog."""
+
+
 @dataclass
 class Quiescing:
     """What guest processing achieved; complete when its context is left."""
 
     frozen: bool = False
     frozen_ms: float | None = None
+    application_consistent: bool = False
+    applications: tuple[ApplicationResult, ...] = ()
     warnings: list[str] = field(default_factory=list)
 
 
@@ -107,7 +122,7 @@ class Quiesced:
     def __init__(
         self,
         transport: FileSystems,
-        watchdog: Watchdog,
+        watchdog: ThawWatch,
         policy: GuestPolicy,
         record: Callable[[bool], None],
         deadline_s: float = FREEZE_DEADLINE_S,

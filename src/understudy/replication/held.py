@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from understudy.model.guest import ApplicationResult
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
 from understudy.model.replica import Consistency, SourceGeneration
@@ -58,6 +59,7 @@ class HeldTask:
     :ivar begin: the request that opened the draft; ``draft`` is its id.
     :ivar works: by disk name.
     :ivar generation: what the images were just before the snapshot.
+    :ivar applications: what guest processing achieved with the applications in the guest.
     """
 
     spec: TransferSpec
@@ -73,3 +75,4 @@ class HeldTask:
     draft: str
     works: Mapping[str, Works] = field(default_factory=dict)
     generation: SourceGeneration | None = None
+    applications: tuple[ApplicationResult, ...] = ()
