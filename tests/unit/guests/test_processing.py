@@ -262,8 +262,8 @@ def test_a_cancelled_task_leaves_the_guest_in_order(world: World, tmp_path: Path
 
 def test_a_guest_that_runs_no_programs_is_frozen_by_its_agent_as_before(world: World) -> None:
     world.reach = GuestError("guest agent", "the guest does not allow guest-exec")
-    for act in (lambda: None, lambda: require(world)):
-        act()
+    for policy in (GuestPolicy.TRY, GuestPolicy.REQUIRE):
+        world.settings = replace(world.settings, policy=policy)
         with world.processing().quiesced() as quiescing:
             pass
         assert (quiescing.frozen, quiescing.warnings, world.warnings) == (True, [], [])
@@ -310,8 +310,10 @@ def test_what_a_crashed_session_left_is_removed_and_told(world: World) -> None:
     (directory / "understudy-j1-00000000-3.sh").touch()
     (directory / "understudy-j2-00000000-3.sh").touch()
     world.guest.mode("left")
-    with world.processing().quiesced():
+    processing = world.processing()
+    with processing.quiesced():
         assert f"{KEY}.sh" in world.guest.files
+    processing.close()
     assert any("session 3" in warning for warning in world.warnings)
     assert world.guest.files == ["understudy-j2-00000000-3.sh"]
 
@@ -319,8 +321,10 @@ def test_what_a_crashed_session_left_is_removed_and_told(world: World) -> None:
 def test_a_directory_that_others_can_change_is_not_used(world: World) -> None:
     (world.guest.root / "elsewhere").mkdir()
     (world.guest.root / "run/understudy-guest").symlink_to(world.guest.root / "elsewhere")
-    with world.processing().quiesced() as quiescing:
+    processing = world.processing()
+    with processing.quiesced() as quiescing:
         assert list((world.guest.root / "elsewhere").iterdir()) == []
+    processing.close()
     assert quiescing.application_consistent
     assert list((world.guest.root / "tmp").iterdir()) == []
 
