@@ -16,6 +16,7 @@ from understudy.guests.ssh import SshTransport
 from understudy.guests.transport import Transport
 from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
 from understudy.model.inventory import Vm, VmState
+from understudy.model.job import Job
 from understudy.model.snapshot import Tag
 from understudy.platforms import SourcePlatform
 from understudy.replication.site import Place, Task
@@ -46,7 +47,7 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
     if settings.policy is GuestPolicy.OFF or vm.state is not VmState.RUNNING:
         yield None
         return
-    ways = guest_ways(task, place, vm, settings)
+    ways = tuple(guest_ways(task.job, place, vm).values())
     problem = _agent_problem(vm) if GuestTransport.QGA in settings.transports else "its guest agent is not to be used"
     if not ways:
         _without(place, vm, settings, problem)
@@ -69,15 +70,16 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
             watchdog.close()
 
 
-def guest_ways(task: Task, place: Place, vm: Vm, settings: GuestSettings) -> tuple[Callable[[], Transport], ...]:
+def guest_ways(job: Job, place: Place, vm: Vm) -> dict[GuestTransport, Callable[[], Transport]]:
     """What opens the transports that are to be tried, in their order; without those that nobody has set up."""
-    ways: list[Callable[[], Transport]] = []
-    for kind in settings.transports:
+    ways: dict[GuestTransport, Callable[[], Transport]] = {}
+    for kind in job.guest(vm.name).transports:
         if kind is GuestTransport.QGA and not _agent_problem(vm):
-            ways.append(functools.partial(QgaTransport, functools.partial(place.source.agent_command, vm.uuid)))
-        elif kind is GuestTransport.SSH and (access := place.guests.access(task.job, vm)) is not None:
-            ways.append(functools.partial(SshTransport, access))
-    return tuple(ways)
+            agent = functools.partial(place.source.agent_command, vm.uuid)
+            ways[kind] = functools.partial(QgaTransport, agent)
+        elif kind is GuestTransport.SSH and (access := place.guests.access(job, vm)) is not None:
+            ways[kind] = functools.partial(SshTransport, access)
+    return ways
 
 
 @contextmanager
