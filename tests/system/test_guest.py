@@ -14,6 +14,8 @@ from tests.system.steps import (
     run_in_replica,
     wait_until,
 )
+from tests.unit.guests.local_guest import PROGRAM
+from understudy.guests.component import AGENT_PATH
 from understudy.lab.vm import LabVm
 
 # The hook runs as the agent freezes and thaws; its file lies in memory, because the disk is frozen.
@@ -135,3 +137,40 @@ def test_a_snapshot_that_takes_too_long_is_not_waited_for_by_the_guest(installat
     assert "thawed before the snapshot was complete" in tasks["require"]["error"]
     assert list(installation.store.glob("late_require/layers/*")) == []
     assert len(our_checkpoints(vm)) == 1  # the one of the run that made a point
+
+
+def test_applications_are_quiesced_through_a_program_in_the_guest_and_faults_end_in_time(
+    installation: Installation,
+) -> None:
+    vm = _vm(installation, "apps")
+    root = "/run/applications"
+    vm.run(f"mkdir -p {root} {AGENT_PATH.rpartition('/')[0]}")
+    vm.write_file(AGENT_PATH, f"export ROOT={root}\n{PROGRAM}".encode())
+    installation.job("nightly", vm.name, options=("--guest-processing", "try"))
+    (task,) = installation.replicate("nightly")["tasks"]
+    assert (task["state"], task["consistency"], task["warnings"]) == ("success", "application", [])
+    assert (task["guest"]["transport"], task["guest"]["component"]) == ("qga", "agent")
+    assert [item["label"] for item in task["guest"]["applications"]] == ["START"]
+    assert _hooks(vm) == ["freeze", "thaw"]
+    told = [line.split()[0] for line in vm.run(f"cat {root}/log").splitlines()]
+    assert told == ["cleanup", "discover", "begin", "end", "commit"]
+    for fault, why in (("hangs", "did not end"), ("lost", "no such session"), ("late", "by itself after 10 s")):
+        vm.run(f"echo {fault} >{root}/mode")
+        (task,) = installation.replicate("nightly")["tasks"]
+        assert (task["state"], task["consistency"]) == ("warning", "filesystem")
+        assert any(why in warning for warning in task["warnings"])
+        assert freeze_status(vm) == "thawed"
+        assert vm.run("ls /run/understudy-guest").strip() == ""
+
+
+def test_a_guest_that_is_reset_while_it_is_frozen_does_not_hold_the_session_up(installation: Installation) -> None:
+    vm = _vm(installation, "reset")
+    installation.job("nightly", vm.name, options=("--guest-processing", "try"))
+    with installation.stalled("nightly", "snapshot.before") as run:
+        assert freeze_status(vm) == "frozen"
+        with vm.domain() as domain:
+            domain.reset(0)
+    (task,) = run.ended.json["tasks"]
+    assert (run.ended.status, task["state"], task["consistency"]) == (0, "warning", "crash")
+    vm.wait_agent()
+    assert freeze_status(vm) == "thawed"

@@ -13,6 +13,9 @@ from understudy.controller.database import Database
 from understudy.controller.naming import check_name, has_control_characters
 from understudy.controller.schema import CredentialRow, GuestHostKeyRow, JobRow
 from understudy.errors import NotFound, Refused, UsageError
+from understudy.guests.ssh import Secret, SshAccess
+from understudy.model.inventory import Vm
+from understudy.model.job import Job
 
 
 class CredentialKind(enum.StrEnum):
@@ -105,3 +108,23 @@ def accept_host_key(database: Database, address: str, key: str) -> None:
     """From now on ``address`` must show this host key, whatever it was before."""
     with database.transaction() as session:
         session.merge(GuestHostKeyRow(address=address, key=key))
+
+
+def ssh_access(database: Database, job: Job, vm: Vm) -> SshAccess | None:
+    """How the guest of ``vm`` is reached by SSH; None if ``job`` names no address or no credential for it.
+
+    :raises NotFound: if the credential is gone.
+    :raises DatabaseError: if its secret cannot be decrypted.
+    """
+    settings = job.guest(vm.name)
+    if not settings.address or not settings.credential:
+        return None
+    login = get_credential(database, settings.credential)
+    secret = Secret(login.secret)
+    return SshAccess(
+        address=settings.address,
+        user=login.user,
+        password=secret if login.kind is CredentialKind.PASSWORD else None,
+        key=secret if login.kind is CredentialKind.KEY else None,
+        host_key=host_key(database, settings.address),
+    )

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from understudy.context import Context
 from understudy.controller import catalog, throttles
 from understudy.controller.choice import best_route, host_proxies, possible_routes, target_proxies
+from understudy.controller.credentials import ssh_access
 from understudy.controller.database import Database
 from understudy.controller.datastores import proved_datastore
 from understudy.controller.ledger import Claim, Kind, Resource
@@ -22,7 +23,8 @@ from understudy.controller.resources import ResourcePool
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.controller.whereabouts import Whereabouts, locate_vm
 from understudy.errors import UnderstudyError, UsageError
-from understudy.guests.processing import Watchdog
+from understudy.guests.freezing import Watchdog
+from understudy.guests.ssh import SshAccess
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
@@ -144,7 +146,7 @@ class SiteBuilder:
             target=self.platforms.get(target_host.uri),
             journal=journal,
             resources=TaskResources(self._database, self._pool, self.movers, self._reach, self.rates, journal),
-            guests=_HostGuests(source_host),
+            guests=_HostGuests(self._database, source_host),
         )
 
     def is_held(self, held: HeldTask) -> bool:
@@ -275,10 +277,14 @@ class TaskResources:
 
 
 class _HostGuests:
-    """Starts thaw watchdogs for guests of one host."""
+    """Starts thaw watchdogs for guests of one host, and finds who may log in to them."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, database: Database, host: Host) -> None:
+        self._database = database
         self._host = host
 
     def watchdog(self, vm_uuid: str) -> Watchdog:
         return Watchdog(self._host.uri, vm_uuid)
+
+    def access(self, job: Job, vm: Vm) -> SshAccess | None:
+        return ssh_access(self._database, job, vm)

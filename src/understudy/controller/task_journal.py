@@ -13,7 +13,8 @@ from understudy.controller.frozen import clear_frozen, record_frozen
 from understudy.controller.records import FrozenGuest
 from understudy.errors import Cancelled
 from understudy.faults import fault_point
-from understudy.guests.processing import FREEZE_DEADLINE_S
+from understudy.guests.freezing import FREEZE_DEADLINE_S
+from understudy.model.guest import GuestReport
 from understudy.model.session import DiskReport, Step, StepState
 from understudy.replication.held import HeldTask
 
@@ -85,3 +86,7 @@ class DatabaseJournal:
         record_frozen(
             self._database, FrozenGuest(self.host, vm_uuid, self._session, now.isoformat(), deadline.isoformat())
         )
+
+    def guest(self, report: GuestReport) -> None:
+        """Store what guest processing did."""
+        journal.store_guest(self._database, self._task_id, report)

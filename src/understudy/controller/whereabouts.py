@@ -73,4 +73,5 @@ def choose_host(vm: str, seen: Mapping[str, Sighting], silent: Mapping[str, Host
 def job_there(job: Job, vm: str, found: Whereabouts) -> Job:
     """The job as it holds for ``vm`` where that was found: its source host, and disks excluded by its present name."""
     excluded = tuple((found.name if name == vm else name, disk) for name, disk in job.excluded_disks)
-    return replace(job, source=found.host, excluded_disks=excluded)
+    guests = tuple(replace(item, vm=found.name) if vm and item.vm == vm else item for item in job.guests)
+    return replace(job, source=found.host, excluded_disks=excluded, guests=guests)

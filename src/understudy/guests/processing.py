@@ -1,174 +1,320 @@
-"""Quiescing a guest around the source snapshot: freeze, the snapshot, thaw - with a deadline that always holds."""
+"""Guest processing of one VM: what is done in its guest before, at and after the source snapshot, in which order.
+
+Reach the guest, put the program there, pre-freeze scripts, freeze applications, freeze file systems - the snapshot -
+thaw file systems, thaw applications, post-thaw scripts; when the point is published, what applications do then.
+
+The time limits, of which the first four lie inside :data:`FREEZE_DEADLINE_S`: ``BEGIN_S`` for freezing applications;
+half of what remains for file systems; the snapshot; the other half for the thaw. Whatever we wait for after that, the
+watchdogs do not: the one on our host thaws file systems, the one in the guest thaws everything.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import select
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from understudy.errors import GuestError
-from understudy.model.guest import GuestPolicy
+from understudy.context import Context
+from understudy.errors import GuestError, Refused, UnderstudyError, UsageError
+from understudy.guests.component import Program, prepare_program, shipped_program
+from understudy.guests.freezing import FREEZE_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
+from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, timed
+from understudy.guests.transport import Transport, go_on
+from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage
 
-FREEZE_DEADLINE_S = 10.0
-_CLOSE_TIMEOUT_S = 2.0
-_ANSWER_TIMEOUT_S = 15.0
-
-
-class GuestTransport(Protocol):
-    """How a guest is frozen and thawed; both raise :class:`GuestError`."""
-
-    def freeze(self, timeout_s: float) -> int:
-        """Freeze all file systems; how many."""
-
-    def thaw(self, timeout_s: float) -> int:
-        """Thaw all file systems; how many were frozen until now."""
-
-
-@dataclass
-class Quiescing:
-    """What guest processing achieved; complete when its context is left."""
-
-    frozen: bool = False
-    frozen_ms: float | None = None
-    warnings: list[str] = field(default_factory=list)
-
-
-class Watchdog:
-    """The watchdog process of one guest; see :mod:`understudy.guests.watchdog`. Start early: it takes a moment."""
-
-    def __init__(self, uri: str, uuid: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.guests.watchdog", uri, uuid],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            start_new_session=True,
-        )
-
-    def arm(self, seconds: float) -> None:
-        """From now on the guest is thawed after ``seconds``, or as soon as this process is dead.
-
-        :raises GuestError: if the watchdog did not get ready.
-        """
-        if self._answer() != "ready":
-            raise GuestError("thaw watchdog", "it could not reach the VM")
-        self._say(f"armed {seconds}")
-
-    def disarm(self) -> bool:
-        """The guest is thawed; True if the watchdog had not fired before."""
-        with contextlib.suppress(GuestError):  # it ended because it fired; its answer is still to be read
-            self._say("disarm")
-        return self._answer() == "disarmed"
-
-    def close(self) -> None:
-        """Let go of it; if it is still armed it thaws the guest by itself, however long that takes."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it fired and is gone
-            self._process.stdin.close()
-        self._process.stdout.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_CLOSE_TIMEOUT_S)
-
-    def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as exc:
-            raise GuestError("thaw watchdog", "it ended unexpectedly") from exc
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], _ANSWER_TIMEOUT_S)[0]:
-            return ""
-        return self._process.stdout.readline().strip()
+BEGIN_S = 4.0
+COMMIT_S = 120.0
+_LEAST_S = 5.0
 
 
 @dataclass(frozen=True)
-class _Thawed:
-    """A thaw that worked: after how long, and whether file systems were frozen until then by our freeze."""
+class Script:
+    """A script of the administrator, as it was when the task began."""
 
-    after_ms: float
-    in_time: bool
+    name: str
+    content: bytes
 
 
-class Quiesced:
-    """Context in which the guest is frozen; take the snapshot inside it.
+def load_scripts(paths: Sequence[str]) -> tuple[Script, ...]:
+    """Read scripts from this host, in their order.
 
-    With ``require``, a guest that cannot be frozen, or that was thawed before the snapshot was complete, is an error;
-    with ``try`` it is a warning and the point is crash-consistent.
+    :raises Refused: if one cannot be read.
+    """
+    scripts = []
+    for number, path in enumerate(paths, 1):
+        try:
+            scripts.append(Script(f"{number}-{Path(path).name}", Path(path).read_bytes()))
+        except OSError as exc:
+            todo = "put it there, or change the scripts of the job"
+            raise Refused(f"script {path}", f"it cannot be read: {exc.strerror}", todo) from exc
+    return tuple(scripts)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What guest processing of one VM works with.
+
+    :ivar ways: open the transports, in the order in which they are tried.
+    :ivar agent: freezes file systems by the guest agent; None if it is not to, or cannot: then the program does.
+    :ivar watchdog: thaws by the guest agent; needed with ``agent``.
+    :ivar record: as for :class:`Quiesced`, while ``agent`` freezes.
+    :ivar key: names the session in the guest; ``prefix`` is what all of the job's sessions for this VM share.
     """
 
-    def __init__(
-        self,
-        transport: GuestTransport,
-        watchdog: Watchdog,
-        policy: GuestPolicy,
-        record: Callable[[bool], None],
-        deadline_s: float = FREEZE_DEADLINE_S,
-    ) -> None:
-        """``record(True)`` is called before the freeze and must be durable; ``record(False)`` after the thaw."""
-        self._transport = transport
-        self._watchdog = watchdog
-        self._policy = policy
-        self._record = record
-        self._deadline_s = deadline_s
-        self._started = 0.0
-        self.result = Quiescing()
+    settings: GuestSettings
+    ways: tuple[Callable[[], Transport], ...]
+    agent: FileSystems | None
+    watchdog: ThawWatch | None
+    record: Callable[[bool], None]
+    report: Callable[[GuestReport], None]
+    warn: Callable[[str], None]
+    key: str
+    prefix: str
+    program: Callable[[], bytes] = shipped_program
 
-    def __enter__(self) -> Quiescing:
-        self._record(True)
-        try:
-            self._watchdog.arm(self._deadline_s)
-        except GuestError as exc:
-            self._record(False)  # nothing was frozen: without a watchdog nothing may be
-            self._not_quiesced(exc)
-            return self.result
-        self._started = time.monotonic()
-        try:
-            count = self._transport.freeze(self._deadline_s / 2)
-            if count == 0:
-                raise GuestError("freeze", "the guest agent froze no file system")
-            self.result.frozen = True
-        except GuestError as exc:
-            # The agent may have frozen some of them, or all of them after we gave up waiting.
-            self._thaw()
-            self._not_quiesced(exc)
-        return self.result
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.result.frozen:
+class GuestProcessing:
+    """One guest around one snapshot. Enter :meth:`quiesced` once; :meth:`committed` after publish; always close."""
+
+    def __init__(self, ctx: Context, around: Surroundings) -> None:
+        """:raises Refused: if a script is missing on this host."""
+        self._ctx = ctx
+        self._around = around
+        self._settings = around.settings
+        self._pre = load_scripts(around.settings.pre_freeze)
+        self._post = load_scripts(around.settings.post_thaw)
+        self._transport: Transport | None = None
+        self._program: Program | None = None
+        self._begun: FrozenApplications | None = None
+        self._report = GuestReport()
+        self._stages: list[GuestStage] = []
+
+    @property
+    def _required(self) -> bool:
+        return self._settings.policy is GuestPolicy.REQUIRE
+
+    @contextmanager
+    def quiesced(self) -> Iterator[Quiescing]:
+        """The guest frozen inside the context, as far as its settings want it and it can.
+
+        :raises GuestError: with ``require``, if it could not be quiesced; it is thawed then.
+        """
+        complaints: list[str] = []
+        quiescing = Quiescing()
+        try:
+            with ExitStack() as undo:
+                scripts_worked = self._before(undo, complaints)
+                applications = undo.enter_context(self._applications(complaints))
+                quiescing = undo.enter_context(self._frozen(applications))
+                yield quiescing
+            self._judge(quiescing, scripts_worked)
+        finally:
+            quiescing.warnings.extend(complaints)
+            self._tell()
+            if not quiescing.application_consistent:
+                self._leave()
+
+    def committed(self) -> None:
+        """The point is published: applications do what they do after a backup."""
+        if self._program is not None:
+            with self._forgiving("after the point was published"), self._stage("commit"):
+                self._program.commit(COMMIT_S)
+        self._leave()
+
+    def close(self) -> None:
+        """Leave the guest; what fails is a warning."""
+        self._leave()
+
+    # --- before the freeze --------------------------------------------------------------------------------------------
+
+    def _before(self, undo: ExitStack, complaints: list[str]) -> bool:
+        """Reach the guest and run the pre-freeze scripts; whether those worked."""
+        self._reach()
+        if self._program is None:
+            return not self._pre
+        undo.callback(self._after, complaints)
+        return self._scripts("pre-freeze", self._pre, complaints)
+
+    def _reach(self) -> None:
+        """Find a way into the guest, and put the program there."""
+        if not (self._settings.applications or self._pre or self._post or self._around.agent is None):
             return
-        thawed = self._thaw()
-        if thawed:
-            self.result.frozen_ms = round(thawed.after_ms, 1)
-        if not (thawed and thawed.in_time):
-            self.result.frozen = False
-            if kind is None:
-                why = "it was thawed before the snapshot was complete" if thawed else "it could not be thawed in order"
-                self._not_quiesced(GuestError("freeze", f"the guest was not kept frozen for certain: {why}"))
+        reasons = []
+        for way in self._around.ways:
+            try:
+                with self._stage("connect"):
+                    self._transport = way()
+                with self._stage("prepare"):
+                    self._prepare(self._transport)
+            except (GuestError, UsageError) as exc:
+                self._leave()
+                reasons.append(str(exc))
+            else:
+                return
+        problem = GuestError("guest processing", "; ".join(reasons) or "there is no way to run a program in the guest")
+        if self._pre or self._post or self._around.agent is None:
+            if self._required:
+                raise problem
+            point = "" if self._around.agent is not None else ", the restore point is crash-consistent"
+            self._around.warn(f"{problem}; no script ran, no application was looked for{point}")
+        else:
+            self._ctx.log(__name__).info("%s; only file systems are frozen", problem)
 
-    def _thaw(self) -> _Thawed | None:
-        """Thaw now; None if the agent refuses, and then the watchdog goes on trying until it works."""
+    def _prepare(self, transport: Transport) -> None:
+        around = self._around
+        program = prepare_program(transport, around.key, around.prefix, around.program)
+        self._program = program
+        for left in program.cleanup():
+            around.warn(f"the guest had left of an earlier session: {left}")
+        self._report = replace(self._report, transport=transport.kind.value, component=program.component,
+                               version=program.version)
+
+    def _scripts(self, when: str, scripts: tuple[Script, ...], complaints: list[str]) -> bool:
+        """Run scripts one after the other until one fails; whether all worked."""
+        if not scripts:
+            return True
+        assert self._program is not None
+        with self._stage(f"{when} scripts"):
+            for script in scripts:
+                try:
+                    self._script(when, script)
+                except GuestError as exc:
+                    if self._required and when == "pre-freeze":
+                        raise
+                    complaints.append(str(exc))
+                    return False
+        return True
+
+    def _script(self, when: str, script: Script) -> None:
+        assert self._program is not None
+        check = self._ctx.check if when == "pre-freeze" else go_on
         try:
-            count = self._transport.thaw(max(1.0, self._deadline_s / 2))
-            after_ms = (time.monotonic() - self._started) * 1000
-            in_time = self._watchdog.disarm() and count > 0
-            self._record(False)
+            status = self._program.script(script.name, script.content, self._settings.script_timeout_s, check)
         except GuestError as exc:
-            self.result.warnings.append(f"{exc}; the watchdog goes on trying to thaw the guest")
-            return None
-        return _Thawed(after_ms, in_time)
+            raise GuestError(f"{when} script {script.name}", str(exc)) from exc
+        if status != 0:
+            raise GuestError(f"{when} script {script.name}", f"it ended with status {status}", "see its output")
 
-    def _not_quiesced(self, error: GuestError) -> None:
-        if self._policy is GuestPolicy.REQUIRE:
-            todo = "check the guest agent, or use --guest-processing try"
-            raise GuestError("guest processing", str(error), todo) from error
-        self.result.warnings.append(f"guest processing failed, the restore point is crash-consistent: {error}")
+    # --- the freeze ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _applications(self, complaints: list[str]) -> Iterator[FrozenApplications | None]:
+        """Applications frozen inside the context; None if nothing in the guest is to be told."""
+        program, own = self._program, self._around.agent is None
+        if program is None or not (own or self._settings.applications):
+            yield None
+            return
+        found = self._settings.applications and self._discover(program, complaints)
+        if not (own or found):
+            yield None
+            return
+        frozen = FrozenApplications(program, own, bool(found), self._stages)
+        self._begun = frozen
+        try:
+            if not own:
+                self._freeze_applications(frozen, complaints)
+            yield frozen
+        finally:
+            frozen.thaw()
+            complaints.extend(frozen.complaints)
+
+    def _discover(self, program: Program, complaints: list[str]) -> bool:
+        try:
+            with self._stage("discover"):
+                return bool(program.discover())
+        except GuestError as exc:
+            if self._required:
+                raise
+            complaints.append(f"applications were not looked for: {exc}")
+            return False
+
+    def _freeze_applications(self, frozen: FrozenApplications, complaints: list[str]) -> None:
+        try:
+            frozen.freeze(BEGIN_S)
+            if frozen.failed and self._required:
+                raise GuestError("guest processing", frozen.failed, "see the application, or use policy try")
+        except GuestError as exc:
+            if self._required:
+                raise
+            frozen.thaw()
+            complaints.append(f"applications were not quiesced: {exc}")
+
+    @contextmanager
+    def _frozen(self, applications: FrozenApplications | None) -> Iterator[Quiescing]:
+        agent, watchdog, policy = self._around.agent, self._around.watchdog, self._settings.policy
+        assert policy is not None
+        since = applications.began if applications is not None else None
+        elapsed = 0.0 if since is None else time.monotonic() - since
+        deadline_s = max(_LEAST_S, FREEZE_DEADLINE_S - elapsed)
+        if agent is not None and watchdog is not None:
+            quiesced = Quiesced(agent, watchdog, policy, self._around.record, deadline_s)
+        elif applications is not None:
+            by_program = ByProgram(applications, self._required)
+            quiesced = Quiesced(by_program, InGuest(), policy, lambda _: None, deadline_s)
+        else:
+            yield Quiescing()
+            return
+        try:
+            with quiesced as quiescing:
+                yield quiescing
+        finally:
+            if quiesced.result.frozen_ms is not None:
+                self._stages.append(GuestStage("file systems frozen", quiesced.result.frozen_ms))
+
+    def _judge(self, quiescing: Quiescing, scripts_worked: bool) -> None:
+        """Say what was achieved; with ``require``, an application that was not held is an error."""
+        frozen = self._begun
+        if frozen is None:
+            return
+        quiescing.applications = frozen.results
+        quiescing.application_consistent = (
+            quiescing.frozen and scripts_worked and bool(frozen.results) and not frozen.failed
+        )
+        if frozen.failed:
+            problem = GuestError("guest processing", frozen.failed)
+            if self._required:
+                raise problem
+            quiescing.warnings.append(f"the restore point is not application-consistent: {problem}")
+
+    # --- after it -----------------------------------------------------------------------------------------------------
+
+    def _after(self, complaints: list[str]) -> None:
+        """Post-thaw scripts, whatever happened; what fails is a warning, for it cannot change the point."""
+        try:
+            self._scripts("post-thaw", self._post, complaints)
+        except UnderstudyError as exc:
+            complaints.append(str(exc))
+
+    def _leave(self) -> None:
+        program, self._program = self._program, None
+        if program is not None:
+            with self._forgiving("leave the guest"), self._stage("remove"):
+                if self._ctx.cancel.cancelled:
+                    program.cleanup()  # it may have been in the middle of a script
+                program.remove()
+            self._tell()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._program = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    @contextmanager
+    def _forgiving(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UnderstudyError as exc:
+            self._around.warn(f"guest processing: {what}: {exc}")
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        with timed(self._stages, name):
+            yield
+
+    def _tell(self) -> None:
+        results = self._begun.results if self._begun is not None else ()
+        self._around.report(replace(self._report, stages=tuple(self._stages), applications=results))

@@ -47,7 +47,7 @@ class GuestSettings:
     None, or empty, in those of one VM: as for the whole job.
 
     :ivar transports: in the order in which they are tried.
-    :ivar address: ``HOST[:PORT]`` for SSH; empty: as the guest agent or DHCP says.
+    :ivar address: ``HOST[:PORT]`` for SSH, which is not tried without.
     :ivar credential: name of the stored credential for SSH.
     :ivar pre_freeze: files on the controller's host that run in the guest before the freeze, in this order.
     :ivar post_thaw: files that run in the guest after the thaw.

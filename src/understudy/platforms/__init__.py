@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from understudy.context import Context
 from understudy.errors import UsageError
@@ -154,6 +154,12 @@ class SourcePlatform(Protocol):
         """Thaw the guest's file systems; how many were frozen until now. A VM that is off or gone has none.
 
         :raises GuestError: if the agent refuses, or does not answer within ``timeout_s``.
+        """
+
+    def agent_command(self, vm_uuid: str, command: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
+        """What the guest agent returns for one command.
+
+        :raises GuestError: if there is no agent, it refuses, or it does not answer within ``timeout_s``.
         """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from understudy.model.exclusion import Exclusion, exclusion_of
+from understudy.model.guest import ApplicationResult
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
 from understudy.model.replica import Consistency, SourceGeneration
@@ -85,6 +86,7 @@ class HeldTask:
     :ivar generation: what the images were just before the snapshot.
     :ivar excluding: what its disks leave out.
     :ivar exports: images that were opened before the transfers, which close them; by disk name.
+    :ivar applications: what guest processing achieved with the applications in the guest.
     """
 
     spec: TransferSpec
@@ -102,3 +104,4 @@ class HeldTask:
     generation: SourceGeneration | None = None
     excluding: Excluding = field(default_factory=Excluding)
     exports: Mapping[str, api.OpenedExport] = field(default_factory=dict)
+    applications: tuple[ApplicationResult, ...] = ()

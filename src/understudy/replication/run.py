@@ -17,6 +17,7 @@ from understudy.model.session import Step, StepState
 from understudy.model.snapshot import SnapshotRequest, Tag
 from understudy.model.transfer import DiskPlan, Reason
 from understudy.mover import api
+from understudy.replication import guest_side as guest
 from understudy.replication import source_side as source
 from understudy.replication import target_side as target
 from understudy.replication.base_digests import provide_base_digests
@@ -68,7 +69,7 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             source.prepare_scratch(site)
         with journal.step(Step.INVENTORY):  # 2 inventory, and what dead sessions left
             found = site.source.describe_vm(task.called)
-            watchdog = undo.enter_context(source.thaw_watchdog(task, site, found))
+            processing = undo.enter_context(guest.guest_processing(ctx, task, site, found))
             ready = prepare(ctx, task, site, found, facts, space)
             begin = target.draft_request(task, site, facts, ready.layers, ready.identity, ready.spec.point)
             draft = undo.enter_context(open_draft(ctx, site, begin))
@@ -78,7 +79,7 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
         with ExitStack() as frozen:
             with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
                 ctx.check()
-                quiescing = frozen.enter_context(source.quiesced(task, site, ready.vm, watchdog))
+                quiescing = frozen.enter_context(guest.quiesced(processing))
             with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
                 holding = source.held_snapshot(ctx, site.source, ready.vm, job, ready.request, plans)
                 snapshot, plans = snapshot_held.enter_context(holding)
@@ -91,10 +92,13 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             spec=ready.spec, source_proxy=lease.source_proxy.name, target_proxy=lease.target_proxy.name, vm=ready.vm,
             request=ready.request, plans=plans, snapshot=snapshot, begin=begin, draft=draft.id,
             consistency=source.consistency(ready.vm, quiescing), frozen_ms=quiescing.frozen_ms,
-            generation=ready.generation, excluding=ready.excluding,
+            generation=ready.generation, applications=quiescing.applications, excluding=ready.excluding,
         )
         held = undo.enter_context(surveyed(ctx, site, task.vm, held))
-        return _complete(ctx, task, site, lease, held, draft, ready.baselines, snapshot_held)
+        outcome = _complete(ctx, task, site, lease, held, draft, ready.baselines, snapshot_held)
+        if processing is not None:
+            processing.committed()
+        return outcome
 
 
 def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOutcome:
@@ -121,6 +125,8 @@ def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOut
             # The record has no definition; it is not of the snapshot's instant then, but of now.
             definition = site.source.describe_vm(held.vm.name).definition
             held = replace(held, vm=replace(held.vm, definition=definition))
+        if held.applications:
+            ctx.log(__name__).info("the applications in the guest are not told that their point was published")
         return _complete(ctx, task, site, lease, held, draft, baselines, snapshot_held)
 
 
@@ -306,6 +312,7 @@ def publish(site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
         nvram=source.uefi_variables(site, held.vm),
         generation=held.generation,
         exclusions=held.excluding.now,
+        applications=held.applications,
     )
     return site.target_mover.call(api.PublishPoint(draft, meta), api.PublishedPoint).point
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from understudy.context import Context
-from understudy.guests.processing import Watchdog
+from understudy.guests.freezing import Watchdog
+from understudy.guests.ssh import SshAccess
+from understudy.model.guest import GuestReport
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Datastore, Host, Job, Proxy, ProxyKind
 from understudy.model.session import DiskReport, Step, StepState
@@ -60,6 +62,9 @@ class TaskJournal(Protocol):
     def freezing(self, vm_uuid: str, frozen: bool) -> None:
         """The guest is about to be frozen, or was thawed (S9)."""
 
+    def guest(self, report: GuestReport) -> None:
+        """What guest processing did so far."""
+
 
 class Resources(Protocol):
     """Task slots of proxies, limits of datastores, and the right to work on a VM."""
@@ -81,10 +86,13 @@ class Resources(Protocol):
 
 
 class Guests(Protocol):
-    """Starts watchdogs."""
+    """Starts watchdogs, and knows who may log in to guests."""
 
     def watchdog(self, vm_uuid: str) -> Watchdog:
         """A thaw watchdog for a VM of the source host."""
+
+    def access(self, job: Job, vm: Vm) -> SshAccess | None:
+        """How the guest of ``vm`` is reached by SSH; None if the job has no credential for it."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from understudy.context import Context
-from understudy.errors import GuestError, Refused, TrackingLost
-from understudy.guests.processing import Quiesced, Quiescing, Watchdog
-from understudy.model.guest import GuestPolicy
+from understudy.errors import Refused, TrackingLost
+from understudy.guests.freezing import Quiescing
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Job, SnapshotMode
 from understudy.model.replica import Consistency, RestorePoint
@@ -22,7 +20,7 @@ from understudy.mover import api
 from understudy.platforms import SourcePlatform
 from understudy.replication.held import TransferSpec
 from understudy.replication.planning import without_tracking
-from understudy.replication.site import Site, Task
+from understudy.replication.site import Site
 from understudy.replication.source_images import Images
 
 
@@ -204,60 +202,9 @@ def held_snapshot(
         yield snapshot, plans
 
 
-@dataclass(frozen=True)
-class _Agent:
-    """The guest agent behind the platform; a :class:`understudy.guests.processing.GuestTransport`."""
-
-    source: SourcePlatform
-    vm_uuid: str
-
-    def freeze(self, timeout_s: float) -> int:
-        return self.source.freeze(self.vm_uuid, timeout_s)
-
-    def thaw(self, timeout_s: float) -> int:
-        return self.source.thaw(self.vm_uuid, timeout_s)
-
-
-@contextmanager
-def quiesced(task: Task, site: Site, vm: Vm, watchdog: Watchdog | None) -> Iterator[Quiescing]:
-    """The guest frozen inside the context, as far as the job wants it and the guest can."""
-    if watchdog is None:
-        yield Quiescing()
-        return
-    agent = _Agent(site.source, vm.uuid)
-    record = functools.partial(site.journal.freezing, vm.uuid)
-    with Quiesced(agent, watchdog, task.job.guest_policy, record) as quiescing:
-        yield quiescing
-
-
-@contextmanager
-def thaw_watchdog(task: Task, site: Site, vm: Vm) -> Iterator[Watchdog | None]:
-    """A watchdog if the guest is to be frozen and has an agent, else None; with ``require``, no agent is an error."""
-    if task.job.guest_policy is GuestPolicy.OFF or vm.state is not VmState.RUNNING:
-        yield None
-        return
-    problem = _agent_problem(vm)
-    if problem:
-        if task.job.guest_policy is GuestPolicy.REQUIRE:
-            raise GuestError(f"guest processing of VM {vm.name!r}", problem,
-                             "install and start qemu-guest-agent in the guest, or use --guest-processing try")
-        site.journal.warn(f"guest processing skipped, the restore point is crash-consistent: {problem}")
-        yield None
-        return
-    watchdog = site.guests.watchdog(vm.uuid)
-    try:
-        yield watchdog
-    finally:
-        watchdog.close()
-
-
-def _agent_problem(vm: Vm) -> str:
-    if not vm.has_agent_channel:
-        return "the VM has no guest agent channel"
-    return "" if vm.agent_connected else "the guest agent is not running in the guest"
-
-
 def consistency(vm: Vm, quiescing: Quiescing) -> Consistency:
     """How consistent a point of ``vm`` is; a guest that shut itself down has left its file systems clean."""
+    if quiescing.application_consistent:
+        return Consistency.APPLICATION
     clean = vm.state is VmState.SHUT_OFF and vm.clean_shutdown
     return Consistency.FILESYSTEM if quiescing.frozen or clean else Consistency.CRASH

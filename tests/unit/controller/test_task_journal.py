@@ -14,7 +14,8 @@ from understudy.controller.schema import TaskRow
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.faults import VARIABLE
-from understudy.guests.processing import FREEZE_DEADLINE_S
+from understudy.guests.freezing import FREEZE_DEADLINE_S
+from understudy.model.guest import Component, GuestReport, GuestStage
 from understudy.model.session import DiskReport, Step, StepState, TaskReport
 from understudy.model.transfer import Reason, TransferMode
 
@@ -130,3 +131,9 @@ def test_a_journal_that_goes_on_with_a_task_keeps_what_was_warned_before(site: D
     again = DatabaseJournal(site, rows._task_id, rows._session)
     again.warn("the controller was started again")
     assert again.warnings == ["tracking lied", "the controller was started again"]
+
+
+def test_what_guest_processing_did_is_stored(site: Database, rows: DatabaseJournal) -> None:
+    report = GuestReport("qga", Component.RUNTIME, "1", (GuestStage("freeze", 12.5),))
+    rows.guest(report)
+    assert told(site, rows).guest == report

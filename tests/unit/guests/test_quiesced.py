@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from understudy.errors import GuestError, HostUnreachable, UnderstudyError
-from understudy.guests.processing import Quiesced, Watchdog
+from understudy.guests.freezing import Quiesced, Watchdog
 from understudy.model.guest import GuestPolicy
 
 

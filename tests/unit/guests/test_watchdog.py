@@ -14,7 +14,7 @@ import pytest
 
 import understudy
 from understudy.errors import GuestError
-from understudy.guests.processing import Watchdog
+from understudy.guests.freezing import Watchdog
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -23,7 +23,7 @@ from understudy.errors import (
 )
 from understudy.model.exclusion import DiskSurvey, Exclusion
 from understudy.model.extent import Extent
-from understudy.model.guest import GuestPolicy
+from understudy.model.guest import GuestPolicy, GuestReport
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Vm, VmState
 from understudy.model.job import Datastore, Host, Job, Proxy, SnapshotMode
@@ -232,6 +232,9 @@ class Rows:
         self._world.events.append("hold" if held else "hold nothing")
 
     def freezing(self, vm_uuid: str, frozen: bool) -> None:
+        pass
+
+    def guest(self, report: GuestReport) -> None:
         pass
 
 

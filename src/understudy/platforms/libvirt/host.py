@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import libvirt
+import libvirt_qemu
 
 from understudy.context import Context
 from understudy.errors import GuestError, NotFound, PlatformError, Refused
@@ -176,6 +179,17 @@ class LibvirtHost:
             return 0
         with _agent_timeout(domain, timeout_s), libvirt_errors(f"thaw VM {domain.name()!r}", GuestError):
             return int(domain.fsThaw())
+
+    def agent_command(self, vm_uuid: str, command: str, arguments: Mapping[str, Any], timeout_s: float) -> Any:
+        """One command of the QEMU guest agent; its answer decoded."""
+        domain = self._connection.require_domain(vm_uuid, vm_uuid)
+        request = json.dumps({"execute": command, **({"arguments": dict(arguments)} if arguments else {})})
+        with libvirt_errors(f"guest agent of VM {domain.name()!r}: {command}", GuestError):
+            answer = libvirt_qemu.qemuAgentCommand(domain, request, max(1, round(timeout_s)), 0)
+        try:
+            return json.loads(answer)["return"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise GuestError(f"guest agent of VM {domain.name()!r}: {command}", "its answer is not understood") from exc
 
     def _deltas(self, vm: Vm, tag: Tag, made: Mapping[str, str]) -> commit.Deltas:
         return commit.Deltas(self._connection.uri, vm, tag, partial(self._domain, vm), made)

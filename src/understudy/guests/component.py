@@ -1,0 +1,286 @@
+"""The program that works inside a guest: how it gets there, what it is told, what it answers, how it leaves.
+
+It is one self-contained file of POSIX sh. Its answers are lines of words separated by tabs; the last line of a verb's
+answer shows that it is complete. Whatever it says is checked here: a guest is not trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import PurePosixPath
+
+from understudy.errors import GuestError
+from understudy.guests.transport import Transport, go_on
+from understudy.model.guest import ApplicationResult, ApplicationState, Component
+
+LOG = logging.getLogger(__name__)
+
+PROTOCOL = "1"
+#: Where an installed one is; used instead of a copy if it speaks this protocol.
+AGENT_PATH = "/usr/local/lib/understudy/understudy-guest"
+FILE = "understudy-guest.sh"
+
+_PREPARE_S = 15.0
+_VERSION_S = 10.0
+_DISCOVER_S = 20.0
+_CLEANUP_S = 20.0
+_REMOVE_S = 10.0
+# The program ends a script at its limit; this is for its own work around that.
+_SCRIPT_GRACE_S = 5.0
+_MAX_LINES = 1000
+_MAX_WORD = 500
+_MAX_LABEL = 64 << 10
+_KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+# A directory that only its owner can enter, without what dead sessions of this job put there. As /run may be unusable,
+# a fresh one in /tmp; never one that somebody else made.
+_PREPARE = """umask 077
+dir=/run/understudy-guest
+mkdir -m 700 "$dir" 2>/dev/null
+if [ -d "$dir" ] && [ ! -L "$dir" ] && [ -O "$dir" ] && [ -w "$dir" ]; then
+    chmod 700 "$dir" && rm -f -- "$dir/$1"*
+else
+    dir=$(mktemp -d /tmp/understudy-guest.XXXXXX) || exit 1
+fi
+printf 'directory\\t%s\\n' "$dir"
+"""
+_LEAVE = """dir=$1; shift
+for path do rm -f -- "$path"; done
+case $dir in /tmp/understudy-guest.*) rmdir "$dir";; esac
+"""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What ``begin`` did: what came of each application, and how many file systems are frozen."""
+
+    applications: tuple[ApplicationResult, ...]
+    file_systems: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What ``end`` did.
+
+    :ivar applications: those that were thawed, or not, by ``(kind, name)``; their labels by the same.
+    :ivar expired_s: the guest had thawed by itself that long after the begin; None if it had not.
+    """
+
+    applications: tuple[ApplicationResult, ...]
+    file_systems: int
+    expired_s: float | None
+
+
+class Program:
+    """The program in one guest, ready to be told verbs. They raise :class:`GuestError`."""
+
+    def __init__(self, transport: Transport, key: str, path: str, directory: str, component: Component) -> None:
+        self._transport = transport
+        self._key = key
+        self._path = path
+        self._directory = directory
+        self._put: list[str] = []
+        self.component = component
+        self.version = ""
+
+    def check_version(self) -> None:
+        """:raises GuestError: if it does not answer, or speaks another protocol."""
+        words = self._tell("version", (), _VERSION_S)
+        if len(words) != 1 or words[0] != ["understudy-guest", PROTOCOL]:
+            said = "\t".join(words[0]) if words else "nothing"
+            raise GuestError(f"program {self._path} in the guest", f"it speaks another protocol: {said!r}",
+                             "install it again: understudy guest install-agent JOB VM")
+        self.version = words[0][1]
+
+    def cleanup(self) -> list[str]:
+        """End and thaw what crashed sessions left; says what it removed."""
+        lines = self._tell("cleanup", (), _CLEANUP_S)
+        return [" ".join(words[1:]) for words in lines if words[0] == "removed"]
+
+    def discover(self) -> tuple[tuple[str, str, str], ...]:
+        """The applications in the guest: kind, name, detail."""
+        found = []
+        for words in self._tell("discover", (), _DISCOVER_S):
+            _expect(words, "app", 4)
+            found.append((_kind(words[1]), words[2], words[3]))
+        return tuple(found)
+
+    def begin(self, deadline_s: float, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
+        """Freeze applications, then file systems if wished; after ``deadline_s`` the guest thaws both by itself."""
+        options = [*(["--fs"] if file_systems else []), "--hooks" if applications else "--no-applications"]
+        lines = self._tell("begin", (self._key, str(int(deadline_s)), *options), timeout_s, "ready")
+        results, count = [], 0
+        for words in lines:
+            if words[0] == "fs":
+                _expect(words, "fs", 3)
+                count = _number(words[1])
+                continue
+            _expect(words, "app", 6)
+            results.append(ApplicationResult(_kind(words[1]), words[2], _state(words[3], "quiesced"), words[4]))
+        return Begun(tuple(results), count)
+
+    def end(self, timeout_s: float) -> Ended:
+        """Thaw everything that ``begin`` froze."""
+        results: dict[tuple[str, str], ApplicationResult] = {}
+        count, expired = 0, None
+        for words in self._tell("end", (self._key,), timeout_s, "ended"):
+            match words[0]:
+                case "fs":
+                    _expect(words, "fs", 2)
+                    count = _number(words[1])
+                case "expired":
+                    _expect(words, "expired", 2)
+                    expired = float(_number(words[1]))
+                case "label":
+                    _expect(words, "label", 4)
+                    key = (_kind(words[1]), words[2])
+                    blank = ApplicationResult(*key, ApplicationState.QUIESCED)
+                    results[key] = replace(results.get(key, blank), label=_label(words[3]))
+                case _:
+                    _expect(words, "app", 5)
+                    key = (_kind(words[1]), words[2])
+                    label = results[key].label if key in results else ""
+                    results[key] = ApplicationResult(*key, _state(words[3], "thawed"), words[4], label)
+        return Ended(tuple(results.values()), count, expired)
+
+    def commit(self, timeout_s: float) -> None:
+        """The point is safe: what the applications kept for it may go."""
+        self._tell("commit", (self._key,), timeout_s, "committed")
+
+    def script(self, name: str, content: bytes, timeout_s: float, check: Callable[[], object] = go_on) -> int:
+        """Run a script of the administrator in the guest; its exit status."""
+        path = self.place(f"script-{name}", content)
+        what = (self._key, str(int(timeout_s)), path)
+        lines = self._tell("run", what, timeout_s + _SCRIPT_GRACE_S, check=check)
+        for words in lines:
+            _expect(words, "exit", 2)
+        if len(lines) != 1:
+            raise GuestError("script in the guest", "its exit status is not known")
+        return _number(lines[0][1])
+
+    def place(self, name: str, content: bytes) -> str:
+        """Put a file into the program's directory, removed when it leaves; its path."""
+        path = f"{self._directory}/{self._key}.{name}"
+        self._put.append(path)
+        self._transport.put(path, content, 0o700, _PREPARE_S)
+        return path
+
+    def remove(self) -> None:
+        """Take away all files that were put into the guest."""
+        paths = [path for path in (self._path, *self._put) if path != AGENT_PATH]
+        done = self._transport.run(["/bin/sh", "-c", _LEAVE, "sh", self._directory, *paths], _REMOVE_S)
+        _must(done.status, done.stderr, f"remove {self._path} from the guest")
+
+    def _tell(
+        self, verb: str, arguments: Sequence[str], timeout_s: float, last: str = "",
+        check: Callable[[], object] = go_on,
+    ) -> list[list[str]]:
+        """The lines of the answer in words, without the last one, which must be ``last`` if that is not empty."""
+        what = f"{verb} in the guest"
+        # Not started by its own name: the directory may be mounted noexec.
+        done = self._transport.run(["/bin/sh", self._path, verb, *arguments], timeout_s, check=check)
+        _must(done.status, done.stderr, what)
+        lines = _lines(what, done.stdout)
+        if last and (not lines or lines.pop() != [last]):
+            raise GuestError(what, "its answer is not complete")
+        return lines
+
+
+def shipped_program() -> bytes:
+    """The program for POSIX guests.
+
+    :raises GuestError: if this installation lacks it.
+    """
+    file = resources.files("understudy.guests") / "component" / FILE
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise GuestError(f"program {FILE}", str(exc), "install Understudy again") from exc
+
+
+def prepare_program(transport: Transport, key: str, prefix: str, content: Callable[[], bytes]) -> Program:
+    """Find the installed program in the guest, or put one there that leaves with the session.
+
+    :param key: names this session in the guest; ``prefix`` is what all sessions of the job for this VM share.
+    :raises GuestError: if the guest has no POSIX shell, has no room, or what runs there answers wrongly.
+    """
+    done = transport.run(["/bin/sh", "-c", _PREPARE, "sh", prefix], _PREPARE_S)
+    _must(done.status, done.stderr, "make a directory in the guest")
+    lines = _lines("make a directory in the guest", done.stdout)
+    if len(lines) != 1 or lines[0][:1] != ["directory"] or not PurePosixPath(lines[0][-1]).is_absolute():
+        raise GuestError("make a directory in the guest", "the answer is not understood")
+    directory = lines[0][1]
+    if transport.run(["/bin/sh", "-c", f"test -f {AGENT_PATH}"], _VERSION_S).status == 0:
+        installed = Program(transport, key, AGENT_PATH, directory, Component.AGENT)
+        try:
+            installed.check_version()
+        except GuestError as exc:  # the copy does its work
+            LOG.warning("%s", exc)
+        else:
+            return installed
+    program = Program(transport, key, f"{directory}/{key}.sh", directory, Component.RUNTIME)
+    try:
+        transport.put(f"{directory}/{key}.sh", content(), 0o700, _PREPARE_S)
+        program.check_version()
+    except BaseException:
+        program.remove()
+        raise
+    return program
+
+
+def _must(status: int, stderr: bytes, what: str) -> None:
+    if status != 0:
+        said = " ".join(stderr.decode(errors="replace").split())[-_MAX_WORD:]
+        raise GuestError(what, f"status {status}: {said or 'no reason given'}")
+
+
+def _lines(what: str, output: bytes) -> list[list[str]]:
+    try:
+        text = output.decode()
+    except UnicodeDecodeError as exc:
+        raise GuestError(what, "its answer is not UTF-8") from exc
+    rows = text.splitlines() if text.endswith("\n") or not text else [""]
+    lines = [row.split("\t") for row in rows]
+    if len(lines) > _MAX_LINES or any(not words[0] for words in lines):
+        raise GuestError(what, "its answer is not complete, or not understood")
+    for words in lines:
+        longest = _MAX_LABEL * 2 if words[0] == "label" else _MAX_WORD
+        if any(len(word) > longest or not word.isprintable() for word in words):
+            raise GuestError(what, "its answer is not understood")
+    return lines
+
+
+def _expect(words: list[str], word: str, count: int) -> None:
+    if words[0] != word or len(words) != count:
+        raise GuestError("program in the guest", f"it answered {' '.join(words)!r:.80}, which is not understood")
+
+
+def _kind(word: str) -> str:
+    if not _KIND.fullmatch(word):
+        raise GuestError("program in the guest", f"{word!r:.40} is not a kind of application")
+    return word
+
+
+def _state(word: str, good: str) -> ApplicationState:
+    if word not in (good, "failed"):
+        raise GuestError("program in the guest", f"{word!r:.40} is not a state of an application")
+    return ApplicationState.QUIESCED if word == good else ApplicationState.FAILED
+
+
+def _number(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 10):
+        raise GuestError("program in the guest", f"{word!r:.40} is not a number")
+    return int(word)
+
+
+def _label(word: str) -> str:
+    try:
+        return base64.b64decode(word, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as exc:
+        raise GuestError("program in the guest", "a label is not base64 of text") from exc

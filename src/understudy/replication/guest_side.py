@@ -1,0 +1,105 @@
+"""The guest of a task: which ways lead into it, who freezes it, and whether it is touched at all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from understudy.context import Context
+from understudy.errors import GuestError
+from understudy.guests.freezing import Quiescing
+from understudy.guests.processing import GuestProcessing, Surroundings
+from understudy.guests.qga import QgaTransport
+from understudy.guests.ssh import SshTransport
+from understudy.guests.transport import Transport
+from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
+from understudy.model.inventory import Vm, VmState
+from understudy.model.job import Job
+from understudy.model.snapshot import Tag
+from understudy.platforms import SourcePlatform
+from understudy.replication.site import Place, Task
+
+
+@dataclass(frozen=True)
+class _Agent:
+    """The guest agent behind the platform; a :class:`understudy.guests.freezing.FileSystems`."""
+
+    source: SourcePlatform
+    vm_uuid: str
+
+    def freeze(self, timeout_s: float) -> int:
+        return self.source.freeze(self.vm_uuid, timeout_s)
+
+    def thaw(self, timeout_s: float) -> int:
+        return self.source.thaw(self.vm_uuid, timeout_s)
+
+
+@contextmanager
+def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator[GuestProcessing | None]:
+    """The processing of the guest, which is left with the context; None if the guest is not to be touched.
+
+    :raises GuestError: with ``require``, if no way leads into the guest.
+    :raises Refused: if a script of the job is missing on this host.
+    """
+    settings = task.job.guest(vm.name)
+    if settings.policy is GuestPolicy.OFF or vm.state is not VmState.RUNNING:
+        yield None
+        return
+    ways = tuple(guest_ways(task.job, place, vm).values())
+    problem = _agent_problem(vm) if GuestTransport.QGA in settings.transports else "its guest agent is not to be used"
+    if not ways:
+        _without(place, vm, settings, problem)
+        yield None
+        return
+    watchdog = None if problem else place.guests.watchdog(vm.uuid)
+    try:
+        tag = Tag(task.job.id, vm.uuid, task.session)
+        processing = GuestProcessing(ctx, Surroundings(
+            settings=settings, ways=ways, agent=None if problem else _Agent(place.source, vm.uuid), watchdog=watchdog,
+            record=functools.partial(place.journal.freezing, vm.uuid), report=place.journal.guest,
+            warn=place.journal.warn, key=str(tag), prefix=tag.prefix,
+        ))  # fmt: skip
+        try:
+            yield processing
+        finally:
+            processing.close()
+    finally:
+        if watchdog is not None:
+            watchdog.close()
+
+
+def guest_ways(job: Job, place: Place, vm: Vm) -> dict[GuestTransport, Callable[[], Transport]]:
+    """What opens the transports that are to be tried, in their order; without those that nobody has set up."""
+    ways: dict[GuestTransport, Callable[[], Transport]] = {}
+    for kind in job.guest(vm.name).transports:
+        if kind is GuestTransport.QGA and not _agent_problem(vm):
+            agent = functools.partial(place.source.agent_command, vm.uuid)
+            ways[kind] = functools.partial(QgaTransport, agent)
+        elif kind is GuestTransport.SSH and (access := place.guests.access(job, vm)) is not None:
+            ways[kind] = functools.partial(SshTransport, access)
+    return ways
+
+
+@contextmanager
+def quiesced(processing: GuestProcessing | None) -> Iterator[Quiescing]:
+    """The guest frozen inside the context, as far as the job wants it and the guest can."""
+    if processing is None:
+        yield Quiescing()
+        return
+    with processing.quiesced() as quiescing:
+        yield quiescing
+
+
+def _without(place: Place, vm: Vm, settings: GuestSettings, problem: str) -> None:
+    if settings.policy is GuestPolicy.REQUIRE:
+        raise GuestError(f"guest processing of VM {vm.name!r}", problem,
+                         "install and start qemu-guest-agent in the guest, or use --guest-processing try")
+    place.journal.warn(f"guest processing skipped, the restore point is crash-consistent: {problem}")
+
+
+def _agent_problem(vm: Vm) -> str:
+    if not vm.has_agent_channel:
+        return "the VM has no guest agent channel"
+    return "" if vm.agent_connected else "the guest agent is not running in the guest"
