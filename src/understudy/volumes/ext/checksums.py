@@ -1,4 +1,4 @@
-"""Checksums: the sums that ext4 and jbd2 keep of their blocks, as the kernel has them: not inverted at the end. Pure."""
+"""Checksums: sums that ext4 and jbd2 keep of their blocks, as the kernel has them, not inverted at the end. Pure."""
 
 from __future__ import annotations
 

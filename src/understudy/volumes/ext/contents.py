@@ -22,7 +22,7 @@ def read_start(image: Image, runs: Sequence[Run], block_size: int, length: int) 
         if start >= length:
             break
         if run.written:
-            wanted = min(run.count * block_size, length - start)
+            wanted = min(run.blocks * block_size, length - start)
             content[start : start + wanted] = image.read(run.block * block_size, wanted)
     return bytes(content)
 
@@ -35,7 +35,7 @@ def read_blocks(image: Image, runs: Sequence[Run], block_size: int, count: int) 
     for run in runs:
         if not run.written:
             raise Unfit("a directory has blocks that were never written")
-        rest = min(run.count, count - run.logical)
+        rest = min(run.blocks, count - run.logical)
         place = run.block
         while rest > 0:
             blocks = min(rest, _PIECE // block_size)

@@ -91,7 +91,7 @@ class Files:
         size = self._layout.block_size
         found = [Extent(block * size, size) for block in self._maps.nodes]
         for runs in self._directories.values():
-            found += [Extent(run.block * size, run.count * size) for run in runs]
+            found += [Extent(run.block * size, run.blocks * size) for run in runs]
         return sorted(found, key=lambda item: item.start)
 
     def _chosen(self, directory: Inode, above: str, masks: Masks) -> tuple[list[Entry], list[Entry]]:

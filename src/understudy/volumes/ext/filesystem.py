@@ -121,7 +121,7 @@ class ExtFileSystem:
             if not inode.has_plain_data:
                 special += 1
                 continue
-            search.masks.extend(Extent(run.block * size, run.count * size) for run in search.files.runs(inode))
+            search.masks.extend(Extent(run.block * size, run.blocks * size) for run in search.files.runs(inode))
             if len(search.masks) > _MOST_RANGES:
                 raise Unfit("the files that the masks name lie in too many pieces")
         if search.files.unsearched:
@@ -147,7 +147,7 @@ class ExtFileSystem:
         """The ranges by kind, all through the gate, also against one another."""
         size = self._layout.block_size
         limit = self._layout.blocks * size
-        journal = sorted((Extent(run.block * size, run.count * size) for run in self._journal), key=_start)
+        journal = sorted((Extent(run.block * size, run.blocks * size) for run in self._journal), key=_start)
         forbidden = unite(unite(self._groups.metadata(), merge(journal)), merge(search.files.metadata()))
         claimed = checked([*search.swap, *search.masks], limit, size, forbidden)
         require_allocated(self._image, self._groups, claimed)
@@ -185,7 +185,7 @@ def _journal_runs(files: Files, inode: Inode, layout: Superblock) -> list[Run]:
     if not inode.is_regular or not inode.links or not inode.has_plain_data:
         raise Unfit("the inode of its journal is damaged")
     runs = files.runs(inode)
-    places = [Extent(run.block * layout.block_size, run.count * layout.block_size) for run in runs]
+    places = [Extent(run.block * layout.block_size, run.blocks * layout.block_size) for run in runs]
     checked(places, layout.blocks * layout.block_size, layout.block_size, ())
     return runs
 
@@ -193,7 +193,7 @@ def _journal_runs(files: Files, inode: Inode, layout: Superblock) -> list[Run]:
 def _within(runs: Sequence[Run], first: int, after: int, block_size: int) -> Iterator[Extent]:
     """What of the runs lies in blocks ``first..after`` of the file, as ranges of the volume."""
     for run in runs:
-        start, end = max(run.logical, first), min(run.logical + run.count, after)
+        start, end = max(run.logical, first), min(run.logical + run.blocks, after)
         if start < end:
             yield Extent((run.block + start - run.logical) * block_size, (end - start) * block_size)
 

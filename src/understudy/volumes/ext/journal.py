@@ -89,9 +89,10 @@ class _Log:
         """The block of the volume where block ``index`` of the journal lies."""
         position = bisect_right(self._starts, index) - 1
         run = self._runs[position] if position >= 0 else None
-        if run is None or index >= run.logical + run.count or not run.written:
+        if run is None or index >= run.logical + run.blocks or not run.written:
             raise Unfit("the journal has a hole")
-        return run.block + index - run.logical
+        place: int = run.block + index - run.logical
+        return place
 
     def after(self, index: int, steps: int = 1) -> int:
         """The index of the block ``steps`` behind, in the ring."""
@@ -103,7 +104,7 @@ class _Log:
 
     def holds(self, block: int) -> bool:
         """Whether a block of the volume belongs to the journal."""
-        return any(run.block <= block < run.block + run.count for run in self._runs)
+        return any(run.block <= block < run.block + run.blocks for run in self._runs)
 
 
 def is_empty(image: Image, runs: Sequence[Run], block_size: int, blocks: int) -> bool:

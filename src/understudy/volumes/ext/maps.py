@@ -20,14 +20,14 @@ _DIRECT = 12
 
 
 class Run(NamedTuple):
-    """``count`` blocks of a file from its block ``logical`` on, which lie from ``block`` on.
+    """As many blocks of a file from its block ``logical`` on, which lie from ``block`` on.
 
     :ivar written: False if they read as zeros whatever they hold.
     """
 
     logical: int
     block: int
-    count: int
+    blocks: int
     written: bool
 
 
@@ -49,7 +49,7 @@ class Maps:
         :raises Unfit: if the map is damaged, or claims more than the inode says that it holds.
         """
         found = self._tree(inode) if inode.flags & EXTENTS else self._block_map(inode)
-        if sum(run.count for run in found) * self._layout.block_size > inode.held:
+        if sum(run.blocks for run in found) * self._layout.block_size > inode.held:
             raise Unfit(f"the inode {inode.number} claims more blocks than it says that it holds")
         return found
 
@@ -134,7 +134,7 @@ def _add_blocks(logical: int, places: tuple[int, ...], runs: list[Run]) -> None:
         if not block:
             continue
         last = runs[-1] if runs else None
-        if last and last.logical + last.count == logical + offset and last.block + last.count == block:
-            runs[-1] = last._replace(count=last.count + 1)
+        if last and last.logical + last.blocks == logical + offset and last.block + last.blocks == block:
+            runs[-1] = last._replace(blocks=last.blocks + 1)
         else:
             runs.append(Run(logical + offset, block, 1, True))
