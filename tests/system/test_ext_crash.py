@@ -145,7 +145,8 @@ def _fiemap(path: Path) -> Iterator[Extent]:
     start = 0
     with path.open("rb") as handle:
         while True:
-            request = bytearray(struct.pack("<QQIIII", start, (1 << 64) - 1 - start, 0, 0, _EXTENTS, 0) + bytes(56 * _EXTENTS))
+            head = struct.pack("<QQIIII", start, (1 << 64) - 1 - start, 0, 0, _EXTENTS, 0)
+            request = bytearray(head + bytes(56 * _EXTENTS))
             fcntl.ioctl(handle, _FIEMAP, request)
             count = struct.unpack_from("<I", request, 20)[0]
             for index in range(count):

@@ -49,7 +49,7 @@ def used_bytes(groups: Groups) -> int:
             raise Unfit(f"more blocks are free in block group {number} than it has")
         used += rest
     layout = groups.layout
-    return min(used * layout.ratio, layout.blocks) * layout.block_size
+    return min(layout.first_block + used * layout.ratio, layout.blocks) * layout.block_size
 
 
 def free_ranges(image: Image, groups: Groups) -> list[Extent] | None:

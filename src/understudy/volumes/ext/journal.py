@@ -60,6 +60,9 @@ class _Log:
         self._block_size = block_size
         raw = self.read(0)
         magic, kind, _ = _HEADER.unpack_from(raw)
+        self._first: int
+        self.sequence: int
+        self.start: int
         size, length, self._first, self.sequence, self.start, error = struct.unpack_from(">6I", raw, 12)
         compat, incompat, ro_compat = struct.unpack_from(">III", raw, 0x24) if kind == _SUPER_V2 else (0, 0, 0)
         if magic != _MAGIC or kind not in {_SUPER_V1, _SUPER_V2}:
@@ -91,8 +94,7 @@ class _Log:
         run = self._runs[position] if position >= 0 else None
         if run is None or index >= run.logical + run.blocks or not run.written:
             raise Unfit("the journal has a hole")
-        place: int = run.block + index - run.logical
-        return place
+        return run.block + index - run.logical
 
     def after(self, index: int, steps: int = 1) -> int:
         """The index of the block ``steps`` behind, in the ring."""
