@@ -1,4 +1,7 @@
-"""The replay in memory gives what e2fsck's replay gives, for every kind of journal; a wrong checksum is never replayed."""
+"""The replay in memory gives what e2fsck's replay gives, for every kind of journal.
+
+A wrong checksum is never replayed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.unit.volumes.ext.images import FileImage, MemoryImage, block_size, debugfs, make_image, make_tree, run
-from understudy.units import KIB, MIB
 from understudy.volumes import Unfit, Wishes
 from understudy.volumes.ext import open_ext
 from understudy.volumes.ext.checksums import START, crc32_be, crc32c
@@ -135,7 +137,7 @@ def test_no_changed_block_of_a_summed_journal_is_replayed(tmp_path: Path, kind: 
     start = struct.unpack_from(">I", data, blocks[0] * size + 28)[0]
     whole = opened(MemoryImage(data))._image.read(0, len(data))
     refused = 0
-    for index in range(start, start + 920):
+    for index in range(start, start + 920, 5):
         at = blocks[index] * size + 100
         data[at] ^= 1
         try:
@@ -145,7 +147,8 @@ def test_no_changed_block_of_a_summed_journal_is_replayed(tmp_path: Path, kind: 
         except Unfit:
             refused += 1
         data[at] ^= 1
-    assert refused > 890
+    # Twice ten blocks of the first transaction and ten of the second one are revoked.
+    assert refused == 178
 
 
 def test_a_journal_with_old_sums_is_verified(tmp_path: Path) -> None:
@@ -214,12 +217,11 @@ def test_fast_commits_and_journals_elsewhere_are_refused(tmp_path: Path) -> None
 
 
 def test_a_journal_may_not_write_to_itself_or_outside(tmp_path: Path) -> None:
-    image = make_image(tmp_path, make_tree(tmp_path, files=1), "-t", "ext4", "-J", "size=4", size=32 * MIB)
-    pristine = image.read_bytes()
-    own = journal_places(image)[50]
-    (tmp_path / "one").write_bytes(bytes(KIB))
-    for block in (own, 32 * KIB + 5):
-        image.write_bytes(pristine)
-        debugfs(image, "jo", f"jw -b {block} {tmp_path}/one", "jc", write=True)
+    image = make_busy(tmp_path, *JOURNALS["no-sums"])
+    size, blocks = block_size(image), journal_places(image)
+    data = bytearray(image.read_bytes())
+    start = struct.unpack_from(">I", data, blocks[0] * size + 28)[0]
+    for block in (blocks[2000], len(data) // size):
+        struct.pack_into(">I", data, blocks[start] * size + 12, block)
         with pytest.raises(Unfit, match="not its to write"):
-            opened(FileImage(image))
+            opened(MemoryImage(data))
