@@ -74,7 +74,7 @@ class _Log:
         if self.start and not self._first <= self.start < length:
             raise Unfit("the journal is damaged: it does not begin within itself")
         self._length = length
-        self.capacity = length - self._first
+        self.capacity: int = length - self._first
         self.wide = bool(incompat & _WIDE)
         self.version = 3 if incompat & _SUM_V3 else 2 if incompat & _SUM_V2 else 0
         self.old_sum = bool(compat & _OLD_SUM)

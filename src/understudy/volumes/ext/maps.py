@@ -49,7 +49,8 @@ class Maps:
         :raises Unfit: if the map is damaged, or claims more than the inode says that it holds.
         """
         found = self._tree(inode) if inode.flags & EXTENTS else self._block_map(inode)
-        if sum(run.blocks for run in found) * self._layout.block_size > inode.held:
+        claimed = sum(run.blocks for run in found)
+        if claimed > self._layout.blocks or claimed * self._layout.block_size > inode.held:
             raise Unfit(f"the inode {inode.number} claims more blocks than it says that it holds")
         return found
 

@@ -147,7 +147,7 @@ def test_no_changed_block_of_a_summed_journal_is_replayed(tmp_path: Path, kind: 
         except Unfit:
             refused += 1
         data[at] ^= 1
-    # Twice ten blocks of the first transaction and ten of the second one are revoked.
+    # One block in five is tried, and six of these are revoked: the kernel does not look at them.
     assert refused == 178
 
 
