@@ -75,7 +75,9 @@ class Tree:
             raise Unfit(f"an XFS tree of {self.owner} runs in a circle")
         self._seen.add(number)
         short = self.form.pointer == 4
-        place = self.geometry.extent(self.owner, number) if short else self.geometry.extent(*self.geometry.split(number))
+        place = (
+            self.geometry.extent(self.owner, number) if short else self.geometry.extent(*self.geometry.split(number))
+        )
         block = self.image.read(place.start, place.length)
         at = 8 + 2 * self.form.pointer  # behind magic, level, count, and the neighbours
         verified(block, at + 36 if short else at + 40, place.start)

@@ -85,8 +85,8 @@ class Geometry:
 
         :raises Unfit: if the AG has no such blocks.
         """
-        if not (0 <= group < self.group_count and 0 <= block and 0 < count <= self.length_of(group) - block):
-            raise Unfit(f"an XFS file system points to {count} blocks from {block} of group {group}, which has them not")
+        if not (0 <= group < self.group_count and block >= 0 and 0 < count <= self.length_of(group) - block):
+            raise Unfit(f"an XFS file system points to {count} blocks at {block} of group {group}, which it lacks")
         return Extent(self.place(group, block), count * self.block_size)
 
     def split(self, number: int) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def _parse(raw: bytes) -> Geometry:
 
 
 def _refuse_sizes(found: Geometry, raw: bytes, size: int) -> None:
-    if not (1024 <= found.block_size and 512 <= found.inode_size <= 2048 and found.directory_block <= 65536):
+    if not (found.block_size >= 1024 and 512 <= found.inode_size <= 2048 and found.directory_block <= 65536):
         raise Unfit("the XFS superblock has impossible sizes")
     if len(raw) < _LEAST or found.sector > found.block_size:
         raise Unfit("the XFS superblock has impossible sizes")

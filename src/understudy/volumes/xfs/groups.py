@@ -67,7 +67,9 @@ def read_group(image: Image, geometry: Geometry, number: int) -> Group:
     return Group(free, free_blocks, metadata, starts, used)
 
 
-def _free_blocks(image: Image, geometry: Geometry, number: int, header: bytes) -> tuple[list[Extent], int, list[Extent]]:
+def _free_blocks(
+    image: Image, geometry: Geometry, number: int, header: bytes
+) -> tuple[list[Extent], int, list[Extent]]:
     root, levels = (struct.unpack_from(">I", header, at)[0] for at in (16, 28))
     expected = struct.unpack_from(">I", header, 52)[0]
     tree = Tree(image, geometry, _FREE, number, geometry.length_of(number))
@@ -97,7 +99,7 @@ def _inodes(
     end = 0
     for leaf in tree.leaves(root, levels):
         for first, holes, _count, _free, free in struct.iter_unpack(">IHBBQ", leaf):
-            if first < end or first % (1 << geometry.inode_bits):
+            if first < end or first % min(_CHUNK, 1 << geometry.inode_bits):
                 raise Unfit(f"the inodes of XFS group {number} overlap")
             end = first + _CHUNK
             holes = holes if geometry.sparse_inodes else 0
