@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import os
 import random
 import struct
 import sys
@@ -23,7 +24,7 @@ from typing import TypedDict
 import pytest
 
 from tests.unit.volumes.xfs.images import MIB, free_blocks, image_of
-from understudy.lab.commands import run, tree_environment
+from understudy.lab.commands import run
 from understudy.model.extent import Extent, clip, merge, subtract, total, unite
 from understudy.volumes import Kind, Wishes
 from understudy.volumes.masks import Masks
@@ -58,9 +59,9 @@ class Punched(TypedDict):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Seen], Punched]]:
     place = tmp_path_factory.mktemp("xfs-crash")
-    command = ["unshare", "--mount", "--propagation", "private", "env", f"PYTHONPATH={tree_environment()['PYTHONPATH']}",
-               sys.executable, "-m", __name__, str(place)]  # fmt: skip
-    output = run(command, cwd=Path(__file__).parents[2], timeout_s=400)
+    search = os.pathsep.join(map(os.path.abspath, sys.path))
+    command = ["unshare", "--mount", "--propagation", "private", "env", f"PYTHONPATH={search}"]
+    output = run([*command, sys.executable, "-m", __name__, str(place)], cwd=Path(__file__).parents[2], timeout_s=400)
     yield tuple(json.loads(output))
     (place / "outer.img").unlink()
 
@@ -236,7 +237,7 @@ for name in kept/pieces cache/pieces; do
 done
 dd if=/dev/urandom of=kept/clone bs=1M count=2 status=none; cp --reflink=always kept/clone cache/clone
 dd if=/dev/urandom of=kept/link bs=1M count=2 status=none; ln kept/link cache/link
-fallocate -l 3M cache/unwritten
+fallocate -l 3M cache/unwritten; sync
 """
 
 

@@ -190,10 +190,8 @@ def _unpacked(headers: bytes, body: bytes) -> bytes:
 
 
 def _is_unmount(body: bytes) -> bool:
-    if len(body) < 14:
-        return False
-    length, _client, flags = struct.unpack_from(">IBB", body, 4)
-    return bool(flags & _UNMOUNT) and length >= 2 and body[12:14] == _UNMOUNT_BYTES
+    """Whether the only operation of a record is an unmount; the kernel leaves its length at 0."""
+    return len(body) >= 14 and bool(body[9] & _UNMOUNT) and body[12:14] == _UNMOUNT_BYTES
 
 
 def _prove_harmless(record: _Record, geometry: Geometry) -> None:
