@@ -23,7 +23,7 @@ from typing import TypedDict
 
 import pytest
 
-from tests.unit.volumes.xfs.images import MIB, free_blocks, image_of
+from tests.unit.volumes.xfs.images import MIB, free_blocks, image_of, xfs_db
 from understudy.lab.commands import run
 from understudy.model.extent import Extent, clip, merge, subtract, total, unite
 from understudy.volumes import Kind, Wishes
@@ -31,6 +31,8 @@ from understudy.volumes.masks import Masks
 from understudy.volumes.xfs import open_xfs
 
 LIVE, FROZEN = 22, 10
+#: So many snapshots are taken before the writers begin to make files durable.
+QUIET = 10
 ALL = Wishes(masks=Masks(["/cache/"]), free=True)
 _FIEMAP = 0xC020660B
 _LAST, _NO_PLACE = 1, 2 | 4 | 0x200  # unknown, not yet allocated, inside the inode
@@ -38,12 +40,13 @@ _CLONE = 0x40049409
 
 
 class Seen(TypedDict):
-    """What one snapshot showed; ``wrong`` counts bytes that are left out and must not be."""
+    """What one snapshot showed; ``wrong`` counts bytes that are left out and must not be, ``cycle`` the log's rounds."""
 
     frozen: bool
     left_out: int
     wrong: int
     notes: list[str]
+    cycle: int
 
 
 class Punched(TypedDict):
@@ -70,6 +73,11 @@ def test_no_snapshot_leaves_out_what_is_kept(results: tuple[list[Seen], Punched]
     snapshots, _ = results
     assert len(snapshots) >= 30
     assert [seen for seen in snapshots if seen["wrong"]] == []
+
+
+def test_the_log_went_round_more_than_once(results: tuple[list[Seen], Punched]) -> None:
+    assert results[0][-1]["cycle"] > 1
+    assert any(seen["frozen"] and seen["cycle"] > 1 for seen in results[0])
 
 
 def test_every_frozen_snapshot_leaves_something_out(results: tuple[list[Seen], Punched]) -> None:
@@ -148,6 +156,7 @@ class Writer(threading.Thread):
         self._dice = random.Random(seed)
         self._seed = seed
         self._ended = threading.Event()
+        self.durable = threading.Event()
         self._files: list[Path] = []
 
     def end(self) -> None:
@@ -168,7 +177,12 @@ class Writer(threading.Thread):
 
     def _create(self, name: str) -> None:
         path = self._root / self._dice.choice(("kept", "cache")) / name
-        path.write_bytes(self._dice.randbytes(4096) * self._dice.randrange(1, 160))
+        with path.open("wb") as handle:
+            handle.write(self._dice.randbytes(4096) * self._dice.randrange(1, 160))
+            if self.durable.is_set() and self._dice.random() < 0.5:
+                # What is in memory only is in no snapshot; this brings changes into the log.
+                handle.flush()
+                os.fsync(handle.fileno())
         self._files.append(path)
 
     def _rename(self, number: int) -> None:
@@ -194,7 +208,8 @@ def judged(snapshot: Path, copy: Path, place: Path, *, frozen: bool) -> Seen:
                                 *(item for path in files(place, "cache") for item in extents(path))],
                                key=lambda item: item.start))  # fmt: skip
         wrong = total(subtract(out, unite(may, free_blocks(copy))))
-    return {"frozen": frozen, "left_out": total(out), "wrong": wrong, "notes": list(found.notes)}
+    cycle = int(xfs_db(snapshot, "sb 0", "p lsn").split("=")[1], 0) >> 32
+    return {"frozen": frozen, "left_out": total(out), "wrong": wrong, "notes": list(found.notes), "cycle": cycle}
 
 
 def snapshots_of(outer: Path, inner: Path) -> list[Seen]:
@@ -212,6 +227,9 @@ def snapshots_of(outer: Path, inner: Path) -> list[Seen]:
         try:
             for number in range(LIVE + FROZEN):
                 threading.Event().wait(0.3)
+                if number == QUIET:
+                    for writer in writers:
+                        writer.durable.set()
                 frozen = number % 3 == 2 and number // 3 < FROZEN
                 if frozen:
                     run(["xfs_freeze", "-f", str(root)])
@@ -271,15 +289,15 @@ def main(place: Path) -> None:
     """Print what all snapshots and the punched file system showed; runs in a mount namespace of its own."""
     image = made(place / "outer.img", 6144 * MIB)
     with mounted(image, place / "outer") as outer:
-        seen = snapshots_of(outer, made(outer / "inner.img", 400 * MIB))
+        seen = snapshots_of(outer, made(outer / "inner.img", 400 * MIB, "--unsupported", "-l", "size=8m"))
         lost = punched(outer, made(outer / "punched.img", 400 * MIB))
     print(json.dumps([seen, lost]))
 
 
-def made(image: Path, size: int) -> Path:
+def made(image: Path, size: int, *options: str) -> Path:
     with image.open("xb") as handle:
         handle.truncate(size)
-    run(["mkfs.xfs", "-q", str(image)])
+    run(["mkfs.xfs", "-q", *options, str(image)])
     return image
 
 
