@@ -40,7 +40,7 @@ _CLONE = 0x40049409
 
 
 class Seen(TypedDict):
-    """What one snapshot showed; ``wrong`` counts bytes that are left out and must not be, ``cycle`` the log's rounds."""
+    """What one snapshot showed; ``wrong`` counts bytes left out that must not be, ``cycle`` rounds of the log."""
 
     frozen: bool
     left_out: int

@@ -43,7 +43,7 @@ def find(image: Path, wishes: Wishes) -> Finding:
     return open_xfs(image_of(image)).find(wishes)
 
 
-@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(scope="module", params=list(VARIANTS.values()), ids=list(VARIANTS))
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("xfs"), TREE, *request.param)
 
