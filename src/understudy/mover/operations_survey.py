@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from understudy.context import Context
-from understudy.model.exclusion import DiskSurvey, Exclusion
+from understudy.model.exclusion import DiskSurvey
 from understudy.mover import api
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
+from understudy.mover.survey_process import survey_disks
 
 
 def start_survey(mover: Mover, request: api.SurveyDisks) -> api.WorkStarted:
-    """Find what can be left out of disks: nothing, as long as no reader of volumes is there."""
+    """Find what can be left out of disks, in a process without rights."""
 
-    def survey(_ctx: Context, _meter: Meter) -> tuple[DiskSurvey, ...]:
-        return tuple(DiskSurvey(Exclusion(disk.name)) for disk in request.disks)
+    def survey(ctx: Context, _meter: Meter) -> tuple[DiskSurvey, ...]:
+        return survey_disks(ctx, request, mover.credentials)
 
     return api.WorkStarted(mover.works.start("survey", survey))

@@ -130,8 +130,7 @@ def _linux(
         return Told(notes=(f"masks are not applied: {why}",))
     (table,) = tables.values()
     every = [entry.where for entry in table if entry.where.startswith("/")]
-    swaps = [entry.what for entry in table if entry.kind == "swap" and entry.what.startswith("/")
-             and not entry.what.startswith("/dev/")]
+    swaps = [entry.what for entry in table if entry.kind == "swap" and _is_plain(entry.what)]
     found, notes = [], []
     for mount in mine:
         found += [own for mask in masks if (own := _below(mask, mount, every)) is not None]
@@ -139,6 +138,13 @@ def _linux(
               if any(_ambiguous(mask, mount, every) for mount in mine)]
     files = [own for mount in mine for path in swaps if (own := _below(path, mount, every)) is not None]
     return Told(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(files)), tuple(dict.fromkeys(notes)))
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path of the guest's fstab, which may hold anything, is that of a file, and no pattern."""
+    names = path.split("/")[1:]
+    return (path.startswith("/") and not path.startswith("/dev/") and not set(path) & set("*?\\")
+            and not set(names) & {"", ".", ".."})
 
 
 def _below(path: str, mount: str, mounts: Sequence[str]) -> str | None:

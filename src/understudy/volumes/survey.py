@@ -15,7 +15,7 @@ from understudy.model.extent import Extent, merge, subtract, total
 from understudy.volumes import FileSystem, Finding, Image, Kind, Unfit, Wishes
 from understudy.volumes.image import Piece, Pieces
 from understudy.volumes.masks import Masks
-from understudy.volumes.mounts import Layout, Mounted, layout_of
+from understudy.volumes.mounts import Layout, Mounted, Told, layout_of
 
 LOG = logging.getLogger(__name__)
 LVM, SWAP, EMPTY = "lvm", "swap", "empty"
@@ -128,13 +128,24 @@ def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[Dis
     for volume in volumes:
         _guarded(volume, found, _open, volume, readers, found)
     opened = [volume for volume in volumes if volume.system is not None]
-    layout = layout_of([Mounted(volume.system, volume.lv) for volume in opened if volume.system], wanted.masks)
+    layout = _layout(opened, wanted, found)
     for volume in volumes:
         if volume.kind == SWAP:
             _guarded(volume, found, _find_swap, volume, wanted, readers, found)
     for position, volume in enumerate(opened):
         _guarded(volume, found, _find, volume, position, layout, wanted, found)
     return tuple(_result(disk, found) for disk in disks)
+
+
+def _layout(opened: Sequence[_Volume], wanted: Wanted, found: _Found) -> Layout:
+    """Which masks belong to which volume. It reads files of all of them: if that breaks, none get any."""
+    try:
+        return layout_of([Mounted(volume.system, volume.lv) for volume in opened if volume.system], wanted.masks)
+    except Exception as exc:
+        LOG.exception("the guest's mounts cannot be read")
+        for volume in opened:
+            found.note(volume.disks, f"masks are not applied: the guest's mounts cannot be read: {exc}")
+        return Layout(tuple(Told() for _ in opened))
 
 
 def _guarded(volume: _Volume, found: _Found, act: Callable[..., None], *values: object) -> None:

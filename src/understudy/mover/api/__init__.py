@@ -53,7 +53,7 @@ from understudy.mover.api.source import (
     RemoveTagged,
     ScratchFacts,
 )
-from understudy.mover.api.survey import SurveyDisks, SurveyedDisk
+from understudy.mover.api.survey import SurveyDisks, SurveyedDisk, SurveyedDisks
 from understudy.mover.api.target import (
     BeginPoint,
     BindHead,
@@ -183,6 +183,7 @@ __all__ = [
     "SurveyDatastore",
     "SurveyDisks",
     "SurveyedDisk",
+    "SurveyedDisks",
     "SurveyedReplica",
     "SweepReplica",
     "TaggedFile",

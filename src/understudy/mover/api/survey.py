@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy.model.exclusion import Exclusion
+from understudy.model.exclusion import DiskSurvey, Exclusion
 from understudy.mover.api.source import NbdSource
 
 
@@ -35,3 +35,10 @@ class SurveyDisks:
     free: bool
     quiesced: bool
     former: tuple[Exclusion, ...]
+
+
+@dataclass(frozen=True)
+class SurveyedDisks:
+    """What the process that looked into the disks found, in their order."""
+
+    surveys: tuple[DiskSurvey, ...]

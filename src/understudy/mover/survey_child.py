@@ -1,0 +1,91 @@
+"""The process that looks into file systems of guests: ``python -m understudy.mover.survey_child [CREDENTIALS]``.
+
+What a guest wrote may be hostile. So it connects to the disks first, gives up every right, and only then looks at a
+byte; what it may take of memory and time is limited, and whoever started it ends it when it takes longer (G10).
+
+Standard input is an encoded :class:`understudy.mover.api.SurveyDisks`, standard output an encoded
+:class:`understudy.mover.api.SurveyedDisks`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import sys
+from pathlib import Path
+
+from understudy.certificates import Credentials
+from understudy.errors import UnderstudyError
+from understudy.mover.api import SurveyDisks, SurveyedDisks
+from understudy.mover.protocol import decode, encode
+from understudy.mover.reader import Source
+from understudy.units import GIB, MIB
+from understudy.volumes.ext import open_ext
+from understudy.volumes.image import CachedDisk
+from understudy.volumes.lvm import logical_volumes
+from understudy.volumes.partitions import partitions
+from understudy.volumes.signatures import EXT, XFS, recognise
+from understudy.volumes.survey import Disk, Readers, Wanted, survey
+from understudy.volumes.swap import swap_finding
+from understudy.volumes.xfs import open_xfs
+
+#: Data of the process; it needs about 60 MiB with the cache of one disk, which all disks share.
+MEMORY = 512 * MIB
+ADDRESSES = 4 * GIB
+CPU_S = 240
+CACHE = 32 * MIB
+_NOBODY = 65534
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWNET = 0x40000000
+
+READERS = Readers(partitions, recognise, swap_finding, logical_volumes, {EXT: open_ext, XFS: open_xfs})
+
+
+def main(arguments: list[str]) -> int:
+    """Answer the request; 1, with the reason on standard error, if that is not possible."""
+    credentials = Credentials(Path(arguments[0])) if arguments else None
+    try:
+        request = decode(SurveyDisks, sys.stdin.buffer.read())
+        # Source looks at the size and, over TLS, at who the server lets in.
+        sources = [Source(disk.source, disk.size, credentials=credentials) for disk in request.disks]
+    except UnderstudyError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    give_up_rights()
+    cache = CACHE // max(1, len(sources))
+    disks = [Disk(disk.name, CachedDisk(source.planner, disk.size, cache))
+             for disk, source in zip(request.disks, sources, strict=True)]
+    wanted = Wanted(request.swap, request.masks, request.free, request.quiesced, request.former)
+    sys.stdout.buffer.write(encode(SurveyedDisks(survey(disks, wanted, READERS))))
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def give_up_rights() -> None:
+    """From now on: no user's rights, no network, no new files, no processes, little memory, little time.
+
+    :raises OSError: if a right cannot be given up; then nothing may be looked at.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):  # a container may forbid it; the connections are made, no others are needed
+            _checked(libc.unshare(_CLONE_NEWNET), "unshare")
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    limits = {resource.RLIMIT_DATA: MEMORY, resource.RLIMIT_AS: ADDRESSES, resource.RLIMIT_CPU: CPU_S,
+              resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
+    for limit, value in limits.items():
+        resource.setrlimit(limit, (value, value))
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), what)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
