@@ -1,0 +1,107 @@
+"""A log that holds only superblocks, as of a frozen file system, may be passed over; any other change may not."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from google_crc32c import value
+
+from tests.unit.volumes.xfs.images import FileImage, image_of, make, superblock
+from understudy.volumes import Wishes
+from understudy.volumes.xfs import open_xfs
+
+TREE = {"/kept": b"k" * 5000}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("xfs"), TREE)
+
+
+def ring(image: Path) -> int:
+    """Where the log begins."""
+    sb = superblock(image)
+    group, block = sb["logstart"] >> sb["agblklog"], sb["logstart"] & (1 << sb["agblklog"]) - 1
+    return (group * sb["agblocks"] + block) * sb["blocksize"]
+
+
+def operation(flags: int, data: bytes = b"") -> bytes:
+    return struct.pack(">IIBBH", 77, len(data), 0x69, flags, 0) + data
+
+
+def buffer(data: bytes, *, kind: int = 0x123C, block: int = 0, flags: int = 0, chunks: int = 0b1111) -> list[bytes]:
+    """A logged buffer of one sector, as its two regions."""
+    return [struct.pack("<HHHHqII", kind, 2, flags, 1, block, 1, chunks), data]
+
+
+def record(image: Path, regions: Sequence[bytes], *, tail: int = 2, flags: int = 0) -> bytes:
+    """A record in sector 2, behind that of mkfs, which holds one transaction."""
+    header = operation(0, struct.pack("<IIII", 0x5452414E, 40, 77, len(regions) // 2))
+    operations = [operation(1), header, *(operation(flags, region) for region in regions), operation(2)]
+    whole = b"".join(operations)
+    body = bytearray(whole.ljust(-(-len(whole) // 512) * 512, b"\0"))
+    words = b""
+    for at in range(0, len(body), 512):
+        words += body[at : at + 4]
+        body[at : at + 4] = struct.pack(">I", 1)
+    user = image_of(image).read(32, 16)
+    head = struct.pack(">IIIIQQIII", 0xFEEDBABE, 1, 2, len(body), 1 << 32 | 2, 1 << 32 | tail, 0, 0, len(operations))
+    head = (head + words.ljust(256, b"\0") + struct.pack(">I16sI", 1, user, 32768)).ljust(512, b"\0")
+    return head[:32] + struct.pack("<I", value(head[:328] + bytes(body))) + head[36:] + bytes(body)
+
+
+def notes(image: Path, raw: bytes) -> tuple[str, ...]:
+    found = open_xfs(FileImage(image, {ring(image) + 1024: raw})).find(Wishes(free=True))
+    assert bool(found.ranges) is not bool(found.notes)
+    return found.notes
+
+
+def changed(sector: bytes, at: int) -> bytes:
+    return sector[:at] + bytes([sector[at] ^ 1]) + sector[at + 1 :]
+
+
+def test_only_superblocks_that_say_the_same_are_passed_over(image: Path) -> None:
+    sector = image_of(image).read(0, 512)
+    assert notes(image, record(image, buffer(sector))) == ()
+    assert notes(image, record(image, buffer(changed(sector, 151)))) == ()
+    assert notes(image, record(image, buffer(sector[128:256], chunks=0b10))) == ()
+    assert notes(image, record(image, buffer(sector) * 2)) == ()
+
+
+def test_a_superblock_that_says_something_else_is_not(image: Path) -> None:
+    sector = image_of(image).read(0, 512)
+    for at in (11, 87, 91, 103, 219, 223, 255):
+        assert "not on disk" in notes(image, record(image, buffer(changed(sector, at))))[0]
+
+
+@pytest.mark.parametrize("wrong", ["block", "kind", "cancelled", "map", "length", "no regions", "torn", "continued"])
+def test_anything_else_is_not(image: Path, wrong: str) -> None:
+    sector = image_of(image).read(0, 512)
+    raw = record(image, {
+        "block": buffer(sector, block=8),
+        "kind": buffer(sector, kind=0x123B),
+        "cancelled": buffer(sector, flags=2),
+        "map": buffer(sector, chunks=0b11111),
+        "length": buffer(sector[:256]),
+        "no regions": buffer(sector)[:1],
+        "torn": buffer(sector),
+        "continued": buffer(sector),
+    }[wrong], flags=4 if wrong == "continued" else 0)  # fmt: skip
+    if wrong == "torn":
+        raw = changed(raw, 700)
+    assert "log" in notes(image, raw)[0]
+
+
+def test_everything_from_the_tail_on_is_looked_at(image: Path) -> None:
+    sector = image_of(image).read(0, 512)
+    assert notes(image, record(image, buffer(sector), tail=0))  # the record of mkfs is no transaction
+    assert notes(image, record(image, buffer(sector), tail=1))
+    assert notes(image, record(image, buffer(sector), tail=90))
+
+
+def test_a_write_that_overtook_another_one_is_noticed(image: Path) -> None:
+    raw = record(image, buffer(image_of(image).read(0, 512)))
+    assert "being written" in notes(image, raw.ljust(512 * 40, b"\0") + b"\0\0\0\1")[0]
