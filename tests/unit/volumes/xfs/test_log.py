@@ -41,8 +41,8 @@ def record(image: Path, regions: Sequence[bytes], *, tail: int = 2, flags: int =
     """A record in sector 2, behind that of mkfs, which holds one transaction."""
     header = operation(0, struct.pack("<IIII", 0x5452414E, 40, 77, len(regions) // 2))
     operations = [operation(1), header, *(operation(flags, region) for region in regions), operation(2)]
-    joined = b"".join(operations)
-    body = bytearray(joined.ljust(-(-len(joined) // 512) * 512, b"\0"))
+    whole = b"".join(operations)
+    body = bytearray(whole.ljust(-(-len(whole) // 512) * 512, b"\0"))
     words = b""
     for at in range(0, len(body), 512):
         words += body[at : at + 4]

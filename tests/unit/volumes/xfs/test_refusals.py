@@ -146,10 +146,76 @@ def test_a_root_directory_that_is_its_own_child_is_refused(image: Path) -> None:
     assert "two XFS directories" in refusal(wrong)
 
 
-def test_a_name_of_no_inode_is_refused(image: Path) -> None:
+@pytest.mark.parametrize("number", ["none", "rbmino"])
+def test_a_name_of_no_file_is_refused(image: Path, number: str) -> None:
     root = inode_of(image, "/")
     at = root.start + image_of(image).read(root.start, root.length).index(b"swapfile") + len(b"swapfile") + 1
-    assert "no file's" in refusal(changed(image, at, struct.pack(">I", 0x7FFFFFFF), root, 100))
+    new = struct.pack(">I", superblock(image).get(number, 0x7FFFFFFF))
+    assert "no file's" in refusal(changed(image, at, new, root, 100))
+
+
+@pytest.mark.parametrize("kind", ["superblock", "free space", "inodes", "reserve", "tree", "inode", "directory"])
+def test_a_wrong_checksum_condemns_all(image: Path, kind: str) -> None:
+    """The byte that is wrong is one that is not looked at."""
+    place = {
+        "superblock": 130,
+        "free space": 512 + 200,
+        "inodes": 1024 + 340,
+        "reserve": 1536 + 500,
+        "tree": 4096 + 4000,
+        "inode": inode_of(image, "/cache/007-with-a-long-name").start + 40,
+        "directory": directory_of(image).start + 62,
+    }[kind]
+    byte = image_of(image).read(place, 1)[0]
+    assert "checksum" in refusal(FileImage(image, {place: bytes([byte ^ 1])}))
+
+
+def directory_of(image: Path) -> Extent:
+    """The first block of the directory of 300 names."""
+    found = xfs_db(image, "path /cache", "bmap")
+    group, block = (int(part) for part in found.split("(")[1].split(")")[0].split("/"))
+    return Extent((group * superblock(image)["agblocks"] + block) * 4096, 4096)
+
+
+@pytest.mark.parametrize("at", [8, 24, 40])
+def test_a_directory_block_of_another_place_or_owner_is_refused(image: Path, at: int) -> None:
+    block = directory_of(image)
+    new = b"\7" * 8
+    assert "not a block of directory" in refusal(changed(image, block.start + at, new, block, 4))
+
+
+@pytest.mark.parametrize("at", [0, 4, 16, 32, 48])
+def test_a_tree_block_of_another_place_or_owner_is_refused(image: Path, at: int) -> None:
+    root = Extent(4096, 4096)
+    assert "not the tree block" in refusal(changed(image, root.start + at, b"\7\7", root, 52))
+
+
+def test_a_wrong_count_of_free_blocks_is_refused(image: Path) -> None:
+    count = int.from_bytes(image_of(image).read(512 + 52, 4), "big")
+    wrong = changed(image, 512 + 52, struct.pack(">I", count - 1), Extent(512, 512), 216)
+    assert "its header counts" in refusal(wrong)
+
+
+def test_a_tree_that_leads_to_the_same_leaf_twice_is_refused(image: Path) -> None:
+    """A root of a second level is put into a free block; both of its pointers lead to the old root."""
+    place = free_blocks(image)[0]
+    node = bytearray(image_of(image).read(4096, 4096))
+    node[4:8] = struct.pack(">HH", 1, 2)
+    node[16:24] = struct.pack(">Q", place.start // 512)
+    pointers = 56 + (4096 - 56) // 12 * 8
+    node[pointers : pointers + 8] = struct.pack(">II", 1, 1)
+    node[52:56] = bytes(4)
+    node[52:56] = struct.pack("<I", value(bytes(node)))
+    header = bytearray(image_of(image).read(512, 512))
+    header[16:20], header[28:32], header[216:220] = struct.pack(">I", place.start // 4096), b"\0\0\0\2", bytes(4)
+    header[216:220] = struct.pack("<I", value(bytes(header)))
+    assert "circle" in refusal(FileImage(image, {512: bytes(header), place.start: bytes(node)}))
+
+
+def test_a_swap_file_whose_header_was_never_written_stays(image: Path) -> None:
+    inode = inode_of(image, "/swapfile")
+    wrong = changed(image, inode.start + 176, b"\x80", inode, 100)
+    assert Kind.SWAP not in open_xfs(wrong).find(ALL).ranges
 
 
 def address(image: Path, place: int) -> int:
@@ -159,12 +225,20 @@ def address(image: Path, place: int) -> int:
     return group << sb["agblklog"] | block
 
 
+def reserve_of(image: Path) -> Extent:
+    """The first block of the first group's reserve."""
+    first = int.from_bytes(image_of(image).read(512 + 40, 4), "big")
+    return Extent(int.from_bytes(image_of(image).read(1536 + 36 + 4 * first, 4), "big") * 4096, 4096)
+
+
 @pytest.mark.parametrize(("target", "why"), [
     ("another", "two files claim"),
     ("free", "claims the metadata"),
     ("inodes", "claims the metadata"),
     ("header", "claims the metadata"),
     ("log", "claims the metadata"),
+    ("tree", "claims the metadata"),
+    ("reserve", "claims the metadata"),
     ("behind", "lacks"),
 ])  # fmt: skip
 def test_a_file_that_claims_what_is_not_its_own_is_refused(image: Path, target: str, why: str) -> None:
@@ -176,6 +250,8 @@ def test_a_file_that_claims_what_is_not_its_own_is_refused(image: Path, target: 
         "inodes": inode.start // 4096 * 4096,
         "header": sb["agblocks"] * sb["blocksize"],
         "log": log_start(image),
+        "tree": 4096,
+        "reserve": reserve_of(image).start,
         "behind": (sb["dblocks"] - 1) * sb["blocksize"],
     }[target]
     extent = struct.pack(">QQ", address(image, place) >> 43, (address(image, place) & (1 << 43) - 1) << 21 | 2)
