@@ -43,6 +43,7 @@ _SIGNATURES = (
     _Signature("bcache", 4 * KIB + 24, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
     _Signature("bcachefs", 4 * KIB + 24, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")),
     _Signature("VDO", 0, b"dmvdo001"),
+    _Signature("Stratis", 516, b"!Stra0tis"),
     _Signature("Stratis", 4 * KIB + 516, b"!Stra0tis"),
     _Signature("dm-integrity", 0, b"integrt\0"),
     _Signature("F2FS", 1024, b"\x10\x20\xf5\xf2"),

@@ -76,8 +76,6 @@ def check_header(first_page: bytes, size: int) -> SwapHeader:
     end = (last_page + 1) * page_size
     if last_page < 1 or end > size:
         raise Unfit(f"the swap area says that it has {end} bytes, and there are {size}")
-    if keep != page_size:
-        end = min(end, (last_page + 1) * min(_PAGE_SIZES))
     bad_pages, identity, label = struct.unpack_from(f"{order}I16s16s", first_page, _FIELDS_AT + 8)
     if bad_pages > _MOST_BAD_PAGES:
         raise Unfit("the header of the swap area is damaged")

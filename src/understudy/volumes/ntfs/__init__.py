@@ -1,0 +1,27 @@
+"""NTFS: which bytes of a volume of Windows need not be replicated?
+
+Names come from libfsntfs; where files lie is read by it and by the small reader here, and both must say the same.
+"""
+
+from __future__ import annotations
+
+from understudy.volumes import FileSystem, Image
+from understudy.volumes.clipped import clipped
+from understudy.volumes.ntfs.boot import OEM, SECTOR, parse_boot
+from understudy.volumes.ntfs.filesystem import NtfsFileSystem
+from understudy.volumes.ntfs.library import Library
+from understudy.volumes.ntfs.mft import Mft
+
+
+def is_ntfs(image: Image) -> bool:
+    """Whether the image begins as NTFS does."""
+    return clipped(image, 0, SECTOR)[3:11] == OEM
+
+
+def open_ntfs(image: Image) -> FileSystem:
+    """The file system on a volume.
+
+    :raises Unfit: if it is none, or is damaged.
+    """
+    boot = parse_boot(clipped(image, 0, SECTOR), image.size)
+    return NtfsFileSystem(image, boot, Mft(image, boot), Library(image))
