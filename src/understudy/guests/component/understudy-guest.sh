@@ -133,7 +133,7 @@ usable_base() {
     room=$BASE/.room.$$
     dd if=/dev/zero of="$room" bs=1024 count=256 2>/dev/null && has_room=0 || has_room=1
     rm -f "$room"
-    return $has_room
+    return "$has_room"
 }
 
 is_private() { [ -d "$1" ] && [ ! -L "$1" ] && [ "$(stat -c '%u %a' "$1")" = "$(id -u) 700" ]; }
@@ -184,7 +184,7 @@ freeze_file_systems() {
     while read -r point; do
         directory=$(mount_point "$point")
         [ -d "$directory" ] || continue
-        left_s; bounded "$LEFT_S" "$SESSION/fs.log" fsfreeze -f "$directory" && { FROZEN=$((FROZEN + 1)); continue; }
+        left_s; bounded "$LEFT_S" "$SESSION/fs.log" fsfreeze --freeze "$directory" && { FROZEN=$((FROZEN + 1)); continue; }
         # As QEMU's agent does: what cannot be frozen at all is left, and so is what is frozen already.
         ! grep -q -i -e 'not supported' -e 'inappropriate ioctl' "$SESSION/fs.log" || continue
         reason="$(field "$(cat "$SESSION/fs.log")")"
@@ -194,20 +194,23 @@ freeze_file_systems() {
     done <"$SESSION/mounts"
 }
 
-# Thaw all of the session's mount points, in THAWED how many were frozen; fails if one could not be thawed in time.
+# Thaw all of the session's mount points, in THAWED how many were frozen; fails if one hangs. All at once: one that waits
+# for a freeze on a broken disk, or for the file system below it, must not keep the others frozen. Nothing is written here.
 thaw_file_systems() {
-    THAWED=0 thaw_failed=0
+    THAWED=0 thaw_failed=0 thawing=
     while read -r point; do
         directory=$(mount_point "$point")
         [ -d "$directory" ] || continue
-        # Nothing is written here before all are thawed: the answer is in the status and in a variable.
-        if setsid fsfreeze -u "$directory" >/dev/null 2>&1 </dev/null; then
-            THAWED=$((THAWED + 1))
-        elif fsfreeze -u "$directory" 2>&1 | grep -q -i -e 'busy' -e 'not permitted'; then
-            thaw_failed=1
-        fi
+        setsid fsfreeze --unfreeze "$directory" </dev/null >/dev/null 2>&1 &
+        thawing="$thawing $!"
     done <"$SESSION/mounts"
-    return $thaw_failed
+    tick
+    thaw_until=$((NOW + 500))
+    for thaw_pid in $thawing; do
+        while started "$thaw_pid" && [ "$NOW" -lt "$thaw_until" ]; do nap; tick; done
+        if started "$thaw_pid"; then thaw_failed=1; elif wait "$thaw_pid"; then THAWED=$((THAWED + 1)); fi
+    done
+    return "$thaw_failed"
 }
 
 # --- Interactive database sessions ------------------------------------------------------------------------------------
@@ -320,24 +323,41 @@ freeze_application() {
         : >"$1/failed"
     fi
     tick
-    printf 'app\t%s\t%s\t%s\t%s\t%s\n' "$2" "$3" $result "$(field "$DETAIL")" $(((NOW - since) * 10)) >>"$SESSION/answer"
+    printf 'app\t%s\t%s\t%s\t%s\t%s\n' "$2" "$3" "$result" "$(field "$DETAIL")" $(((NOW - since) * 10)) >>"$SESSION/answer"
 }
 
 # Thaw what was quiesced, the last first; each result is kept, so that asking again tells the same.
 thaw_applications() {
-    for directory in $(ls -d "$SESSION"/apps/* 2>/dev/null | sort -r); do
-        [ ! -e "$directory/failed" ] && [ ! -s "$directory/thawed" ] || continue
+    for directory in $(find "$SESSION/apps" -mindepth 1 -maxdepth 1 2>/dev/null | sort -r); do
+        { [ ! -e "$directory/failed" ] && claim_thaw "$directory"; } || continue
         read -r kind <"$directory/kind"
         read -r name <"$directory/name"
         tick; UNTIL=$((NOW + 500)); DETAIL=
         if "${kind}_thaw" "$directory" "$name"; then result=thawed; else result=failed; fi
         # One that was being frozen when its time came has no place among the thawed.
-        [ -e "$directory/quiesced" ] || continue
-        printf 'app\t%s\t%s\t%s\t%s\n' "$kind" "$name" $result "$(field "$DETAIL")" >"$directory/thawed"
-        if [ "$result" = thawed ] && [ -s "$directory/label" ]; then
-            printf 'label\t%s\t%s\t%s\n' "$kind" "$name" "$(base64 <"$directory/label" | tr -d '\n')" >>"$directory/thawed"
-        fi
+        if [ -e "$directory/quiesced" ]; then tell_thawed >"$directory/telling"; else : >"$directory/telling"; fi
+        mv "$directory/telling" "$directory/thawed"
     done
+}
+
+tell_thawed() {
+    printf 'app\t%s\t%s\t%s\t%s\n' "$kind" "$name" "$result" "$(field "$DETAIL")"
+    if [ "$result" = thawed ] && [ -s "$directory/label" ]; then
+        printf 'label\t%s\t%s\t%s\n' "$kind" "$name" "$(base64 <"$directory/label" | tr -d '\n')"
+    fi
+}
+
+# Whether it is ours to thaw the application in directory $1: the watchdog and `end` may come at the same time. Waits for
+# whoever has begun, and takes over from the dead.
+claim_thaw() {
+    if mkdir "$1/thawing" 2>/dev/null; then remember "$1/claim" $$; return; fi
+    nap
+    while [ ! -e "$1/thawed" ]; do
+        remembered "$1/claim" || { remember "$1/claim" $$; return; }
+        [ "$REMEMBERED" != $$ ] || return 0
+        nap
+    done
+    return 1
 }
 
 # --- Verbs ------------------------------------------------------------------------------------------------------------
@@ -356,8 +376,8 @@ begin() {
     RUNNING=$SESSION/running
     start_watchdog "$deadline_s"
     : >"$SESSION/answer"
-    [ $with_applications = no ] || freeze_applications
-    if [ $with_fs = yes ]; then begin_file_systems; fi
+    [ "$with_applications" = no ] || freeze_applications
+    if [ "$with_fs" = yes ]; then begin_file_systems; fi
     printf 'ready\n' >>"$SESSION/answer"
     cat "$SESSION/answer"
     rm -f "$SESSION/beginning"
@@ -409,7 +429,7 @@ watch() {
     find_state "$1" || exit 1
     # A service manager that restarts the agent ends all of its control group: not us. Nor does lack of memory.
     for group in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/systemd/cgroup.procs; do
-        [ ! -w $group ] || { echo $$ >$group; } 2>/dev/null
+        [ ! -w "$group" ] || { echo $$ >"$group"; } 2>/dev/null
     done
     { echo -1000 >/proc/self/oom_score_adj; } 2>/dev/null
     trap '' HUP INT PIPE
@@ -509,7 +529,7 @@ run() {
     directory=$STATE/run.$$
     mkdir "$directory" && mkfifo "$directory/fifo" || fail "cannot write to $directory"
     RUNNING=$directory/running
-    (head -c $LOG_BYTES >"$directory/log"; exec cat >/dev/null) <"$directory/fifo" &
+    (head -c "$LOG_BYTES" >"$directory/log"; exec cat >/dev/null) <"$directory/fifo" &
     reader=$!
     # Places in memory are often mounted noexec, so the program that the first line names is called.
     { read -r first <"$3"; } 2>/dev/null || first=
@@ -519,7 +539,7 @@ run() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do started "$reader" || break; nap; done
     kill "$reader" 2>/dev/null
     printf 'exit\t%s\n' "$status"
-    printf 'output\t%s\n' "$(tail -c $SHOWN_BYTES "$directory/log" | base64 | tr -d '\n')"
+    printf 'output\t%s\n' "$(tail -c "$SHOWN_BYTES" "$directory/log" | base64 | tr -d '\n')"
     rm -rf "$directory"
     rmdir "$STATE" 2>/dev/null || :
 }

@@ -23,22 +23,22 @@ hook_call() {
     hook_is_safe "$HOOKS/$2" || { DETAIL='it, or its directory, does not belong to root or is writable by others'; return 1; }
     bounded "$4" "$1/log" "$HOOKS/$2" "$3" && status=0 || status=$?
     DETAIL="exit status $status"
-    [ $status != 124 ] || DETAIL="it was killed after $4 s"
-    [ $status = 0 ] || DETAIL="$DETAIL $(tail -c 200 "$1/log")"
-    [ $status = 0 ]
+    [ "$status" != 124 ] || DETAIL="it was killed after $4 s"
+    [ "$status" = 0 ] || DETAIL="$DETAIL $(tail -c 200 "$1/log")"
+    [ "$status" = 0 ]
 }
 
 hooks_freeze() {
     tick
     hook_s=$(((UNTIL - NOW) / 100))
-    [ $hook_s -ge 1 ] || hook_s=1
-    [ $hook_s -le $HOOK_LIMIT_S ] || hook_s=$HOOK_LIMIT_S
+    [ "$hook_s" -ge 1 ] || hook_s=1
+    [ "$hook_s" -le "$HOOK_LIMIT_S" ] || hook_s=$HOOK_LIMIT_S
     : >"$1/called"
-    hook_call "$1" "$2" freeze $hook_s
+    hook_call "$1" "$2" freeze "$hook_s"
 }
 
 hooks_thaw() {
-    [ ! -e "$1/called" ] || hook_call "$1" "$2" thaw $HOOK_LIMIT_S
+    [ ! -e "$1/called" ] || hook_call "$1" "$2" thaw "$HOOK_LIMIT_S"
 }
 
-hooks_commit() { hook_call "$1" "$2" commit $HOOK_LIMIT_S; }
+hooks_commit() { hook_call "$1" "$2" commit "$HOOK_LIMIT_S"; }

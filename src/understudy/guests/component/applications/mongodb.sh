@@ -14,8 +14,8 @@ mongodb_ask() {
     client=$(command -v mongosh || command -v mongo) || { ANSWER='neither mongosh nor mongo is installed'; return 1; }
     tick
     ask_s=$(((UNTIL - NOW) / 100))
-    [ $ask_s -ge 1 ] || ask_s=1
-    bounded $ask_s "$1/answer" "$client" --quiet --host "${2%:*}" --port "${2##*:}" --eval "$3" || :
+    [ "$ask_s" -ge 1 ] || ask_s=1
+    bounded "$ask_s" "$1/answer" "$client" --quiet --host "${2%:*}" --port "${2##*:}" --eval "$3" || :
     ANSWER=$(cat "$1/answer")
     grep -q -x -e "$4" "$1/answer"
 }

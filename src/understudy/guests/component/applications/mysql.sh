@@ -20,7 +20,7 @@ mysql_socket() {
 mysql_client() {
     client=$(command -v mariadb || command -v mysql) || return 1
     settings=
-    [ ! -r $SETTINGS/mysql.cnf ] || settings=--defaults-extra-file=$SETTINGS/mysql.cnf
+    [ ! -r "$SETTINGS/mysql.cnf" ] || settings=--defaults-extra-file=$SETTINGS/mysql.cnf
     printf '%s %s --batch --skip-column-names --unbuffered --no-auto-rehash --connect-timeout=5 --socket=%s' \
         "$(quoted "$client")" "$settings" "$(quoted "$1")"
 }
@@ -33,7 +33,7 @@ mysql_freeze() {
     version=$(sed -n 's/^version //p' "$1/out")
     tick
     wait_s=$(((UNTIL - NOW) / 100))
-    [ $wait_s -ge 1 ] || wait_s=1
+    [ "$wait_s" -ge 1 ] || wait_s=1
     mysql_statements "$version"
     session_ask "$1" understudy-locked "SET SESSION lock_wait_timeout = $wait_s; $lock SELECT 'understudy-locked';" ||
         { DETAIL=$(session_reason "$1"); return 1; }
@@ -64,9 +64,9 @@ mysql_thaw() {
     mysql_statements "${version:-0.0}"
     session_ask "$1" understudy-unlocked "$unlock SELECT 'understudy-unlocked';" && thawed=0 || thawed=1
     DETAIL='unlocked'
-    [ $thawed = 0 ] || DETAIL="the locks were lost: $(session_reason "$1" 2>/dev/null)"
+    [ "$thawed" = 0 ] || DETAIL="the locks were lost: $(session_reason "$1" 2>/dev/null)"
     session_close "$1"
-    return $thawed
+    return "$thawed"
 }
 
 # Binary logs are kept: other servers may still have to read them, and the server removes old ones by its own setting.

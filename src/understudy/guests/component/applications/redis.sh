@@ -4,7 +4,7 @@
 redis_discover() {
     for number in $(processes_named redis-server valkey-server); do
         address=$(tr '\0' '\n' <"/proc/$number/cmdline" | sed -n 's/^[^ ]* \([^ ]*:[^ ]*\).*/\1/p' | head -n 1)
-        [ -z "$address" ] || printf '%s\t%s\n' "$address" "$(basename "$(readlink "/proc/$number/exe")")"
+        [ -z "$address" ] || printf '%s\t%s\n' "$address" "$(cat "/proc/$number/comm")"
     done
 }
 
@@ -13,7 +13,7 @@ redis_ask() {
     asked=$1 address=$2
     shift 2
     client=$(command -v redis-cli || command -v valkey-cli) || { ANSWER='redis-cli is not installed'; return 1; }
-    [ ! -r $SETTINGS/redis.auth ] || { REDISCLI_AUTH=$(cat $SETTINGS/redis.auth); export REDISCLI_AUTH; }
+    [ ! -r "$SETTINGS/redis.auth" ] || { REDISCLI_AUTH=$(cat "$SETTINGS/redis.auth"); export REDISCLI_AUTH; }
     case $address in
         unixsocket:*) set -- -s "${address#unixsocket:}" "$@" ;;
         '*'*) set -- -h 127.0.0.1 -p "${address##*:}" "$@" ;;
@@ -21,12 +21,12 @@ redis_ask() {
     esac
     tick
     ask_s=$(((UNTIL - NOW) / 100))
-    [ $ask_s -ge 1 ] || ask_s=1
-    bounded $ask_s "$asked/answer" "$client" "$@" && asked_status=0 || asked_status=$?
+    [ "$ask_s" -ge 1 ] || ask_s=1
+    bounded "$ask_s" "$asked/answer" "$client" "$@" && asked_status=0 || asked_status=$?
     unset REDISCLI_AUTH
     ANSWER=$(tr -d '\r' <"$asked/answer")
-    [ $asked_status != 124 ] || ANSWER='no answer in time'
-    [ $asked_status = 0 ]
+    [ "$asked_status" != 124 ] || ANSWER='no answer in time'
+    [ "$asked_status" = 0 ]
 }
 
 redis_freeze() {
