@@ -1,0 +1,1 @@
+"""The program that runs inside guests, run for real."""
