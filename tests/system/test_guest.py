@@ -15,7 +15,7 @@ from tests.system.steps import (
     wait_until,
 )
 from tests.unit.guests.local_guest import PROGRAM
-from understudy.guests.component import AGENT_PATH
+from understudy.guests.program import AGENT_PATH
 from understudy.lab.vm import LabVm
 
 # The hook runs as the agent freezes and thaws; its file lies in memory, because the disk is frozen.

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from understudy.errors import GuestError, UnderstudyError
-from understudy.guests.component import AGENT_PATH, Program, prepare_program, shipped_program
+from understudy.guests.component import shell_component
+from understudy.guests.program import AGENT_PATH, Program, prepare_program
 from understudy.guests.qga import AgentCommand, enabled_commands
 from understudy.guests.transport import Transport
 from understudy.model.guest import Component, GuestTransport
@@ -53,7 +54,7 @@ class GuestCheck:
 
 def check_guest(
     ways: Mapping[GuestTransport, Callable[[], Transport]], agent: AgentCommand | None, key: str, prefix: str,
-    program: Callable[[], bytes] = shipped_program,
+    program: Callable[[], bytes] = shell_component,
 ) -> GuestCheck:
     """Try the transports in their order, and look for applications; nothing is frozen, and nothing stays there."""
     problems: dict[GuestTransport, str] = {}
@@ -86,7 +87,7 @@ def _look(
     return GuestCheck(transport.kind, problems, program.component, program.version, found, freezes)
 
 
-def install_agent(transport: Transport, program: Callable[[], bytes] = shipped_program) -> None:
+def install_agent(transport: Transport, program: Callable[[], bytes] = shell_component) -> None:
     """Put the program into the guest for good, with a unit of systemd where that runs.
 
     :raises GuestError: if it could not be put there.

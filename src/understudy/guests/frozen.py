@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from understudy.errors import GuestError, UnderstudyError
-from understudy.guests.component import Ended, Program
 from understudy.guests.freezing import FREEZE_DEADLINE_S
+from understudy.guests.program import Ended, Program
 from understudy.model.guest import ApplicationResult, ApplicationState, GuestStage
 
 #: How long we listen to ``end``; the guest itself thaws at the deadline, whatever becomes of us.

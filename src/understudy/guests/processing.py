@@ -18,9 +18,10 @@ from pathlib import Path
 
 from understudy.context import Context
 from understudy.errors import GuestError, Refused, UnderstudyError, UsageError
-from understudy.guests.component import Program, prepare_program, shipped_program
+from understudy.guests.component import shell_component
 from understudy.guests.freezing import FREEZE_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
 from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, timed
+from understudy.guests.program import Program, prepare_program
 from understudy.guests.transport import Transport, go_on
 from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage
 
@@ -72,7 +73,7 @@ class Surroundings:
     warn: Callable[[str], None]
     key: str
     prefix: str
-    program: Callable[[], bytes] = shipped_program
+    program: Callable[[], bytes] = shell_component
 
 
 class GuestProcessing:

@@ -25,8 +25,9 @@ from understudy.units import GIB, MIB
 from understudy.volumes.ext import open_ext
 from understudy.volumes.image import CachedDisk
 from understudy.volumes.lvm import logical_volumes
+from understudy.volumes.ntfs import open_ntfs
 from understudy.volumes.partitions import partitions
-from understudy.volumes.signatures import EXT, XFS, recognise
+from understudy.volumes.signatures import EXT, NTFS, XFS, recognise
 from understudy.volumes.survey import Disk, Readers, Wanted, survey
 from understudy.volumes.swap import swap_finding
 from understudy.volumes.xfs import open_xfs
@@ -40,7 +41,9 @@ _NOBODY = 65534
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
 
-READERS = Readers(partitions, recognise, swap_finding, logical_volumes, {EXT: open_ext, XFS: open_xfs})
+READERS = Readers(
+    partitions, recognise, swap_finding, logical_volumes, {EXT: open_ext, NTFS: open_ntfs, XFS: open_xfs}
+)
 
 
 def main(arguments: list[str]) -> int:

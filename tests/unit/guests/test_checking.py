@@ -8,7 +8,7 @@ from typing import Any
 from tests.unit.guests.local_guest import PROGRAM, LocalGuest
 from understudy.errors import GuestError
 from understudy.guests.checking import check_guest, install_agent, remove_agent
-from understudy.guests.component import AGENT_PATH
+from understudy.guests.program import AGENT_PATH
 from understudy.guests.transport import Transport
 from understudy.model.guest import Component, GuestTransport
 

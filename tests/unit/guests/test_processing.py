@@ -14,8 +14,8 @@ from tests.unit.guests.local_guest import PROGRAM, LocalGuest
 from understudy.context import Context
 from understudy.errors import Cancelled, GuestError, Refused, UnderstudyError
 from understudy.guests import processing as module
-from understudy.guests.component import AGENT_PATH
 from understudy.guests.processing import GuestProcessing, Surroundings
+from understudy.guests.program import AGENT_PATH
 from understudy.guests.transport import Transport
 from understudy.model.guest import (
     ApplicationState,

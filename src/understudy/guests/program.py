@@ -12,7 +12,6 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import PurePosixPath
 
 from understudy.errors import GuestError
@@ -24,7 +23,6 @@ LOG = logging.getLogger(__name__)
 PROTOCOL = "1"
 #: Where an installed one is; used instead of a copy if it speaks this protocol.
 AGENT_PATH = "/usr/local/lib/understudy/understudy-guest"
-FILE = "understudy-guest.sh"
 
 _PREPARE_S = 15.0
 _VERSION_S = 10.0
@@ -190,18 +188,6 @@ class Program:
         if last and (not lines or lines.pop() != [last]):
             raise GuestError(what, "its answer is not complete")
         return lines
-
-
-def shipped_program() -> bytes:
-    """The program for POSIX guests.
-
-    :raises GuestError: if this installation lacks it.
-    """
-    file = resources.files("understudy.guests") / "component" / FILE
-    try:
-        return file.read_bytes()
-    except OSError as exc:
-        raise GuestError(f"program {FILE}", str(exc), "install Understudy again") from exc
 
 
 def prepare_program(transport: Transport, key: str, prefix: str, content: Callable[[], bytes]) -> Program:
