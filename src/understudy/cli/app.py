@@ -25,6 +25,7 @@ COMMANDS = {
     "throttle": "understudy.cli.throttle:throttle",
     "job": "understudy.cli.job:job",
     "credential": "understudy.cli.credential:credential",
+    "guest": "understudy.cli.guest:guest",
     "session": "understudy.cli.session:session",
     "replica": "understudy.cli.replica:replica",
     "failover": "understudy.cli.failover:failover",

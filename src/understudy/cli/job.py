@@ -6,6 +6,7 @@ import click
 
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.follow import run_to_end
+from understudy.cli.guest import check_guest
 from understudy.cli.guest_settings import guest
 from understudy.cli.output import answer_facts, answer_line, answer_table
 from understudy.cli.rates import parsed_rate
@@ -45,6 +46,7 @@ def job() -> None:
 
 
 job.add_command(guest)
+job.add_command(check_guest)
 
 
 @job.command()

@@ -13,6 +13,7 @@ from typing import Protocol
 from understudy.controller.database import Database
 from understudy.controller.leftovers import Swept
 from understudy.controller.records import (
+    CheckedGuest,
     CheckedProxy,
     DueAnswer,
     FailoverAnswer,
@@ -23,6 +24,7 @@ from understudy.controller.records import (
     VerifyAnswer,
     VerifyWish,
 )
+from understudy.model.guest import GuestTransport
 from understudy.model.inventory import HostFacts, Vm
 from understudy.model.job import Datastore
 from understudy.model.session import SessionReport
@@ -46,6 +48,12 @@ class Services(Protocol):
         :raises NotFound: if there is no such host.
         :raises HostUnreachable: if its platform does not answer.
         """
+
+    def check_guests(self, job: str, vm: str, accept: bool) -> tuple[CheckedGuest, ...]:
+        """Look at the guests of a job, or at that of ``vm``; see :mod:`understudy.controller.guest_checks`."""
+
+    def change_agent(self, job: str, vm: str, *, install: bool) -> GuestTransport:
+        """Install the program for guest processing in a guest for good, or remove it; how the guest was reached."""
 
     def check_datastore(self, name: str) -> DatastoreFacts:
         """Ask the proxy of the datastore's host about it, trying a write. A missing directory is a fact, no error.

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from understudy.controller.leftovers import Swept
-from understudy.controller.records import ReplicaRecord, SessionSummary, VerifyAnswer
+from understudy.controller.records import CheckedGuest, ReplicaRecord, SessionSummary, VerifyAnswer
 from understudy.model.health import health_of, last_verified
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
@@ -132,6 +132,21 @@ def _disk_shape(disk: DiskReport) -> Shape:
         "mismatched_blocks": disk.mismatched_blocks,
         "excluded": dict(disk.excluded),
         "notes": list(disk.notes),
+    }
+
+
+def checked_guest_shape(item: CheckedGuest) -> Shape:
+    """What a session would find in a guest."""
+    check = item.check
+    return {
+        "vm": item.vm,
+        "transport": check.transport.value if check.transport else None,
+        "problems": {transport.value: why for transport, why in check.problems.items()},
+        "component": check.component.value,
+        "version": check.version,
+        "applications": [{"kind": kind, "name": name, "detail": detail} for kind, name, detail in check.applications],
+        "can_freeze": check.can_freeze,
+        "accepted_host_key": item.accepted,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.guests.checking import GuestCheck
 from understudy.model.job import Job, Proxy
 from understudy.model.replica import Replica
 from understudy.model.session import SessionState
@@ -200,3 +201,15 @@ class DueAnswer:
 
     due: tuple[DueVerification, ...]
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckedGuest:
+    """What a session would find in the guest of one VM.
+
+    :ivar accepted: fingerprint of the SSH host key that was accepted just now; empty if none was.
+    """
+
+    vm: str
+    check: GuestCheck
+    accepted: str = ""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from understudy.context import Context
-from understudy.controller import catalog, control, jobs, journal, lock, verification
+from understudy.controller import catalog, control, guest_checks, jobs, journal, lock, verification
 from understudy.controller.database import Database
 from understudy.controller.datastores import marked_datastore, moved_datastore, proved_datastore
 from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
+    CheckedGuest,
     CheckedProxy,
     DueAnswer,
     FailoverAnswer,
@@ -29,6 +30,7 @@ from understudy.controller.replicas import forget_replica, get_replica, list_rep
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.sweep import list_leftovers, sweep_as_controller
 from understudy.errors import DatastoreError, MoverError, NotFound, Refused
+from understudy.model.guest import GuestTransport
 from understudy.model.inventory import HostFacts, Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
 from understudy.model.session import SessionReport
@@ -61,6 +63,14 @@ class ControllerServices:
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         """All VMs of the host."""
         return self._sites.platforms.get(catalog.get_host(self._database, name).uri).list_vms()
+
+    def check_guests(self, job: str, vm: str, accept: bool) -> tuple[CheckedGuest, ...]:
+        """Look at the guests of a job."""
+        return guest_checks.check_guests(self._database, self._sites, job, vm, accept=accept)
+
+    def change_agent(self, job: str, vm: str, *, install: bool) -> GuestTransport:
+        """Install the program in a guest, or remove it."""
+        return guest_checks.change_agent(self._database, self._sites, job, vm, install=install)
 
     def check_datastore(self, name: str) -> DatastoreFacts:
         """Ask the proxy of the datastore's host about its directory."""

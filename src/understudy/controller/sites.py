@@ -29,9 +29,9 @@ from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
 from understudy.mover.client import MoverClient
-from understudy.platforms import CommitPatience, Platform, open_platform
+from understudy.platforms import CommitPatience, Platform, SourcePlatform, open_platform
 from understudy.replication.held import HeldTask
-from understudy.replication.site import Lease, Place
+from understudy.replication.site import Guests, Lease, Place
 
 LOG = logging.getLogger(__name__)
 _REMEMBER_S = 10.0
@@ -130,6 +130,17 @@ class SiteBuilder:
     def locate(self, job: Job, vm: str, uuid: str) -> Whereabouts:
         """Where a VM of ``job`` is now; see :func:`understudy.controller.whereabouts.locate_vm`."""
         return locate_vm(job, vm, uuid, lambda host: self.platforms.get(catalog.get_host(self._database, host).uri))
+
+    def source_of(self, job: Job) -> SourcePlatform:
+        """The platform of the job's source host.
+
+        :raises HostUnreachable: if it does not answer.
+        """
+        return self.platforms.get(catalog.get_host(self._database, job.source).uri)
+
+    def guests_of(self, job: Job) -> Guests:
+        """Who starts watchdogs for guests of the job's source host, and knows who may log in to them."""
+        return _HostGuests(self._database, catalog.get_host(self._database, job.source))
 
     def build(self, job: Job, journal: DatabaseJournal) -> Place:
         """The two ends of a task of ``job``; it gets its proxies when it reserves them.

@@ -19,7 +19,7 @@ from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Job
 from understudy.model.snapshot import Tag
 from understudy.platforms import SourcePlatform
-from understudy.replication.site import Place, Task
+from understudy.replication.site import Guests, Place, Task
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
     if settings.policy is GuestPolicy.OFF or vm.state is not VmState.RUNNING:
         yield None
         return
-    ways = tuple(guest_ways(task.job, place, vm).values())
+    ways = tuple(guest_ways(task.job, place.source, place.guests, vm).values())
     problem = _agent_problem(vm) if GuestTransport.QGA in settings.transports else "its guest agent is not to be used"
     if not ways:
         _without(place, vm, settings, problem)
@@ -70,14 +70,16 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
             watchdog.close()
 
 
-def guest_ways(job: Job, place: Place, vm: Vm) -> dict[GuestTransport, Callable[[], Transport]]:
+def guest_ways(
+    job: Job, source: SourcePlatform, guests: Guests, vm: Vm
+) -> dict[GuestTransport, Callable[[], Transport]]:
     """What opens the transports that are to be tried, in their order; without those that nobody has set up."""
     ways: dict[GuestTransport, Callable[[], Transport]] = {}
     for kind in job.guest(vm.name).transports:
         if kind is GuestTransport.QGA and not _agent_problem(vm):
-            agent = functools.partial(place.source.agent_command, vm.uuid)
+            agent = functools.partial(source.agent_command, vm.uuid)
             ways[kind] = functools.partial(QgaTransport, agent)
-        elif kind is GuestTransport.SSH and (access := place.guests.access(job, vm)) is not None:
+        elif kind is GuestTransport.SSH and (access := guests.access(job, vm)) is not None:
             ways[kind] = functools.partial(SshTransport, access)
     return ways
 

@@ -16,6 +16,7 @@ from understudy.controller.database import Database, open_database
 from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
+    CheckedGuest,
     CheckedProxy,
     DueAnswer,
     DueVerification,
@@ -29,6 +30,8 @@ from understudy.controller.records import (
 )
 from understudy.controller.recovery import end_dead_sessions
 from understudy.errors import NotFound, Refused, UnderstudyError
+from understudy.guests.checking import GuestCheck
+from understudy.model.guest import Component, GuestTransport
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.job import Datastore
@@ -70,6 +73,10 @@ REPLICA = Replica(
 )  # fmt: skip
 
 
+GUEST = GuestCheck(GuestTransport.QGA, {GuestTransport.SSH: "no route"}, Component.RUNTIME, "1",
+                   (("postgresql", "15/main", "port 5432"),), True)  # fmt: skip
+
+
 @dataclass
 class FakeServices:
     """Fulfils :class:`understudy.cli.services.Services`; runs sessions with the ``outcome`` it is told."""
@@ -80,6 +87,7 @@ class FakeServices:
     error: Exception | None = None
     calls: list[Any] = field(default_factory=list)
     datastore: DatastoreFacts = field(default_factory=lambda: DatastoreFacts("/srv", True, True, 100 * GIB, 40 * GIB))
+    guest: GuestCheck = GUEST
     unmarked: UnderstudyError | None = None
     told: bool | None = None
     held: bool = False
@@ -102,6 +110,14 @@ class FakeServices:
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         self._called("list_vms", name)
         return (VM,)
+
+    def check_guests(self, job: str, vm: str, accept: bool) -> tuple[CheckedGuest, ...]:
+        self._called("check_guests", job, vm, accept)
+        return (CheckedGuest("web", self.guest, "SHA256:abc" if accept else ""),)
+
+    def change_agent(self, job: str, vm: str, *, install: bool) -> GuestTransport:
+        self._called("change_agent", job, vm, install)
+        return GuestTransport.QGA
 
     def check_datastore(self, name: str) -> DatastoreFacts:
         self._called("check_datastore", name)

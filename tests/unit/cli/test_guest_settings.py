@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.command_line import CommandLine
+from tests.unit.cli.command_line import GUEST, CommandLine
 
 CREATE = ("job", "create", "nightly", "--source", "prod", "--target", "dr", "--datastore", "vault", "--vm", "web",
           "--vm", "win:1")  # fmt: skip
@@ -66,3 +67,23 @@ def test_guests_get_settings_for_all_and_for_one(cli: CommandLine, tmp_path: Pat
 def test_a_key_that_cannot_be_read_is_refused(cli: CommandLine, tmp_path: Path) -> None:
     assert "No such file" in cli.refused("credential", "add", "x", "--key", str(tmp_path / "none"))
     assert "exclude each other" in cli.refused("credential", "add", "x", "--key", str(tmp_path), "--password-stdin")
+
+
+def test_a_check_tells_what_is_in_a_guest_and_fails_where_nothing_works(cli: CommandLine) -> None:
+    (document,) = cli.json("job", "check-guest", "nightly", "--vm", "web", "--accept-host-key")
+    assert document == {
+        "vm": "web", "transport": "qga", "problems": {"ssh": "no route"}, "component": "runtime", "version": "1",
+        "applications": [{"kind": "postgresql", "name": "15/main", "detail": "port 5432"}], "can_freeze": True,
+        "accepted_host_key": "SHA256:abc",
+    }  # fmt: skip
+    assert cli.ok("job", "check-guest", "nightly").out.splitlines() == [
+        "web: by qga, runtime 1; file systems can be frozen", "web: postgresql 15/main (port 5432)",
+        "web: ssh: no route",
+    ]  # fmt: skip
+    cli.settings["guest"] = replace(GUEST, transport=None, can_freeze=False)
+    assert "web: neither a program nor a freeze" in cli.refused("job", "check-guest", "nightly", status=1)
+
+
+def test_the_program_is_installed_and_removed(cli: CommandLine) -> None:
+    assert cli.json("guest", "install-agent", "nightly", "web") == {"vm": "web", "transport": "qga", "installed": True}
+    assert "removed from the guest of web (by qga)" in cli.ok("guest", "remove-agent", "nightly", "web").out

@@ -92,7 +92,8 @@ def test_the_watchdog_of_the_agent_is_there_as_long_as_the_agent_may_freeze() ->
 ])  # fmt: skip
 def test_only_what_is_set_up_is_tried(vm: Vm, access: SshAccess | None, count: int) -> None:
     some = task(GuestPolicy.TRY)
-    assert len(guest_ways(some.job, World(access).place, vm)) == count
+    place = World(access).place
+    assert len(guest_ways(some.job, place.source, place.guests, vm)) == count
 
 
 def test_a_point_is_what_was_achieved() -> None:
