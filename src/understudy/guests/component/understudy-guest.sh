@@ -68,7 +68,7 @@ remembered() {
 }
 
 # Signal $1 to process $2 and its process group, if it leads one.
-signal() { kill "-$1" -- "-$2" 2>/dev/null || kill "-$1" "$2" 2>/dev/null || :; }
+signal() { kill "-$1" "-$2" 2>/dev/null || kill "-$1" "$2" 2>/dev/null || :; }
 
 # End the process remembered in file $1: asked first, then killed.
 end_remembered() {
@@ -100,7 +100,7 @@ bounded() {
     [ -z "${RUNNING-}" ] || rm -f "$RUNNING"
     wait "$bounded_pid" && bounded_status=0 || bounded_status=$?
     # What a script has left in its group would hold on to what it was given.
-    kill -KILL -- "-$bounded_pid" 2>/dev/null || :
+    kill -KILL "-$bounded_pid" 2>/dev/null || :
     return "$bounded_status"
 }
 
@@ -186,7 +186,7 @@ freeze_file_systems() {
         [ -d "$directory" ] || continue
         left_s; bounded "$LEFT_S" "$SESSION/fs.log" fsfreeze --freeze "$directory" && { FROZEN=$((FROZEN + 1)); continue; }
         # As QEMU's agent does: what cannot be frozen at all is left, and so is what is frozen already.
-        ! grep -q -i -e 'not supported' -e 'inappropriate ioctl' "$SESSION/fs.log" || continue
+        ! grep -q -i -e 'not supported' -e 'inappropriate ioctl' -e busy "$SESSION/fs.log" || continue
         reason="$(field "$(cat "$SESSION/fs.log")")"
         thaw_file_systems
         FS_REASON="$directory cannot be frozen: ${reason:-not in time}"
@@ -529,7 +529,7 @@ run() {
     directory=$STATE/run.$$
     mkdir "$directory" && mkfifo "$directory/fifo" || fail "cannot write to $directory"
     RUNNING=$directory/running
-    (head -c "$LOG_BYTES" >"$directory/log"; exec cat >/dev/null) <"$directory/fifo" &
+    (head -c "$LOG_BYTES" >"$directory/log"; exec cat) <"$directory/fifo" >/dev/null 2>&1 &
     reader=$!
     # Places in memory are often mounted noexec, so the program that the first line names is called.
     { read -r first <"$3"; } 2>/dev/null || first=
