@@ -98,20 +98,20 @@ class Program:
 
     def cleanup(self) -> list[str]:
         """End and thaw what crashed sessions left; says what it removed."""
-        lines = self._tell("cleanup", (), _CLEANUP_S)
+        lines = self._tell("cleanup", (), _CLEANUP_S, "clean")
         return [" ".join(words[1:]) for words in lines if words[0] == "removed"]
 
     def discover(self) -> tuple[tuple[str, str, str], ...]:
         """The applications in the guest: kind, name, detail."""
         found = []
-        for words in self._tell("discover", (), _DISCOVER_S):
+        for words in self._tell("discover", (), _DISCOVER_S, "discovered"):
             _expect(words, "app", 4)
             found.append((_kind(words[1]), words[2], words[3]))
         return tuple(found)
 
     def begin(self, deadline_s: float, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
         """Freeze applications, then file systems if wished; after ``deadline_s`` the guest thaws both by itself."""
-        options = [*(["--fs"] if file_systems else []), "--hooks" if applications else "--no-applications"]
+        options = [*(["--fs"] if file_systems else []), *([] if applications else ["--no-applications"])]
         lines = self._tell("begin", (self._key, str(int(deadline_s)), *options), timeout_s, "ready")
         results, count = [], 0
         for words in lines:
@@ -156,11 +156,11 @@ class Program:
         path = self.place(f"script-{name}", content)
         what = (self._key, str(int(timeout_s)), path)
         lines = self._tell("run", what, timeout_s + _SCRIPT_GRACE_S, check=check)
-        for words in lines:
-            _expect(words, "exit", 2)
-        if len(lines) != 1:
+        ended = [words for words in lines if words[0] != "output"]
+        if len(ended) != 1:
             raise GuestError("script in the guest", "its exit status is not known")
-        return _number(lines[0][1])
+        _expect(ended[0], "exit", 2)
+        return _number(ended[0][1])
 
     def place(self, name: str, content: bytes) -> str:
         """Put a file into the program's directory, removed when it leaves; its path."""
@@ -236,7 +236,7 @@ def _lines(what: str, output: bytes) -> list[list[str]]:
     if len(lines) > _MAX_LINES or any(not words[0] for words in lines):
         raise GuestError(what, "its answer is not complete, or not understood")
     for words in lines:
-        longest = _MAX_LABEL * 2 if words[0] == "label" else _MAX_WORD
+        longest = _MAX_LABEL * 2 if words[0] in ("label", "output") else _MAX_WORD
         if any(len(word) > longest or not word.isprintable() for word in words):
             raise GuestError(what, "its answer is not understood")
     return lines

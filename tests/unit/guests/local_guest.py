@@ -18,8 +18,8 @@ case $1 in version) ;; *) echo "$*" >>"$ROOT/log";; esac
 case $1/$mode in
 version/old) printf 'understudy-guest\t0\n';;
 version/*) printf 'understudy-guest\t1\n';;
-discover/none) ;;
-discover/*) printf 'app\tpostgresql\t15/main\tport 5432\n';;
+discover/none) printf 'discovered\n';;
+discover/*) printf 'app\tpostgresql\t15/main\tport 5432\ndiscovered\n';;
 begin/hangs) exec sleep 60;;
 begin/garbage) printf 'app\tpostgresql\tmain\tfrozen\n\377\n';;
 begin/cut) printf 'app\tpostgresql\t15/main\tquiesced\t\t12\n';;
@@ -33,8 +33,8 @@ end/late) printf 'expired\t10\napp\tpostgresql\t15/main\tthawed\t\nended\n';;
 end/none) printf 'fs\t2\nended\n';;
 end/*) printf 'fs\t2\napp\tpostgresql\t15/main\tthawed\t\nlabel\tpostgresql\t15/main\tU1RBUlQ=\nended\n';;
 commit/*) printf 'committed\n';;
-cleanup/left) printf 'removed\tsession 3\n';;
-cleanup/*) ;;
+cleanup/left) printf 'removed\tsession 3\nclean\n';;
+cleanup/*) printf 'clean\n';;
 run/*) sh "$4" >>"$ROOT/script.log" 2>&1; printf 'exit\t%s\n' $?;;
 esac
 """
