@@ -29,7 +29,9 @@ mkdir -p old run/lock etc/understudy
 pivot_root . old
 cd /
 umount -l /old
-exec sleep infinity
+echo ready
+# Waiting for a child, a shell reaps those whose parents have died too.
+while :; do sleep 1000; done
 """
 PROGRAM = "/run/understudy-guest.sh"
 
@@ -99,8 +101,12 @@ class PrivateGuest:
 
 _FIELDS = {
     "understudy-guest": {2}, "app": {4, 5, 6}, "discovered": {1}, "fs": {2, 3}, "ready": {1}, "label": {4},
+<<<<<<< HEAD
     "expired": {2},
     "ended": {1}, "committed": {1}, "exit": {2}, "output": {2}, "removed": {2}, "clean": {1},
+=======
+    "expired": {2}, "ended": {1}, "committed": {1}, "exit": {2}, "output": {2}, "removed": {2}, "clean": {1},
+>>>>>>> applications
 }  # fmt: skip
 
 
@@ -117,24 +123,15 @@ def parse(text: str) -> list[list[str]]:
 def private_guest(directory: Path, shell: Sequence[str], program: bytes) -> Iterator[PrivateGuest]:
     """Run a stand-in with the program in it; everything in it ends with it."""
     words = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "/bin/sh", "-c", _INIT, "sh", str(directory)]
-    with subprocess.Popen(words) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
-            guest = PrivateGuest(_child(process), tuple(shell))
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", "the stand-in did not start"
+            inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            guest = PrivateGuest(int(inside[0]), tuple(shell))
             sources = guest.sh("sed 's/.* - //' /proc/self/mountinfo")
             assert not any(line.split()[1].startswith("/dev/") for line in sources.splitlines()), sources
             guest.write(PROGRAM, program)
             yield guest
         finally:
             process.kill()
-
-
-def _child(process: subprocess.Popen[bytes]) -> int:
-    """The first process inside, once it is ready."""
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        assert process.poll() is None, "the stand-in did not start"
-        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if found and Path(f"/proc/{found[0]}/comm").read_text().strip() == "sleep":
-            return int(found[0])
-        time.sleep(0.02)
-    raise AssertionError("the stand-in was not ready in time")

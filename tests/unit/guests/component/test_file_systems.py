@@ -15,12 +15,14 @@ DISK = "/tmp/a disk"
 
 @pytest.fixture
 def disks(guest: PrivateGuest) -> Iterator[PrivateGuest]:
-    """Two file systems on loop devices, the second one's image in the first one, and a third mount that is read-only."""
+    """Two file systems on loop devices, the second one's image in the first one, and one read-only."""
     guest.sh(
-        f"truncate -s 96M /tmp/image && mkfs.ext4 -q -F /tmp/image && mkdir -p '{DISK}' && mount -o loop /tmp/image '{DISK}' &&"
+        f"truncate -s 96M /tmp/image && mkfs.ext4 -q -F /tmp/image && mkdir -p '{DISK}' &&"
+        f"mount -o loop /tmp/image '{DISK}' &&"
         f"truncate -s 32M '{DISK}/image' && mkfs.ext4 -q -F '{DISK}/image' && mkdir '{DISK}/inner' &&"
         f"mount -o loop '{DISK}/image' '{DISK}/inner' &&"
-        "truncate -s 32M /tmp/image3 && mkfs.ext4 -q -F /tmp/image3 && mkdir -p /tmp/ro && mount -o loop,ro /tmp/image3 /tmp/ro"
+        "truncate -s 32M /tmp/image3 && mkfs.ext4 -q -F /tmp/image3 && mkdir -p /tmp/ro &&"
+        "mount -o loop,ro /tmp/image3 /tmp/ro"
     )
     try:
         yield guest
@@ -86,7 +88,11 @@ def test_a_begin_killed_in_the_middle_leaves_nothing_frozen_after_the_deadline(d
 def test_a_file_system_that_cannot_be_frozen_thaws_the_others(disks: PrivateGuest) -> None:
     if disks.shell[0] == "busybox":
         pytest.skip("busybox calls its own fsfreeze, which no stand-in can replace")
-    disks.write("/usr/local/bin/fsfreeze", f'#!/bin/sh\n[ "$1$2" != "--freeze{DISK}" ] && exec /usr/sbin/fsfreeze "$@"\nexit 1\n'.encode(), 0o755)
+    disks.write(
+        "/usr/local/bin/fsfreeze",
+        f'#!/bin/sh\n[ "$1$2" != "--freeze{DISK}" ] && exec /usr/sbin/fsfreeze "$@"\nexit 1\n'.encode(),
+        0o755,
+    )
     disks.write("/etc/understudy/hooks.d/10-a", b"#!/bin/sh\necho $1 >>/tmp/calls\n", 0o755)
     try:
         begun = disks.ask("begin", "s1", "20", "--fs")

@@ -35,7 +35,15 @@ def test_a_guest_without_applications_is_ready_at_once_and_ends(guest: PrivateGu
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("freeze",), ("begin", "s1"), ("begin", "../s", "5"), ("begin", "s1", "0"), ("begin", "s1", "5", "--x"), ("end",)],
+    [
+        (),
+        ("freeze",),
+        ("begin", "s1"),
+        ("begin", "../s", "5"),
+        ("begin", "s1", "0"),
+        ("begin", "s1", "5", "--x"),
+        ("end",),
+    ],
 )
 def test_wrong_usage_is_refused_and_changes_nothing(guest: PrivateGuest, words: tuple[str, ...]) -> None:
     answer = guest.ask(*words)
@@ -137,7 +145,10 @@ def test_cleanup_thaws_a_session_whose_watchdog_was_killed(guest: PrivateGuest) 
 
 def test_cleanup_spares_a_process_that_only_has_the_number_of_a_dead_watchdog(guest: PrivateGuest) -> None:
     guest.ask("begin", "s1", "60")
-    guest.sh("kill -9 $(pgrep -f '[w]atch s1'); sleep 66 >/dev/null 2>&1 & echo $! 1 >/run/understudy-guest/s1/session/watchdog")
+    guest.sh(
+        "kill -9 $(pgrep -f '[w]atch s1'); sleep 66 >/dev/null 2>&1 &"
+        "echo $! 1 >/run/understudy-guest/s1/session/watchdog"
+    )
     guest.ask("cleanup")
     assert guest.sh("pgrep -f '^sleep 66'") != ""
     guest.sh("kill $(pgrep -f '^sleep 66')")
@@ -155,7 +166,10 @@ def test_a_full_run_is_passed_over(guest: PrivateGuest) -> None:
 
 def test_no_room_at_all_is_refused_before_anything_is_frozen(guest: PrivateGuest) -> None:
     _hook(guest, "10-a")
-    guest.sh("for at in /run /dev/shm /tmp; do dd if=/dev/zero of=$at/full bs=1M 2>/dev/null || dd if=/dev/zero bs=1k of=$at/f; done || :")
+    guest.sh(
+        "for at in /run /dev/shm /tmp; do"
+        " dd if=/dev/zero of=$at/full bs=1M 2>/dev/null || dd if=/dev/zero bs=1k of=$at/f; done || :"
+    )
     try:
         answer = guest.ask("begin", "s1", "20")
         assert answer.status == 1
@@ -204,7 +218,9 @@ def test_shellcheck_has_nothing_to_say(tmp_path: Path) -> None:
     program = tmp_path / "program.sh"
     program.write_bytes(shell_component())
     # Functions are called by a name that is composed; `a && b || c` is written only where c is to run if b fails.
-    ran = subprocess.run(["shellcheck", "-s", "sh", "-e", "SC2317,SC2015", program], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        ["shellcheck", "-s", "sh", "-e", "SC2317,SC2015", program], capture_output=True, text=True, check=False
+    )
     assert ran.stdout == ""
 
 
