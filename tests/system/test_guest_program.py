@@ -1,4 +1,4 @@
-"""The program that is shipped works in a real guest: hooks are quiesced, the check tells of them, nothing stays there."""
+"""The shipped program works in a real guest: hooks are quiesced, the check tells of them, nothing stays there."""
 
 from __future__ import annotations
 
