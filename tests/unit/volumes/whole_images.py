@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from understudy.model.extent import Extent
@@ -52,11 +52,11 @@ def patched(data: bytes, *changes: tuple[int, bytes]) -> bytes:
     return bytes(copy)
 
 
-def damaged(data: bytes, seed: int, places: Iterable[Extent]) -> bytes:
+def damaged(data: bytes, seed: int, places: Sequence[Extent]) -> bytes:
     """A copy with random bytes at random offsets in ``places``."""
     chance = random.Random(seed)
-    offsets = [offset for item in places for offset in range(item.start, item.end)]
-    return patched(data, *((chance.choice(offsets), chance.randbytes(1)) for _ in range(DAMAGED_BYTES)))
+    chosen = chance.choices(places, weights=[item.length for item in places], k=DAMAGED_BYTES)
+    return patched(data, *((item.start + chance.randrange(item.length), chance.randbytes(1)) for item in chosen))
 
 
 def refused(read: Callable[[], object]) -> bool:
