@@ -36,10 +36,11 @@ _MOST_OWN_FILES = 10_000
 
 @dataclass
 class _Search:
-    """What is found on the way."""
+    """What is found on the way; ``heads`` are the first clusters of page files, which stay."""
 
     files: Files
     current: bool
+    heads: list[Extent] = field(default_factory=list)
     swap: list[Extent] = field(default_factory=list)
     masks: list[Extent] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -104,6 +105,7 @@ class NtfsFileSystem:
             search.notes.append(f"{path} is replicated until it is found at the same place once more")
             return
         first, *others = plain.runs
+        search.heads.append(Extent(first.start, self._boot.cluster))
         rest = Extent(first.start + self._boot.cluster, first.length - self._boot.cluster)
         search.swap += [rest, *others] if rest.length else others
 
@@ -142,7 +144,7 @@ class NtfsFileSystem:
         """The ranges by kind, all through the gate, also against one another."""
         size, unit = self._boot.size, self._boot.cluster
         forbidden = self._forbidden(search.files.metadata)
-        claimed = checked([*search.swap, *search.masks], size, unit, forbidden)
+        claimed = checked([*search.heads, *search.swap, *search.masks], size, unit, forbidden)
         loose = intersect(claimed, free)
         if loose:
             raise Unfit(f"a file claims the free cluster at {loose[0].start}")
@@ -174,14 +176,16 @@ class NtfsFileSystem:
         if number in _UNUSED and not self._mft.is_written(number):
             return []
         record = self._mft.record(number)
-        if record is None or record.base:
-            return []
+        if record is None or (record.base and number in _UNUSED):
+            return []  # the MFT's own list of attributes may go on in the latter
+        if record.base:
+            raise Unfit("a file of the file system's own is damaged")
         return [place for item in self._mft.attributes(record) for place in extents(item.runs, self._boot.cluster)]
 
     def _own(self, number: int) -> Attribute:
         """The data of one of the file system's own files."""
         record = self._mft.record(number)
-        if record is None:
+        if record is None or record.base:
             raise Unfit("a file of the file system's own is missing")
         data = joined(item for item in self._mft.attributes(record) if item.type == DATA and not item.name)
         if data.resident or data.flags or any(run.first is None for run in data.runs):
