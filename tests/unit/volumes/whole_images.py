@@ -56,7 +56,13 @@ def damaged(data: bytes, seed: int, places: Sequence[Extent]) -> bytes:
     """A copy with random bytes at random offsets in ``places``."""
     chance = random.Random(seed)
     chosen = chance.choices(places, weights=[item.length for item in places], k=DAMAGED_BYTES)
-    return patched(data, *((item.start + chance.randrange(item.length), chance.randbytes(1)) for item in chosen))
+    changes = {item.start + chance.randrange(item.length): chance.randbytes(1) for item in chosen}
+    parts: list[memoryview | bytes] = []
+    begin = 0
+    for offset in sorted(changes):
+        parts += [memoryview(data)[begin:offset], changes[offset]]
+        begin = offset + 1
+    return b"".join([*parts, memoryview(data)[begin:]])
 
 
 def refused(read: Callable[[], object]) -> bool:

@@ -73,6 +73,13 @@ def test_a_file_whose_clusters_are_not_those_it_says_condemns_the_volume(data: b
         opened(patched(data, (at + offset, text))).find(WISHES)
 
 
+def test_a_file_with_holes_that_counts_them_differently_is_kept(data: bytes, volume: Path) -> None:
+    at = attribute_at(data, record_at(data, "holes.bin"), 0x80)
+    finding = opened(patched(data, (at + 64, struct.pack("<Q", CLUSTER)))).find(WISHES)
+    assert intersect(places(volume, "/Cache/holes.bin"), list(finding.ranges[Kind.MASK])) == []
+    assert any(note.startswith("3 files") for note in finding.notes)
+
+
 @pytest.mark.parametrize("name", ["swapfile.sys", "stream.bin"])
 def test_a_file_with_more_names_than_it_has_condemns_the_volume(data: bytes, name: str) -> None:
     at = record_at(data, name)
