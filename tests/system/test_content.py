@@ -109,5 +109,5 @@ def test_no_more_points_than_wanted_are_kept_and_these_are_their_instants(instal
     assert {str(path) for path in (directory / "layers").iterdir()} == {disk["image"] for disk in disks}
     assert {str(path) for path in (directory / "digests").iterdir()} == {disk["digest"] for disk in disks}
     assert {path.name for path in (directory / "points").iterdir()} == {
-        f"{i.point}.{kind}" for i in instants[-3:] for kind in ("xml", "json")
+        f"{i.point}.{kind}" for i in instants[-3:] for kind in ("xml", "json", "excluded")
     }
