@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from understudy.model.extent import PART, Extent, merge, round_in, total
+from understudy.model.extent import PART, Extent, merge, round_in
 
 #: So many ranges of a disk at most, the longest ones: it bounds what travels and is stored.
 MOST_RANGES = 65536
@@ -124,11 +124,6 @@ def _numbers(data: bytes) -> Iterator[int]:
             number = shift = 0
     if shift:
         raise ValueError("packed ranges are cut")
-
-
-def excluded_bytes(exclusion: Exclusion) -> int:
-    """Bytes of the disk that are left out."""
-    return total(exclusion.ranges)
 
 
 def ranges_of(packed: str, size: int) -> tuple[Extent, ...]:

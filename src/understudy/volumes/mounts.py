@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from understudy.units import MIB
 from understudy.volumes import FileSystem, Unfit
-from understudy.volumes.masks import Masks
+from understudy.volumes.masks import Masks, drive_of
 
 _FSTAB = "/etc/fstab"
 _MOST_BYTES = MIB
-_DRIVE = re.compile(r"[A-Za-z]:(?=[\\/])")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 #: A small file of every Windows: the volume that holds it is C:.
 _WINDOWS = "/Windows/System32/drivers/etc/hosts"
@@ -52,20 +51,12 @@ class _Entry:
     kind: str
 
 
-def check_mask(mask: str) -> None:
-    """Whether a mask can be understood.
-
-    :raises ValueError: if not; says why.
-    """
-    Masks([_DRIVE.sub("", mask, count=1)])
-
-
 def layout_of(volumes: Sequence[Mounted], masks: Sequence[str]) -> Layout:
     """Which volume gets which masks and swap files."""
     tables = {position: table for position, volume in enumerate(volumes) if volume.system.kind != "ntfs"
               and (table := _fstab(volume.system)) is not None}
-    linux = [mask for mask in masks if not _DRIVE.match(mask) and not mask.startswith("\\")]
-    windows = [mask for mask in masks if _DRIVE.match(mask) or mask.startswith("\\")]
+    linux = [mask for mask in masks if mask.startswith("/")]
+    windows = [mask for mask in masks if not mask.startswith("/")]
     places = _places(volumes, tables)
     return Layout(tuple(
         _windows(volume.system, windows) if volume.system.kind == "ntfs"
@@ -185,10 +176,11 @@ def _windows(system: FileSystem, masks: Sequence[str]) -> Told:
     except Unfit as exc:
         notes.append(f"it cannot be told whether this is C: {exc}")
     for mask in masks:
-        if not _DRIVE.match(mask):
-            found.append(mask)
-        elif mask[0] in "cC":
-            found += [mask[2:]] if is_c else []
+        drive, own = drive_of(mask)
+        if not drive:
+            found.append(own)
+        elif drive == "C":
+            found += [own] if is_c else []
         else:
             notes.append(f"the mask {mask} is not applied: its drive letter is not known")
     return Told(tuple(found), notes=tuple(notes))

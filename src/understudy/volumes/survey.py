@@ -8,49 +8,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack
 from understudy.model.extent import Extent, merge, subtract, total
 from understudy.volumes import FileSystem, Finding, Image, Kind, Unfit, Wishes
 from understudy.volumes.image import Piece, Pieces
+from understudy.volumes.lvm import LogicalVolume
 from understudy.volumes.masks import Masks
 from understudy.volumes.mounts import Layout, Mounted, Told, layout_of
+from understudy.volumes.partitions import Partition
+from understudy.volumes.signatures import EMPTY, LVM, NTFS, SWAP
 
 LOG = logging.getLogger(__name__)
-LVM, SWAP, EMPTY = "lvm", "swap", "empty"
-
-
-class Partition(Protocol):
-    """``length`` bytes from ``start`` of a disk."""
-
-    @property
-    def start(self) -> int:
-        """In bytes."""
-
-    @property
-    def length(self) -> int:
-        """In bytes."""
-
-
-class LogicalVolume(Protocol):
-    """A logical volume; ``refused`` says why it cannot be read, or is empty."""
-
-    @property
-    def vg(self) -> str:
-        """Its volume group."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def pieces(self) -> Sequence[tuple[str, int, int]]:
-        """Name of the physical volume, start on it, length; linear, in order."""
-
-    @property
-    def refused(self) -> str:
-        """Why nothing of it may be left out; empty if it can be read."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +50,7 @@ class Disk:
 class Wanted:
     """What the job wishes, for all disks of a VM.
 
-    :ivar masks: as the administrator wrote them; they passed :func:`understudy.volumes.mounts.check_mask`.
+    :ivar masks: as the administrator wrote them; they passed :func:`understudy.volumes.masks.check_mask`.
     :ivar former: what the point before left out.
     """
 
@@ -228,7 +197,7 @@ def _find(volume: _Volume, position: int, layout: Layout, wanted: Wanted, found:
     if volume.system is None:
         return
     told = layout.volumes[position]
-    masks = Masks(told.masks, ignore_case=volume.system.kind == "ntfs") if told.masks else None
+    masks = Masks(told.masks, ignore_case=volume.kind == NTFS) if told.masks else None
     prefix = _prefix(volume)
     # Each disk keeps what was seen on its volumes; a volume over several is kept with its first disk.
     seen = {path.removeprefix(prefix): digest

@@ -16,6 +16,11 @@ from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
 
 #: What :func:`check_header` wants to see: the largest page that Linux knows.
 HEADER_LENGTH = 64 * KIB
+#: Where distributions, installers and handbooks put a swap file.
+USUAL_FILES = (
+    "/swapfile", "/swap.img", "/swap", "/.swapfile", "/swap/swapfile", "/swap/swap.img", "/var/swap",
+    "/var/swapfile", "/var/swap.img", "/var/lib/swap", "/var/lib/swapfile", "/mnt/swapfile",
+)  # fmt: skip
 
 _PAGE_SIZES = tuple(size * KIB for size in (4, 8, 16, 32, 64))
 _SIGNATURE_LENGTH = 10
@@ -24,6 +29,10 @@ _HIBERNATED = (b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0", b"LINHIB0001")
 _TUX_ON_ICE = b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"
 _FIELDS_AT = 1024
 _MOST_BAD_PAGES = (64 * KIB - 1024 - 512 - _SIGNATURE_LENGTH) // 4
+
+
+class Hibernated(Unfit):
+    """The memory of a guest that sleeps lies there."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,11 @@ def check_header(first_page: bytes, size: int) -> SwapHeader:
 
     :param first_page: its first :data:`HEADER_LENGTH` bytes, or all of a shorter one.
     :param size: of the area or file in bytes.
-    :raises Unfit: if it is no swap area, is damaged, or holds a hibernated system.
+    :raises Unfit: if it is no swap area, or is damaged; :class:`Hibernated` if it holds a hibernated system.
     """
     found = _signatures(first_page)
     if first_page.startswith(_TUX_ON_ICE) or any(signature in _HIBERNATED for signature in found.values()):
-        raise Unfit("the swap area holds a hibernated system")
+        raise Hibernated("the swap area holds a hibernated system")
     if not found:
         raise Unfit("this is no swap area")
     page_size = min(found)

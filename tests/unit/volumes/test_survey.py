@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,9 @@ from understudy.model.exclusion import DiskSurvey
 from understudy.model.extent import Extent
 from understudy.units import MIB
 from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes.lvm import LogicalVolume
+from understudy.volumes.lvm import Piece as LvmPiece
+from understudy.volumes.partitions import Partition
 from understudy.volumes.survey import Disk, Readers, Wanted, survey
 
 FSTAB = b"UUID=root / ext4 defaults 0 1\nUUID=var /var ext4 defaults 0 2\n/swap.img none swap sw 0 0\n"
@@ -48,7 +50,7 @@ def looked(systems: Sequence[System], wanted: Wanted, logical: Sequence[Any] = (
     """One disk with a partition of 16 MiB for each system; with ``logical``, the first is a physical volume."""
     waiting, kinds = list(systems), iter(["lvm"] if logical else [])
     readers = Readers(
-        partitions=lambda _: [SimpleNamespace(start=16 * MIB * n, length=16 * MIB)
+        partitions=lambda _: [Partition(16 * MIB * n, 16 * MIB, "")
                               for n in range(len(systems) if not logical else 1)],
         recognise=lambda _: next(kinds, "ext"), swap_finding=lambda image, wishes: Finding(),
         logical_volumes=lambda _: logical, file_systems={"ext": lambda _: waiting.pop(0)})
@@ -107,7 +109,7 @@ def test_a_range_outside_of_its_volume_condemns_the_volume() -> None:
 def test_ranges_of_a_logical_volume_are_mapped_through_its_pieces() -> None:
     pieces = [("disk vda, partition 1", 8 * MIB, 4 * MIB), ("disk vda, partition 1", MIB, 4 * MIB)]
     found = Finding({Kind.MASK: (Extent(3 * MIB, 2 * MIB),)})
-    lv = SimpleNamespace(vg="vg", name="root", pieces=pieces, refused="")
+    lv = LogicalVolume("root", "vg", tuple(LvmPiece(*piece) for piece in pieces))
     (result,) = looked([System("a", finding=found)], Wanted(), [lv])
     assert result.exclusion.ranges == (Extent(MIB, MIB), Extent(11 * MIB, MIB))
 

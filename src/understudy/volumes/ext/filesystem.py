@@ -15,9 +15,9 @@ from understudy.volumes.ext.inodes import Inode
 from understudy.volumes.ext.journal import is_empty, replayed
 from understudy.volumes.ext.maps import Run
 from understudy.volumes.ext.superblock import Superblock, read_superblock
-from understudy.volumes.ext.swapfiles import HEAD_SIZE, USUAL_NAMES, is_hibernated, swap_header
 from understudy.volumes.gate import checked
 from understudy.volumes.masks import Masks
+from understudy.volumes.swap import HEADER_LENGTH, USUAL_FILES, Hibernated, check_header
 
 _VALID, _ERRORS = 0x1, 0x2
 #: More pieces of files than this are not worth their memory.
@@ -74,7 +74,7 @@ class ExtFileSystem:
         self._require_current(wishes)
         search = _Search(Files(self._image, self._groups))
         if wishes.swap:
-            for path in dict.fromkeys((*USUAL_NAMES, *wishes.swap_files)):
+            for path in dict.fromkeys((*USUAL_FILES, *wishes.swap_files)):
                 self._add_swap_file(search, path)
         if wishes.masks:
             self._add_masked(search, wishes.masks)
@@ -94,20 +94,20 @@ class ExtFileSystem:
         inode = search.files.find(path)
         if inode is None or inode.number in search.swap_inodes or not inode.has_plain_data:
             return
-        head = search.files.start_of(inode, min(HEAD_SIZE, inode.size))
-        if is_hibernated(head):
+        try:
+            header = check_header(search.files.start_of(inode, min(HEADER_LENGTH, inode.size)), inode.size)
+        except Hibernated:
             search.swap_inodes.add(inode.number)
             search.notes.append(f"{path} holds the memory of a hibernated guest and is replicated")
             return
-        header = swap_header(head, inode.size)
-        if header is None:
+        except Unfit:  # a file of that name that is no swap file
             return
         search.swap_inodes.add(inode.number)
         if inode.links != 1:
             search.notes.append(f"{path} has several names and is replicated")
             return
         size = self._layout.block_size
-        search.swap.extend(_within(search.files.runs(inode), -(-header.kept // size), header.end // size, size))
+        search.swap.extend(_within(search.files.runs(inode), -(-header.keep // size), header.end // size, size))
 
     def _add_masked(self, search: _Search, masks: Masks) -> None:
         size = self._layout.block_size

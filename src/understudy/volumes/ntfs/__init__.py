@@ -9,7 +9,7 @@ from understudy.volumes import FileSystem, Image
 from understudy.volumes.clipped import clipped
 from understudy.volumes.ntfs.boot import OEM, SECTOR, parse_boot
 from understudy.volumes.ntfs.filesystem import NtfsFileSystem
-from understudy.volumes.ntfs.library import Library
+from understudy.volumes.ntfs.fsntfs import Library
 from understudy.volumes.ntfs.mft import Mft
 
 

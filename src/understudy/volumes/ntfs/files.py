@@ -15,7 +15,7 @@ from understudy.volumes import Unfit
 from understudy.volumes.masks import Masks
 from understudy.volumes.ntfs import records
 from understudy.volumes.ntfs.boot import Boot
-from understudy.volumes.ntfs.library import Entry
+from understudy.volumes.ntfs.fsntfs import Entry
 from understudy.volumes.ntfs.mft import Mft, extents, joined
 from understudy.volumes.ntfs.records import Attribute, Record, file_name, number_of
 

@@ -17,7 +17,7 @@ from understudy.volumes.gate import checked
 from understudy.volumes.ntfs.bitmap import free_ranges
 from understudy.volumes.ntfs.boot import Boot
 from understudy.volumes.ntfs.files import FIRST_FILE, Files, Plain
-from understudy.volumes.ntfs.library import Library
+from understudy.volumes.ntfs.fsntfs import Library
 from understudy.volumes.ntfs.logfile import HEAD_LENGTH, is_clean
 from understudy.volumes.ntfs.mft import Mft, extents, joined, read_runs
 from understudy.volumes.ntfs.records import DATA, VOLUME_INFORMATION, Attribute, number_of

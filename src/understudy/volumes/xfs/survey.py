@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,17 +11,14 @@ from understudy.units import KIB
 from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
 from understudy.volumes.gate import checked
 from understudy.volumes.masks import Masks
+from understudy.volumes.swap import USUAL_FILES, check_header
 from understudy.volumes.xfs.directories import Entry, entries
 from understudy.volumes.xfs.geometry import Geometry, read_geometry
 from understudy.volumes.xfs.groups import Group, read_group
 from understudy.volumes.xfs.inodes import Inode, Inodes, Piece
 from understudy.volumes.xfs.log import dirt
 
-#: Where distributions and handbooks put a swap file.
-USUAL_SWAP_FILES = ("/swapfile", "/swap.img", "/swap", "/swap/swapfile", "/var/swap", "/var/swapfile",
-                    "/var/lib/swapfile", "/mnt/swapfile", "/.swapfile")  # fmt: skip
 _PAGE = 4 * KIB
-_SIGNATURE = b"SWAPSPACE2"  # a guest that hibernated has another one, and its memory lies in the file
 _DEEPEST = 1000
 
 
@@ -186,7 +182,7 @@ def _look_up(inodes: Inodes, path: str) -> Inode | None:
 def _swap_files(inodes: Inodes, more: Iterable[str]) -> Iterator[tuple[int, list[Extent], str]]:
     """Number and bytes of each swap file, or a note why it is not left out; its first page always stays."""
     seen = set[int]()
-    for path in dict.fromkeys((*USUAL_SWAP_FILES, *more)):
+    for path in dict.fromkeys((*USUAL_FILES, *more)):
         inode = _look_up(inodes, path)
         if inode is None or inode.number in seen:
             continue
@@ -208,10 +204,10 @@ def _last_page(inodes: Inodes, inode: Inode, pieces: list[Piece]) -> int | None:
         if piece.first * inodes.geometry.block_size != len(header) or piece.unwritten or len(header) >= _PAGE:
             break
         header += inodes.image.read(piece.place.start, min(piece.place.length, _PAGE - len(header)))
-    if len(header) != _PAGE or not header.endswith(_SIGNATURE):
+    try:
+        return check_header(header, inode.size).end // _PAGE - 1
+    except Unfit:
         return None
-    version, last = struct.unpack_from("<II", header, 1024)
-    return last if version == 1 and last * _PAGE <= inode.size else None
 
 
 def _pages(pieces: list[Piece], last: int, block: int) -> Iterator[Extent]:
