@@ -48,9 +48,7 @@ def guest() -> None:
 @pass_app
 def install(app: App, job: str, vm: str) -> None:
     """Install the program in the guest of VM of JOB; sessions use it from then on. JSON: {vm, transport, installed}."""
-    transport = app.services.change_agent(job, vm, install=True)
-    answer_line(app, {"vm": vm, "transport": transport.value, "installed": True},
-                f"The program is installed in the guest of {vm} (by {transport.value}).")
+    _change(app, job, vm, install=True)
 
 
 @guest.command("remove-agent")
@@ -59,9 +57,14 @@ def install(app: App, job: str, vm: str) -> None:
 @pass_app
 def remove(app: App, job: str, vm: str) -> None:
     """Remove the installed program from the guest of VM of JOB. JSON: {vm, transport, installed}."""
-    transport = app.services.change_agent(job, vm, install=False)
-    answer_line(app, {"vm": vm, "transport": transport.value, "installed": False},
-                f"The program is removed from the guest of {vm} (by {transport.value}).")
+    _change(app, job, vm, install=False)
+
+
+def _change(app: App, job: str, vm: str, *, install: bool) -> None:
+    transport = app.services.change_agent(job, vm, install=install).value
+    done = "installed in" if install else "removed from"
+    answer_line(app, {"vm": vm, "transport": transport, "installed": install},
+                f"The program is {done} the guest of {vm} (by {transport}).")
 
 
 def _lines(item: CheckedGuest) -> list[str]:

@@ -106,7 +106,7 @@ def unite(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
 
 
 def subtract(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
-    """What lies in ``left`` and not in ``right``."""
+    """What lies in ``left`` and not in ``right``; flags are kept, so that ``left`` may be a status list."""
     if not right:
         return list(left)
     rest: list[Extent] = []
@@ -118,11 +118,11 @@ def subtract(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
         k = j
         while k < len(right) and right[k].start < item.end:
             if right[k].start > start:
-                rest.append(span(start, right[k].start))
+                rest.append(Extent(start, right[k].start - start, item.flags))
             start = max(start, right[k].end)
             k += 1
         if start < item.end:
-            rest.append(span(start, item.end))
+            rest.append(Extent(start, item.end - start, item.flags))
         j = max(j, k - 1)
     return rest
 

@@ -179,19 +179,4 @@ def _overlaid(statuses: list[Extent], cover: Sequence[Extent], area: Extent) -> 
     inside = _within(cover, area.start, area.end)
     if not inside:
         return statuses
-    found: list[Extent] = []
-    position = 0
-    for item in statuses:
-        start = item.start
-        while position < len(inside) and inside[position].end <= start:
-            position += 1
-        following = position
-        while following < len(inside) and inside[following].start < item.end:
-            if inside[following].start > start:
-                found.append(Extent(start, inside[following].start - start, item.flags))
-            start = max(start, inside[following].end)
-            following += 1
-        if start < item.end:
-            found.append(Extent(start, item.end - start, item.flags))
-        position = max(position, following - 1)
-    return sorted([*found, *inside], key=lambda item: item.start)
+    return sorted([*subtract(statuses, inside), *inside], key=lambda item: item.start)

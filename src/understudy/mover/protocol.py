@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,10 +31,8 @@ def decode(value_type: type[Value], content: bytes) -> Value:
 
     :raises UsageError: if it is none of this type.
     """
-    try:
+    with _validation(value_type):
         value: Value = _adapter(value_type).validate_json(content)
-    except ValidationError as exc:
-        raise UsageError(f"value {value_type.__name__}", str(exc), "use the same version everywhere") from exc
     return value
 
 
@@ -41,11 +41,17 @@ def decode_plain(value_type: type[Value], plain: object) -> Value:
 
     :raises UsageError: if it is none of this type.
     """
-    try:
+    with _validation(value_type):
         value: Value = _adapter(value_type).validate_python(plain)
+    return value
+
+
+@contextmanager
+def _validation(value_type: type) -> Iterator[None]:
+    try:
+        yield
     except ValidationError as exc:
         raise UsageError(f"value {value_type.__name__}", str(exc), "use the same version everywhere") from exc
-    return value
 
 
 def _adapter(value_type: Any) -> TypeAdapter[Any]:
