@@ -131,7 +131,9 @@ def _disk_remarks(vm: str, disk: DiskReport) -> list[str]:
     if disk.excluded:
         parts = ", ".join(f"{reason} {format_size(count)}" for reason, count in disk.excluded.items())
         remarks.append(f"{vm}: disk {disk.name}: left out: {parts}")
-    remarks += [f"{vm}: disk {disk.name}: {note}" for note in disk.notes]
+    # Those of one volume begin with its place.
+    remarks += [f"{vm}: {note}" if note.startswith((f"disk {disk.name}", "logical volume ", "LVM"))
+                else f"{vm}: disk {disk.name}: {note}" for note in disk.notes]
     if disk.resumed_bytes:
         saved = format_size(disk.resumed_bytes)
         remarks.append(f"{vm}: disk {disk.name}: {saved} were there already from an earlier session")

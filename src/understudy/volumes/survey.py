@@ -17,7 +17,7 @@ from understudy.volumes.lvm import LogicalVolume
 from understudy.volumes.masks import Masks
 from understudy.volumes.mounts import Layout, Mounted, Told, layout_of
 from understudy.volumes.partitions import Partition
-from understudy.volumes.signatures import EMPTY, LVM, NTFS, SWAP
+from understudy.volumes.signatures import EMPTY, LVM, NTFS, SWAP, UNKNOWN
 
 LOG = logging.getLogger(__name__)
 
@@ -190,7 +190,8 @@ def _open(volume: _Volume, readers: Readers, found: _Found) -> None:
         volume.system = opener(volume.bytes)
         volume.place += f" ({volume.system.kind})"
     elif volume.kind not in (SWAP, EMPTY):
-        found.note(volume.disks, f"{volume.place}: {volume.kind} is not read, nothing of it is left out")
+        what = "nothing known is on it" if volume.kind == UNKNOWN else f"{volume.kind} is not read"
+        found.note(volume.disks, f"{volume.place}: {what}, nothing of it is left out")
 
 
 def _find(volume: _Volume, position: int, layout: Layout, wanted: Wanted, found: _Found) -> None:
