@@ -94,8 +94,9 @@ class ExtFileSystem:
         inode = search.files.find(path)
         if inode is None or inode.number in search.swap_inodes or not inode.has_plain_data:
             return
+        head = search.files.start_of(inode, min(HEADER_LENGTH, inode.size))  # what is damaged there condemns the volume
         try:
-            header = check_header(search.files.start_of(inode, min(HEADER_LENGTH, inode.size)), inode.size)
+            header = check_header(head, inode.size)
         except Hibernated:
             search.swap_inodes.add(inode.number)
             search.notes.append(f"{path} holds the memory of a hibernated guest and is replicated")
