@@ -23,15 +23,10 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
         """The identity of the process that has this pid now; None when there is none (a zombie counts as none)."""
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
+        stat = _stat_of(pid)
+        if stat is None or stat.state in "ZX":
             return None
-        # The command name, in parentheses, may itself have spaces and parentheses.
-        fields = stat.rpartition(")")[2].split()
-        if fields[0] in "ZX":
-            return None
-        return cls(pid, int(fields[19]), (_PROC / "sys/kernel/random/boot_id").read_text().strip())
+        return cls(pid, stat.start_ticks, (_PROC / "sys/kernel/random/boot_id").read_text().strip())
 
     def alive(self) -> bool:
         """True while this very process runs."""
@@ -61,19 +56,42 @@ class ProcessIdentity:
             os.close(descriptor)
 
     def wait_end(self, timeout_s: float) -> bool:
-        """Wait until this process has ended; False when it still runs after timeout_s."""
+        """Wait until this process has ended with all its threads, so that it holds no file any more.
+
+        False when it still runs after timeout_s.
+        """
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return True
         try:
-            if not self.alive():
+            # A zombie may be one thread that has ended before the others; the descriptor tells when all have.
+            stat = _stat_of(self.pid)
+            if stat is None or stat.start_ticks != self.start_ticks:
                 return True
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             return bool(poll.poll(timeout_s * 1000))
         finally:
             os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class _Stat:
+    """What proc(5) says of a process."""
+
+    state: str
+    start_ticks: int
+
+
+def _stat_of(pid: int) -> _Stat | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command name, in parentheses, may itself have spaces and parentheses.
+    fields = stat.rpartition(")")[2].split()
+    return _Stat(fields[0], int(fields[19]))
 
 
 @dataclass(frozen=True)
