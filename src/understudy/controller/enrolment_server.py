@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from understudy.controller.authority import Authorities
@@ -59,11 +62,9 @@ def serve_enrolment(home: Path, database: Database) -> None:
                 time.sleep(RETRY_S)
 
 
-def make_app(database: Database, authorities: Authorities) -> FastAPI:
+def make_app(database: Database, authorities: Authorities) -> Starlette:
     """The application: one operation, which makes an invited host a proxy."""
-    app = FastAPI(openapi_url=None)
 
-    @app.post(PATH)
     async def enrol(request: Request) -> Response:
         body = bytearray()
         async for chunk in request.stream():
@@ -73,7 +74,7 @@ def make_app(database: Database, authorities: Authorities) -> FastAPI:
         peer = request.client.host if request.client else ""
         return await run_in_threadpool(_answer, database, authorities, bytes(body), peer)
 
-    return app
+    return Starlette(routes=[Route(PATH, enrol, methods=["POST"])])
 
 
 def _answer(database: Database, authorities: Authorities, body: bytes, peer: str) -> Response:
@@ -124,7 +125,7 @@ class _Watch:
                 LOG.warning("open invitations cannot be read: %s", exc)
 
 
-def _serve(app: FastAPI, authorities: Authorities, listeners: list[socket.socket], watch: _Watch) -> None:
+def _serve(app: Starlette, authorities: Authorities, listeners: list[socket.socket], watch: _Watch) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(authorities.enrolment())

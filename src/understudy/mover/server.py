@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError, UnderstudyError
 from understudy.mover.api import DigestRef, ReplicaRef
@@ -25,31 +27,38 @@ JSON = "application/json"
 STATUS_CODES = {"usage": 400, "not_found": 404, "refused": 409, "fenced": 409}
 
 
-def make_app(mover: Mover) -> FastAPI:
+def make_app(mover: Mover) -> Starlette:
     """The application that answers for ``mover``."""
-    app = FastAPI(openapi_url=None)
     handlers = {path_of(request_type): (request_type, handler) for request_type, handler in HANDLERS.items()}
 
-    @app.post("/v1/{name}")
-    async def operate(name: str, request: Request) -> Response:
-        found = handlers.get(f"/v1/{name}")
+    async def operate(request: Request) -> Response:
+        found = handlers.get(request.url.path)
         if found is None:
-            return _failure(NotFound(f"operation {name!r}", "this proxy does not know it", "use the same version"))
+            what = f"operation {request.path_params['name']!r}"
+            return _failure(NotFound(what, "this proxy does not know it", "use the same version"))
         return await run_in_threadpool(_operate, mover, *found, await request.body())
 
-    @app.get("/v1/digests/source/{replica_id}/{disk}/{point}")
-    def read_source(replica_id: str, disk: str, point: str) -> Response:
-        return _file(lambda: mover.copies.path(DigestRef(replica_id, disk, point)), point)
+    def read_source(request: Request) -> Response:
+        ref = DigestRef(**request.path_params)
+        return _file(lambda: mover.copies.path(ref), ref.point)
 
-    @app.put("/v1/digests/source/{replica_id}/{disk}/{point}")
-    async def write_source(replica_id: str, disk: str, point: str, request: Request) -> Response:
-        return await _take(mover, DigestRef(replica_id, disk, point), request)
+    async def write_source(request: Request) -> Response:
+        return await _take(mover, DigestRef(**request.path_params), request)
 
-    @app.get("/v1/digests/target")
-    def read_target(kind: str, datastore: str, name: str, point: str, disk: str) -> Response:
+    def read_target(request: Request) -> Response:
+        asked = request.query_params
+        kind, datastore, name, point, disk = (
+            asked.get(key, "") for key in ("kind", "datastore", "name", "point", "disk")
+        )
         return _file(lambda: store_of(ReplicaRef(kind, datastore, name)).digest_path(point, disk), point)
 
-    return app
+    source_digest = "/v1/digests/source/{replica_id}/{disk}/{point}"
+    return Starlette(routes=[
+        Route("/v1/{name}", operate, methods=["POST"]),
+        Route(source_digest, read_source, methods=["GET"]),
+        Route(source_digest, write_source, methods=["PUT"]),
+        Route("/v1/digests/target", read_target, methods=["GET"]),
+    ])  # fmt: skip
 
 
 def _operate(mover: Mover, request_type: type, handler: Handler, body: bytes) -> Response:
