@@ -123,7 +123,7 @@ def follow_session(
             if time.monotonic() >= next_report:
                 next_report = time.monotonic() + _REPORT_S
                 on_progress(session_report(database, session_id))
-            if session_state_ended(database, session_id) and control.idle:
+            if journal.has_ended(database, session_id) and control.idle:
                 control.release()
                 report = session_report(database, session_id)
                 on_progress(report)
@@ -141,11 +141,6 @@ def control_until_idle(control: Control, database: Database) -> None:
             time.sleep(_TICK_S)
     finally:
         control.release()
-
-
-def session_state_ended(database: Database, session_id: int) -> bool:
-    """Whether a session has ended."""
-    return session_report(database, session_id).state.ended
 
 
 def _ask_to_stop(database: Database, session_id: int) -> None:

@@ -107,6 +107,15 @@ def request_cancel(database: Database, session_id: int) -> SessionState:
         return SessionState(row.state)
 
 
+def has_ended(database: Database, session_id: int) -> bool:
+    """Whether a session has ended; asked often, so it looks at nothing else.
+
+    :raises NotFound: if there is no such session.
+    """
+    with database.reading() as session:
+        return SessionState(session_row(session, session_id).state).ended
+
+
 def is_cancel_requested(database: Database, session_id: int) -> bool:
     """Whether the operator asked for the end of the session.
 
