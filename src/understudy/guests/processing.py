@@ -61,6 +61,7 @@ class Surroundings:
     :ivar agent: freezes file systems by the guest agent; None if it is not to, or cannot: then the program does.
     :ivar watchdog: thaws by the guest agent; needed with ``agent``.
     :ivar record: as for :class:`Quiesced`, while ``agent`` freezes.
+    :ivar system: the kind of guest, as far as its agent says.
     :ivar key: names the session in the guest; ``prefix`` is what all of the job's sessions for this VM share.
     """
 
@@ -73,6 +74,7 @@ class Surroundings:
     warn: Callable[[str], None]
     key: str
     prefix: str
+    system: GuestSystem = GuestSystem.POSIX
     program: Callable[[GuestSystem], bytes] = component_for
 
 
@@ -249,7 +251,7 @@ class GuestProcessing:
         since = applications.began if applications is not None else None
         elapsed = 0.0 if since is None else time.monotonic() - since
         deadline_s = max(_LEAST_S, FREEZE_DEADLINE_S - elapsed)
-        by_vss = self._transport is not None and self._transport.system is GuestSystem.WINDOWS
+        by_vss = self._around.system is GuestSystem.WINDOWS
         if by_vss:
             deadline_s = VSS_DEADLINE_S
         if agent is not None and watchdog is not None:

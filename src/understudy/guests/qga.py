@@ -39,7 +39,7 @@ class QgaTransport:
         if blocked := [name for name in NEEDED if name not in enabled]:
             raise GuestError("guest agent", f"the guest does not allow {', '.join(blocked)}",
                              "allow it in the configuration of qemu-guest-agent in the guest, or use SSH")
-        self.system = _system(agent) if "guest-get-osinfo" in enabled else GuestSystem.POSIX
+        self.system = _system(agent, enabled)
 
     def run(
         self, argv: Sequence[str], timeout_s: float, stdin: bytes = b"", check: Callable[[], object] = go_on
@@ -135,9 +135,18 @@ def enabled_commands(agent: AgentCommand) -> frozenset[str]:
     return frozenset(str(_field(item, "name")) for item in commands if _field(item, "enabled"))
 
 
-def _system(agent: AgentCommand) -> GuestSystem:
-    """What the guest says of itself; the agent for Windows gives this very word."""
-    told = agent("guest-get-osinfo", {}, _ANSWER_S)
+def guest_system(agent: AgentCommand) -> GuestSystem:
+    """The kind of guest; of one that does not answer nothing is assumed."""
+    try:
+        return _system(agent, enabled_commands(agent))
+    except UnderstudyError as exc:  # whoever needs the agent will hear it
+        LOG.info("%s", exc)
+        return GuestSystem.POSIX
+
+
+def _system(agent: AgentCommand, enabled: frozenset[str]) -> GuestSystem:
+    told = agent("guest-get-osinfo", {}, _ANSWER_S) if "guest-get-osinfo" in enabled else {}
+    # The agent for Windows gives this very word.
     return GuestSystem.WINDOWS if isinstance(told, dict) and told.get("id") == "mswindows" else GuestSystem.POSIX
 
 

@@ -16,7 +16,7 @@ from understudy.guests.checking import check_guest, install_agent, remove_agent
 from understudy.guests.component import component_for, powershell_component
 from understudy.guests.processing import GuestProcessing, Surroundings
 from understudy.guests.program import prepare_program
-from understudy.guests.qga import QgaTransport
+from understudy.guests.qga import QgaTransport, guest_system
 from understudy.model.guest import (
     ApplicationState,
     Component,
@@ -61,6 +61,7 @@ class Session:
         return GuestProcessing(Context(), Surroundings(
             settings=settings, ways=(lambda: QgaTransport(self.agent),), agent=self.agent, watchdog=self.watch,
             record=lambda _: None, report=self.reports.append, warn=self.warnings.append, key=KEY, prefix=PREFIX,
+            system=guest_system(self.agent),
         ))  # fmt: skip
 
 
@@ -188,6 +189,13 @@ def test_check_guest_lists_the_writers_and_leaves_nothing() -> None:
         found = check_guest({GuestTransport.QGA: lambda: QgaTransport(agent)}, agent, KEY, PREFIX)
     assert (found.component, found.can_freeze, found.problems) == (Component.RUNTIME, True, {})
     assert found.applications == tuple(("vss", name, shown) for name, shown in WRITERS)
+
+
+def test_an_agent_that_does_not_answer_has_no_kind_of_guest() -> None:
+    def silent(command: str, arguments: object, timeout_s: float) -> object:
+        raise GuestError(f"guest agent: {command}", "no answer")
+
+    assert guest_system(silent) is GuestSystem.POSIX
 
 
 def test_no_program_is_installed_for_good() -> None:
