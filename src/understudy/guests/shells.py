@@ -46,9 +46,12 @@ Get-ChildItem -Force -File -LiteralPath $dir -Filter (@prefix@ + '*') | Remove-I
 } catch { [Console]::Error.WriteLine($_.Exception.Message); exit 1 }
 """
 _LEAVE_WINDOWS = """
-$ErrorActionPreference = 'Stop'; try {
+$ErrorActionPreference = 'Stop'; try { try {
+if (Get-ChildItem -Force -Directory -LiteralPath @directory@ -Filter (@key@ + '*'))
+{ & (Join-Path @directory@ (@key@ + '.ps1')) cleanup @key@ }
+} finally {
 Get-ChildItem -Force -File -LiteralPath @directory@ -Filter (@key@ + '.*') | Remove-Item -Force
-} catch { [Console]::Error.WriteLine($_.Exception.Message); exit 1 }
+} } catch { [Console]::Error.WriteLine($_.Exception.Message); exit 1 }
 """
 _VALUE = re.compile(r"@([a-z]+)@")
 _POWERSHELL = ("powershell.exe", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass")
@@ -117,7 +120,7 @@ class Windows:
         return [*_POWERSHELL, "-File", path, *words]
 
     def leave(self, directory: str, key: str) -> list[str]:
-        """The directory stays, empty: another session may be about to use it."""
+        """After the program has ended what runs. The directory stays: another session may be about to use it."""
         return _command(_LEAVE_WINDOWS, directory=directory, key=key)
 
     def path(self, text: str) -> PurePath:

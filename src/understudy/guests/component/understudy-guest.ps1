@@ -1,6 +1,7 @@
 # Looks after this Windows guest while a point of its disks is taken. Copied in by Understudy and removed again.
 #
-#   version | discover | begin ID DEADLINE_S | end ID | commit ID | run ID TIMEOUT_S PATH | cleanup
+#   version | discover | begin ID DEADLINE_S [--no-applications] | end ID | commit ID
+#   run ID TIMEOUT_S PATH | cleanup [PREFIX]
 #
 # Answers are tab-separated lines on standard output; what went wrong is told on standard error, with exit status 1.
 # Nothing is frozen here: between `begin` and `end` the QEMU guest agent's own freeze asks VSS, which quiesces its
@@ -121,7 +122,9 @@ function Get-Writers {
 }
 
 function Save-Writers {
-    $found = Get-Writers 15
+    param([int] $LimitS)
+
+    $found = Get-Writers $LimitS
     $lines = @(foreach ($name in ($found.Keys | Sort-Object)) {
         $writer = $found[$name]
         "$name`t$($writer.State)`t$($writer.Problem)`t$($writer.Shown)"
@@ -132,6 +135,7 @@ function Save-Writers {
 # The writers as they were before: Name, State, Problem and what is Shown of each.
 function Read-Writers {
     foreach ($line in @(Get-Content -LiteralPath $Before)) {
+        if (-not $line) { continue }
         $name, $number, $problem, $shown = $line -split "`t"
         @{ Name = $name; State = [int] $number; Problem = $problem; Shown = $shown }
     }
@@ -174,7 +178,7 @@ function Clear-CopyBackup {
 # --- Verbs ------------------------------------------------------------------------------------------------------------
 
 function Invoke-Discover {
-    Save-Writers
+    Save-Writers 15
     foreach ($writer in @(Read-Writers)) { Write-Answer 'app', 'vss', $writer.Name, $writer.Shown }
     Write-Answer 'discovered'
 }
@@ -183,11 +187,15 @@ function Invoke-Begin {
     param([string] $Id, [string[]] $Words)
 
     $state = Get-State $Id
-    if ($Words.Count -ne 2) { throw 'usage: begin ID DEADLINE_S; file systems are frozen by the QEMU guest agent' }
+    if ($Words -contains '--fs') { throw 'file systems of Windows are frozen by the QEMU guest agent only' }
     if (Test-Path -LiteralPath $state) { throw "session $Id has begun already" }
     New-Item -ItemType Directory -Path $state | Out-Null
     Set-CopyBackup $state
-    if (-not (Test-Path -LiteralPath $Before)) { Save-Writers }
+    if ($Words -contains '--no-applications') {
+        Set-Content -LiteralPath $Before -Value @()
+    } else {
+        Save-Writers 8
+    }
     foreach ($writer in @(Read-Writers)) { Write-Answer 'app', 'vss', $writer.Name, 'quiesced', $writer.Shown, '0' }
     Write-Answer 'ready'
 }
@@ -202,8 +210,9 @@ function Invoke-End {
     } else {
         Clear-CopyBackup $state
         Remove-Item -Recurse -Force -LiteralPath $state
-        $now = Get-Writers 8
-        foreach ($writer in @(Read-Writers)) { Write-Writer $writer $now[$writer.Name] }
+        $writers = @(Read-Writers)
+        if ($writers.Count -gt 0) { $now = Get-Writers 8 }
+        foreach ($writer in $writers) { Write-Writer $writer $now[$writer.Name] }
     }
     Write-Answer 'ended'
 }
@@ -224,9 +233,11 @@ function Invoke-Script {
     Remove-Item -Recurse -Force -LiteralPath $state
 }
 
-# End what crashed sessions have left: their scripts, and their choice of the kind of backup.
+# End what sessions have left whose names begin with the prefix: scripts, and their choice of the kind of backup.
 function Invoke-Cleanup {
-    foreach ($state in @(Get-ChildItem -Force -Directory -LiteralPath $Base)) {
+    param([string] $Prefix)
+
+    foreach ($state in @(Get-ChildItem -Force -Directory -LiteralPath $Base -Filter "$Prefix*")) {
         $running = Join-Path $state.FullName 'running'
         if (Test-Path -LiteralPath $running) {
             $number, $since = (Get-Content -LiteralPath $running) -split ' '
@@ -250,7 +261,7 @@ try {
         'end' { Invoke-End $rest[0] }
         'commit' { Write-Answer 'committed' }
         'run' { Invoke-Script $rest[0] ([int] $rest[1]) $rest[2] }
-        'cleanup' { Invoke-Cleanup }
+        'cleanup' { Invoke-Cleanup $rest[0] }
         default { throw 'usage: version | discover | begin | end | commit | run | cleanup' }
     }
 } catch {
