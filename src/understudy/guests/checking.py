@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from understudy.errors import GuestError, UnderstudyError
-from understudy.guests.component import shell_component
+from understudy.guests.component import component_for, shell_component
 from understudy.guests.program import AGENT_PATH, Program, prepare_program
 from understudy.guests.qga import AgentCommand, enabled_commands
 from understudy.guests.transport import Transport
-from understudy.model.guest import Component, GuestTransport
+from understudy.model.guest import Component, GuestSystem, GuestTransport
 
 UNIT_PATH = "/etc/systemd/system/understudy-guest.service"
 _INSTALL_S = 30.0
@@ -54,7 +54,7 @@ class GuestCheck:
 
 def check_guest(
     ways: Mapping[GuestTransport, Callable[[], Transport]], agent: AgentCommand | None, key: str, prefix: str,
-    program: Callable[[], bytes] = shell_component,
+    program: Callable[[GuestSystem], bytes] = component_for,
 ) -> GuestCheck:
     """Try the transports in their order, and look for applications; nothing is frozen, and nothing stays there."""
     problems: dict[GuestTransport, str] = {}
@@ -90,8 +90,9 @@ def _look(
 def install_agent(transport: Transport, program: Callable[[], bytes] = shell_component) -> None:
     """Put the program into the guest for good, with a unit of systemd where that runs.
 
-    :raises GuestError: if it could not be put there.
+    :raises GuestError: if it could not be put there, or is not for this kind of guest.
     """
+    _only_posix(transport)
     _must(transport, _MAKE)
     transport.put(AGENT_PATH, program(), 0o755, _INSTALL_S)
     if _has_systemd(transport):
@@ -104,7 +105,14 @@ def remove_agent(transport: Transport) -> None:
 
     :raises GuestError: if it could not be removed.
     """
+    _only_posix(transport)
     _must(transport, _REMOVE)
+
+
+def _only_posix(transport: Transport) -> None:
+    if transport.system is GuestSystem.WINDOWS:
+        raise GuestError("installed program in the guest", "there is none for Windows guests",
+                         "sessions put the program there by themselves, and remove it")
 
 
 def _has_systemd(transport: Transport) -> bool:

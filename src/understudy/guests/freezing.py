@@ -16,6 +16,9 @@ from understudy.errors import GuestError
 from understudy.model.guest import ApplicationResult, GuestPolicy
 
 FREEZE_DEADLINE_S = 10.0
+#: Of a Windows guest. Before anything is frozen its agent prepares the writers of VSS, which may take long and holds up
+#: nobody; from the freeze on VSS itself thaws after 10 s, and the agent's answer to the thaw says so.
+VSS_DEADLINE_S = 60.0
 _CLOSE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 15.0
 

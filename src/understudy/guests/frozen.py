@@ -65,7 +65,7 @@ class FrozenApplications:
             with timed(self._stages, "thaw"):
                 self._settle(self._program.end(END_S))
         except UnderstudyError as exc:
-            self._lost(f"whether it was held is not known: {exc}")
+            self.lost(f"whether it was held is not known: {exc}")
             self.complaints.append(f"the guest was not told to thaw: {exc}; it does so by itself within "
                                    f"{FREEZE_DEADLINE_S:g} s of the freeze")
         self._stages.append(GuestStage("frozen", round((time.monotonic() - self.began) * 1000, 1)))
@@ -76,9 +76,10 @@ class FrozenApplications:
         self.results = tuple(_together(item, last.get((item.kind, item.name))) for item in self.results)
         if ended.expired_s is not None:
             self.held_file_systems = 0
-            self._lost(f"the guest thawed by itself after {ended.expired_s:g} s")
+            self.lost(f"the guest thawed by itself after {ended.expired_s:g} s")
 
-    def _lost(self, why: str) -> None:
+    def lost(self, why: str) -> None:
+        """What was quiesced counts as failed."""
         self._problem = self._problem or why
         self.results = tuple(
             replace(item, state=ApplicationState.FAILED, detail=why)

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from understudy.context import Context
 from understudy.errors import GuestError, Refused, UnderstudyError, UsageError
-from understudy.guests.component import shell_component
-from understudy.guests.freezing import FREEZE_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
+from understudy.guests.component import component_for
+from understudy.guests.freezing import FREEZE_DEADLINE_S, VSS_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
 from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, timed
 from understudy.guests.program import Program, prepare_program
 from understudy.guests.transport import Transport, go_on
-from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage
+from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage, GuestSystem
 
 BEGIN_S = 4.0
 COMMIT_S = 120.0
@@ -61,6 +61,7 @@ class Surroundings:
     :ivar agent: freezes file systems by the guest agent; None if it is not to, or cannot: then the program does.
     :ivar watchdog: thaws by the guest agent; needed with ``agent``.
     :ivar record: as for :class:`Quiesced`, while ``agent`` freezes.
+    :ivar system: the kind of guest, as far as its agent says.
     :ivar key: names the session in the guest; ``prefix`` is what all of the job's sessions for this VM share.
     """
 
@@ -73,7 +74,8 @@ class Surroundings:
     warn: Callable[[str], None]
     key: str
     prefix: str
-    program: Callable[[], bytes] = shell_component
+    system: GuestSystem = GuestSystem.POSIX
+    program: Callable[[GuestSystem], bytes] = component_for
 
 
 class GuestProcessing:
@@ -249,6 +251,9 @@ class GuestProcessing:
         since = applications.began if applications is not None else None
         elapsed = 0.0 if since is None else time.monotonic() - since
         deadline_s = max(_LEAST_S, FREEZE_DEADLINE_S - elapsed)
+        by_vss = self._around.system is GuestSystem.WINDOWS
+        if by_vss:
+            deadline_s = VSS_DEADLINE_S
         if agent is not None and watchdog is not None:
             quiesced = Quiesced(agent, watchdog, policy, self._around.record, deadline_s)
         elif applications is not None:
@@ -263,6 +268,8 @@ class GuestProcessing:
         finally:
             if quiesced.result.frozen_ms is not None:
                 self._stages.append(GuestStage("file systems frozen", quiesced.result.frozen_ms))
+            if by_vss and applications is not None and not quiesced.result.frozen:
+                applications.lost("VSS did not keep the guest frozen")
 
     def _judge(self, quiescing: Quiescing, scripts_worked: bool) -> None:
         """Say what was achieved; with ``require``, an application that was not held is an error."""

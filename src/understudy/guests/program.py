@@ -1,7 +1,8 @@
 """The program that works inside a guest: how it gets there, what it is told, what it answers, how it leaves.
 
-It is one self-contained file of POSIX sh. Its answers are lines of words separated by tabs; the last line of a verb's
-answer shows that it is complete. Whatever it says is checked here: a guest is not trusted.
+It is one self-contained file: of POSIX sh, or of PowerShell for a Windows guest. Its answers are lines of words
+separated by tabs; the last line of a verb's answer shows that it is complete. Whatever it says is checked here: a guest
+is not trusted.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 from understudy.errors import GuestError
+from understudy.guests.shells import shell_of
 from understudy.guests.transport import Transport, go_on
-from understudy.model.guest import ApplicationResult, ApplicationState, Component
+from understudy.model.guest import ApplicationResult, ApplicationState, Component, GuestSystem
 
 LOG = logging.getLogger(__name__)
 
@@ -35,23 +36,8 @@ _MAX_LINES = 1000
 _MAX_WORD = 500
 _MAX_LABEL = 64 << 10
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
-
-# A directory that only its owner can enter, without what dead sessions of this job put there. As /run may be unusable,
-# a fresh one in /tmp; never one that somebody else made.
-_PREPARE = """umask 077
-dir=/run/understudy-guest
-mkdir -m 700 "$dir" 2>/dev/null
-if [ -d "$dir" ] && [ ! -L "$dir" ] && [ -O "$dir" ] && [ -w "$dir" ]; then
-    chmod 700 "$dir" && rm -f -- "$dir/$1"*
-else
-    dir=$(mktemp -d /tmp/understudy-guest.XXXXXX) || exit 1
-fi
-printf 'directory\\t%s\\n' "$dir"
-"""
-_LEAVE = """dir=$1; shift
-for path do rm -f -- "$path"; done
-case $dir in /tmp/understudy-guest.*) rmdir "$dir";; esac
-"""
+# What is more than that may mean something to the guest's shell.
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True)
@@ -80,10 +66,10 @@ class Program:
 
     def __init__(self, transport: Transport, key: str, path: str, directory: str, component: Component) -> None:
         self._transport = transport
+        self._shell = shell_of(transport.system)
         self._key = key
         self._path = path
         self._directory = directory
-        self._put: list[str] = []
         self.component = component
         self.version = ""
 
@@ -164,16 +150,15 @@ class Program:
 
     def place(self, name: str, content: bytes) -> str:
         """Put a file into the program's directory, removed when it leaves; its path."""
-        path = f"{self._directory}/{self._key}.{name}"
-        self._put.append(path)
+        path = str(self._shell.path(self._directory) / f"{self._key}.{_UNSAFE.sub('_', name)}")
         self._transport.put(path, content, 0o700, _PREPARE_S)
         return path
 
     def remove(self) -> None:
         """Take away all files that were put into the guest."""
-        paths = [path for path in (self._path, *self._put) if path != AGENT_PATH]
-        done = self._transport.run(["/bin/sh", "-c", _LEAVE, "sh", self._directory, *paths], _REMOVE_S)
-        _must(done.status, done.stderr, f"remove {self._path} from the guest")
+        words = self._shell.leave(self._directory, self._key)
+        done = self._transport.run(words, _REMOVE_S + self._shell.start_s)
+        _must(done.status, done.stderr, f"remove {self._key} from directory {self._directory} of the guest")
 
     def _tell(
         self, verb: str, arguments: Sequence[str], timeout_s: float, last: str = "",
@@ -181,8 +166,8 @@ class Program:
     ) -> list[list[str]]:
         """The lines of the answer in words, without the last one, which must be ``last`` if that is not empty."""
         what = f"{verb} in the guest"
-        # Not started by its own name: the directory may be mounted noexec.
-        done = self._transport.run(["/bin/sh", self._path, verb, *arguments], timeout_s, check=check)
+        words = self._shell.program(self._path, [verb, *arguments])
+        done = self._transport.run(words, timeout_s + self._shell.start_s, check=check)
         _must(done.status, done.stderr, what)
         lines = _lines(what, done.stdout)
         if last and (not lines or lines.pop() != [last]):
@@ -190,19 +175,23 @@ class Program:
         return lines
 
 
-def prepare_program(transport: Transport, key: str, prefix: str, content: Callable[[], bytes]) -> Program:
+def prepare_program(
+    transport: Transport, key: str, prefix: str, content: Callable[[GuestSystem], bytes]
+) -> Program:
     """Find the installed program in the guest, or put one there that leaves with the session.
 
     :param key: names this session in the guest; ``prefix`` is what all sessions of the job for this VM share.
-    :raises GuestError: if the guest has no POSIX shell, has no room, or what runs there answers wrongly.
+    :param content: the program for a kind of guest.
+    :raises GuestError: if the guest has no shell for it, has no room, or what runs there answers wrongly.
     """
-    done = transport.run(["/bin/sh", "-c", _PREPARE, "sh", prefix], _PREPARE_S)
+    shell = shell_of(transport.system)
+    done = transport.run(shell.prepare(prefix), _PREPARE_S + shell.start_s)
     _must(done.status, done.stderr, "make a directory in the guest")
     lines = _lines("make a directory in the guest", done.stdout)
-    if len(lines) != 1 or lines[0][:1] != ["directory"] or not PurePosixPath(lines[0][-1]).is_absolute():
+    if len(lines) != 1 or lines[0][:1] != ["directory"] or not shell.path(lines[0][-1]).is_absolute():
         raise GuestError("make a directory in the guest", "the answer is not understood")
     directory = lines[0][1]
-    if transport.run(["/bin/sh", "-c", f"test -f {AGENT_PATH}"], _VERSION_S).status == 0:
+    if _has_agent(transport):
         installed = Program(transport, key, AGENT_PATH, directory, Component.AGENT)
         try:
             installed.check_version()
@@ -210,14 +199,22 @@ def prepare_program(transport: Transport, key: str, prefix: str, content: Callab
             LOG.warning("%s", exc)
         else:
             return installed
-    program = Program(transport, key, f"{directory}/{key}.sh", directory, Component.RUNTIME)
+    path = str(shell.path(directory) / f"{key}{shell.suffix}")
+    program = Program(transport, key, path, directory, Component.RUNTIME)
     try:
-        transport.put(f"{directory}/{key}.sh", content(), 0o700, _PREPARE_S)
+        transport.put(path, content(transport.system), 0o700, _PREPARE_S)
         program.check_version()
     except BaseException:
         program.remove()
         raise
     return program
+
+
+def _has_agent(transport: Transport) -> bool:
+    """Whether a program is installed for good, which is not done in Windows guests."""
+    if transport.system is GuestSystem.WINDOWS:
+        return False
+    return transport.run(["/bin/sh", "-c", f"test -f {AGENT_PATH}"], _VERSION_S).status == 0
 
 
 def _must(status: int, stderr: bytes, what: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from understudy.errors import GuestError
 from understudy.guests.transport import OUTPUT_LIMIT, Completed, go_on
 from understudy.model.address import parse_address
-from understudy.model.guest import GuestTransport
+from understudy.model.guest import GuestSystem, GuestTransport
 
 if TYPE_CHECKING:  # it is slow to import, and most commands never reach a guest
     import paramiko
@@ -28,6 +28,10 @@ SSH_PORT = 22
 ACCEPT_COMMAND = "understudy job check-guest JOB --vm VM --accept-host-key"
 _KEEPALIVE_S = 15
 _POLL_S = 0.01
+# A server tells the end of a program before it has sent the last of its output.
+_LINGER_S = 0.5
+# In the name by which the SSH server of Windows presents itself.
+_WINDOWS = "OpenSSH_for_Windows"
 
 
 class Secret:
@@ -95,16 +99,22 @@ class SshTransport:
     """Implements :class:`understudy.guests.transport.Transport`; another user than root works through ``sudo -n``."""
 
     kind = GuestTransport.SSH
+    system = GuestSystem.POSIX
 
     def __init__(self, access: SshAccess, timeout_s: float = CONNECT_S) -> None:
         """Connect.
 
-        :raises GuestError: if the guest does not answer, shows another host key than it must, or refuses the user.
+        :raises GuestError: if the guest does not answer, shows another host key than it must, refuses the user, or runs
+            Windows: there is no freeze without its agent, so that nothing would be gained.
         """
         self._what = f"SSH to guest {access.address}"
         self._sudo = () if access.user == "root" else ("sudo", "-n", "--")
         with _ssh_errors(self._what):
             self._client = _connect(access, timeout_s)
+            if _WINDOWS in self._link().remote_version:
+                self._client.close()
+                raise GuestError(self._what, "it is a Windows guest, and these are reached by their guest agent only",
+                                 "install the QEMU guest agent there, and use --transport qga")
 
     def run(
         self, argv: Sequence[str], timeout_s: float, stdin: bytes = b"", check: Callable[[], object] = go_on
@@ -132,27 +142,29 @@ class SshTransport:
         check: Callable[[], object],
     ) -> Completed:
         stdout, stderr = bytearray(), bytearray()
+        patience = float("inf")
         while True:
-            ended = channel.exit_status_ready()
-            # What background processes keep open is not waited for.
-            if not _drain(channel, stdout, stderr) and ended:
-                break
+            complete, now = channel.eof_received, time.monotonic()
+            took = _drain(channel, stdout, stderr)
+            if channel.exit_status_ready():
+                # What background processes keep open is not waited for long.
+                patience = now + _LINGER_S if took else min(patience, now + _LINGER_S)
+                if not took and (complete or now >= patience):
+                    break
             check()
-            if time.monotonic() >= deadline:
+            if now >= deadline:
                 raise GuestError(f"run {argv[0]} over {self._what}", f"it did not end within {timeout_s:g} s")
             time.sleep(_POLL_S)
-        if channel.exit_status == -1 and time.monotonic() >= deadline:  # our own limit closed it
-            raise GuestError(f"run {argv[0]} over {self._what}", f"it did not end within {timeout_s:g} s")
+        if channel.exit_status == -1:  # ended by a signal, unless our own limit closed the channel, or the network did
+            if time.monotonic() >= deadline:
+                raise GuestError(f"run {argv[0]} over {self._what}", f"it did not end within {timeout_s:g} s")
+            self._link()
         return Completed(channel.exit_status, bytes(stdout), bytes(stderr))
 
     def put(self, path: str, content: bytes, mode: int, timeout_s: float) -> None:
         """Write a file; nobody else can open it meanwhile."""
         script = 'umask 077 && rm -f -- "$1" && cat >"$1" && chmod "$2" "$1"'
         self._must(["/bin/sh", "-c", script, "sh", path, f"{mode:o}"], content, timeout_s)
-
-    def remove(self, path: str, timeout_s: float) -> None:
-        """Remove a file."""
-        self._must(["rm", "-f", "--", path], b"", timeout_s)
 
     def close(self) -> None:
         """Disconnect."""

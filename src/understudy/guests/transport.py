@@ -1,4 +1,4 @@
-"""What every way into a guest can do: run a program there, put a file there, and take it away again."""
+"""What every way into a guest can do: run a program there, and put a file there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from understudy.model.guest import GuestTransport
+from understudy.model.guest import GuestSystem, GuestTransport
 
 #: More of what a program in the guest writes is not kept.
 OUTPUT_LIMIT = 1 << 20
@@ -32,6 +32,10 @@ class Transport(Protocol):
     def kind(self) -> GuestTransport:
         """Which way it is."""
 
+    @property
+    def system(self) -> GuestSystem:
+        """Which programs the guest runs, and what its paths look like."""
+
     def run(
         self, argv: Sequence[str], timeout_s: float, stdin: bytes = b"", check: Callable[[], object] = go_on
     ) -> Completed:
@@ -41,10 +45,10 @@ class Transport(Protocol):
         """
 
     def put(self, path: str, content: bytes, mode: int, timeout_s: float) -> None:
-        """Write a file whose directory nobody else may write to, replacing what was there."""
+        """Write a file whose directory nobody else may write to, replacing what was there.
 
-    def remove(self, path: str, timeout_s: float) -> None:
-        """Remove a file; no error if there is none."""
+        :param mode: of no meaning in a Windows guest, where a file may be used like its directory.
+        """
 
     def close(self) -> None:
         """Let go of the guest; no error if it is gone."""

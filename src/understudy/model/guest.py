@@ -21,6 +21,13 @@ class GuestTransport(enum.StrEnum):
     SSH = "ssh"
 
 
+class GuestSystem(enum.StrEnum):
+    """What kind of programs a guest runs."""
+
+    POSIX = "posix"
+    WINDOWS = "windows"
+
+
 class Component(enum.StrEnum):
     """What worked inside the guest: a program that was there only meanwhile, an installed one, or only fsfreeze."""
 

@@ -11,10 +11,10 @@ from understudy.context import Context
 from understudy.errors import GuestError
 from understudy.guests.freezing import Quiescing
 from understudy.guests.processing import GuestProcessing, Surroundings
-from understudy.guests.qga import QgaTransport
+from understudy.guests.qga import QgaTransport, guest_system
 from understudy.guests.ssh import SshTransport
 from understudy.guests.transport import Transport
-from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
+from understudy.model.guest import GuestPolicy, GuestSettings, GuestSystem, GuestTransport
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Job
 from understudy.model.snapshot import Tag
@@ -56,10 +56,12 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
     watchdog = None if problem else place.guests.watchdog(vm.uuid)
     try:
         tag = Tag(task.job.id, vm.uuid, task.session)
+        command = functools.partial(place.source.agent_command, vm.uuid)
         processing = GuestProcessing(ctx, Surroundings(
             settings=settings, ways=ways, agent=None if problem else _Agent(place.source, vm.uuid), watchdog=watchdog,
             record=functools.partial(place.journal.freezing, vm.uuid), report=place.journal.guest,
             warn=place.journal.warn, key=str(tag), prefix=tag.prefix,
+            system=GuestSystem.POSIX if problem else guest_system(command),
         ))  # fmt: skip
         try:
             yield processing

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from understudy.errors import GuestError
 from understudy.guests.transport import Completed, go_on
-from understudy.model.guest import GuestTransport
+from understudy.model.guest import GuestSystem, GuestTransport
 
 #: A program that speaks the protocol; MODE says what is wrong with it, LOG is where it says what it was told.
 PROGRAM = r"""
@@ -40,8 +40,16 @@ esac
 """
 
 
+def local_program(system: GuestSystem) -> bytes:
+    """The program for a :class:`LocalGuest`."""
+    assert system is GuestSystem.POSIX
+    return PROGRAM.encode()
+
+
 class LocalGuest:
     """Implements :class:`understudy.guests.transport.Transport`."""
+
+    system = GuestSystem.POSIX
 
     def __init__(self, root: Path, mode: str = "", kind: GuestTransport = GuestTransport.QGA) -> None:
         self.root = root
@@ -81,9 +89,6 @@ class LocalGuest:
         file = Path(self._here(path))
         file.write_bytes(content)
         file.chmod(mode)
-
-    def remove(self, path: str, timeout_s: float) -> None:
-        Path(self._here(path)).unlink(missing_ok=True)
 
     def close(self) -> None:
         self.closed = True

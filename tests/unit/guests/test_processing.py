@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.guests.local_guest import PROGRAM, LocalGuest
+from tests.unit.guests.local_guest import PROGRAM, LocalGuest, local_program
 from understudy.context import Context
 from understudy.errors import Cancelled, GuestError, Refused, UnderstudyError
 from understudy.guests import processing as module
@@ -55,7 +55,7 @@ class World:
         return GuestProcessing(self.ctx, Surroundings(
             settings=self.settings, ways=(self.open,), agent=Agent(self) if self.by_agent else None,
             watchdog=Watch(self) if self.by_agent else None, record=lambda _: None, report=self.reports.append,
-            warn=self.warnings.append, key=KEY, prefix="understudy-j1-00000000-", program=PROGRAM.encode,
+            warn=self.warnings.append, key=KEY, prefix="understudy-j1-00000000-", program=local_program,
         ))  # fmt: skip
 
 

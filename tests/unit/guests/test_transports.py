@@ -8,12 +8,15 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 
 from understudy.errors import Cancelled, GuestError
@@ -44,7 +47,11 @@ class FakeAgent:
 
     def guest_info(self) -> Any:
         return {"version": "7.2", "supported_commands": [
-            {"name": name, "enabled": name not in self.blocked, "success-response": True} for name in NEEDED]}
+            {"name": name, "enabled": name not in self.blocked, "success-response": True}
+            for name in (*NEEDED, "guest-get-osinfo")]}
+
+    def guest_get_osinfo(self) -> Any:
+        return {"id": "debian", "name": "Debian GNU/Linux", "kernel-release": "6.1"}
 
     def guest_exec(self, path: str, arg: list[str], capture_output: bool = False, input_data: str = "") -> Any:
         try:
@@ -61,11 +68,13 @@ class FakeAgent:
 
     def guest_exec_status(self, pid: int) -> Any:
         process = self.running[pid]
+        # As the real one it keeps a process in mind until it has told its end.
         try:
             out, err = process.communicate(timeout=0.05)
         except subprocess.TimeoutExpired:
             return {"exited": False}
         ended = {"signal": -process.returncode} if process.returncode < 0 else {"exitcode": process.returncode}
+        del self.running[pid]
         encoded = {name: base64.b64encode(text).decode()
                    for name, text in (("out-data", out), ("err-data", err)) if text}
         return {"exited": True, **ended, **encoded}
@@ -88,6 +97,8 @@ class FakeAgent:
         for process in self.running.values():
             process.kill()
             process.communicate()
+        for file in self.files.values():
+            file.close()
 
 
 @dataclass
@@ -171,6 +182,11 @@ def test_a_program_that_does_not_end_is_given_up_at_its_time_limit(transport: Tr
     assert time.monotonic() - started < 5
 
 
+def test_the_last_output_is_not_lost(transport: Transport) -> None:
+    done = transport.run(["/bin/sh", "-c", "(sleep 0.05; echo last) & echo first"], 10)
+    assert done.stdout == b"first\nlast\n"
+
+
 def test_output_is_bounded(transport: Transport) -> None:
     done = transport.run(["/bin/sh", "-c", f"head -c {OUTPUT_LIMIT * 2} /dev/zero"], 20)
     assert (done.status, len(done.stdout)) == (0, OUTPUT_LIMIT)
@@ -184,16 +200,13 @@ def test_a_wish_to_cancel_is_heard_while_a_program_runs(transport: Transport) ->
         transport.run(["/bin/sleep", "30"], 20, check=check)
 
 
-def test_a_file_is_put_whole_with_its_mode_and_removed(transport: Transport, tmp_path: Path) -> None:
+def test_a_file_is_put_whole_with_its_mode(transport: Transport, tmp_path: Path) -> None:
     path = tmp_path / "a file"
     path.write_bytes(b"old" * PIECE)
     content = bytes(range(256)) * (PIECE // 256 * 2 + 3)
     transport.put(str(path), content, 0o700, 20)
     assert path.read_bytes() == content
     assert path.stat().st_mode & 0o777 == 0o700
-    transport.remove(str(path), 10)
-    transport.remove(str(path), 10)
-    assert not path.exists()
 
 
 def test_a_file_that_cannot_be_written_is_an_error(transport: Transport, tmp_path: Path) -> None:
@@ -208,6 +221,24 @@ def test_files_go_to_the_agent_in_pieces_that_libvirt_can_send(tmp_path: Path) -
     agent = FakeAgent()
     QgaTransport(agent).put(str(tmp_path / "f"), bytes(2 * PIECE + 5), 0o600, 10)
     assert agent.pieces == [PIECE, PIECE, 5]
+
+
+def test_a_program_that_is_given_up_is_dead_and_forgotten_by_the_agent() -> None:
+    agent = FakeAgent()
+    with pytest.raises(GuestError, match="did not end"):
+        QgaTransport(agent).run(["/bin/sleep", "30"], 0.3)
+    assert agent.running == {}
+
+
+@pytest.mark.parametrize("broken", ["guest-file-write", "guest-exec", "guest-file-close"])
+def test_a_file_that_could_not_be_written_is_an_error_and_closed(tmp_path: Path, broken: str) -> None:
+    agent = FakeAgent()
+    transport = QgaTransport(agent)
+    agent.blocked = (broken,)
+    with pytest.raises(GuestError, match=broken):
+        transport.put(str(tmp_path / "f"), b"content", 0o600, 10)
+    assert list(agent.files) == ([1000] if broken == "guest-file-close" else [])
+    agent.close()
 
 
 def test_an_agent_that_may_not_run_programs_says_so_at_once() -> None:
@@ -262,6 +293,57 @@ def test_a_server_that_never_speaks_is_not_waited_for_long() -> None:
         with pytest.raises(GuestError):
             SshTransport(access, timeout_s=0.5)
         assert time.monotonic() - started < 10
+
+
+def test_what_a_program_leaves_running_is_not_waited_for(sshd: Sshd) -> None:
+    transport = SshTransport(sshd.access)
+    started = time.monotonic()
+    done = transport.run(["/bin/sh", "-c", "sleep 5 & echo said"], 20)
+    assert (done.status, done.stdout) == (0, b"said\n")
+    assert time.monotonic() - started < 3
+    transport.close()
+
+
+def test_a_connection_that_is_lost_meanwhile_is_an_error(sshd: Sshd) -> None:
+    transport = SshTransport(sshd.access)
+    with pytest.raises(GuestError, match="connection was lost"):
+        transport.run(["/bin/sh", "-c", "kill -9 $PPID; sleep 5"], 20)
+    transport.close()
+
+
+def test_a_windows_guest_is_refused_with_the_way_that_works() -> None:
+    with windows_ssh_server() as access, pytest.raises(GuestError, match=r"Windows guest.*--transport qga"):
+        SshTransport(access)
+
+
+@contextmanager
+def windows_ssh_server() -> Iterator[SshAccess]:
+    """An SSH server that lets anybody in, and presents itself as that of Windows does."""
+    host_key = paramiko.RSAKey.generate(2048)
+
+    class LetIn(paramiko.ServerInterface):
+        def check_auth_password(self, username: str, password: str) -> int:
+            return paramiko.common.AUTH_SUCCESSFUL
+
+        def get_allowed_auths(self, username: str) -> str:
+            return "password"
+
+    def serve(listener: socket.socket) -> None:
+        link = paramiko.Transport(listener.accept()[0])
+        links.append(link)
+        link.local_version = "SSH-2.0-OpenSSH_for_Windows_9.5"
+        link.add_server_key(host_key)
+        link.start_server(server=LetIn())
+
+    links: list[paramiko.Transport] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        known = f"{host_key.get_name()} {host_key.get_base64()}"
+        yield SshAccess(f"127.0.0.1:{listener.getsockname()[1]}", "Administrator", Secret("x"), None, known)
+        server.join(10)
+        for link in links:
+            link.close()
 
 
 def test_secrets_are_not_shown(sshd: Sshd) -> None:

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from understudy.model.guest import GuestSystem
+
 _APPLICATIONS = ("hooks", "postgresql", "mysql", "mongodb", "redis")
 _PLACE = b"# Applications are put in here.\n"
+
+
+def component_for(system: GuestSystem) -> bytes:
+    """Return the program for a kind of guest."""
+    return powershell_component() if system is GuestSystem.WINDOWS else shell_component()
 
 
 def shell_component() -> bytes:
@@ -23,7 +30,7 @@ def shell_component() -> bytes:
 
 
 def powershell_component() -> bytes:
-    """Return the program for Windows guests."""
+    """Return the program for Windows guests; it needs PowerShell 5.1."""
     return _resource("understudy-guest.ps1")
 
 
