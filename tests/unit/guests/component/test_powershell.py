@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
+import tree_sitter_powershell
+from tree_sitter import Language, Parser
 
 from understudy.guests.component import component_for
 from understudy.guests.shells import Windows
@@ -14,9 +15,7 @@ from understudy.model.guest import GuestSystem
 
 
 def parse(text: bytes) -> Any:
-    tree_sitter = pytest.importorskip("tree_sitter")
-    grammar = pytest.importorskip("tree_sitter_powershell")
-    return tree_sitter.Parser(tree_sitter.Language(grammar.language())).parse(text).root_node
+    return Parser(Language(tree_sitter_powershell.language())).parse(text).root_node
 
 
 def nodes(node: Any, kind: str) -> Iterator[Any]:
