@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -23,13 +23,17 @@ class Goal:
     """The figure to reach.
 
     :ivar at_least: the median must not be below ``value``; else it must not be above.
+    :ivar within: how far the median may be from ``value``, on both sides; then ``at_least`` does not count.
     """
 
     value: float
     at_least: bool = False
+    within: float | None = None
 
     def reached(self, median: float) -> bool:
         """Whether the median is good enough."""
+        if self.within is not None:
+            return abs(median - self.value) <= self.within
         return median >= self.value if self.at_least else median <= self.value
 
 
@@ -69,7 +73,7 @@ class Row:
             "name": self.name,
             "title": self.title,
             "unit": self.unit.value,
-            "goal": None if self.goal is None else {"value": self.goal.value, "at_least": self.goal.at_least},
+            "goal": None if self.goal is None else asdict(self.goal),
             "median": self.median,
             "min": min(self.values),
             "max": max(self.values),
@@ -104,6 +108,8 @@ def _line(words: Sequence[str], widths: Sequence[int]) -> str:
 def _goal(row: Row) -> str:
     if row.goal is None:
         return "-"
+    if row.goal.within is not None:
+        return f"{row.goal.value:g} +- {row.goal.within:g} {row.unit.value}"
     return f"{'>=' if row.goal.at_least else '<='} {row.goal.value:g} {row.unit.value}"
 
 

@@ -19,6 +19,7 @@ class Settings:
     :ivar huge_disk: virtual size of the disk that is nearly empty.
     :ivar huge_data: data in it.
     :ivar huge_changes: changed pieces of 64 KiB in it, where planning alone is measured.
+    :ivar volume_files: files of the volumes that are surveyed; ``many_files`` of the one with very many.
     """
 
     runs: int = 5
@@ -29,6 +30,8 @@ class Settings:
     huge_disk: int = 10 << 40
     huge_data: int = GIB
     huge_changes: int = 100_000
+    volume_files: int = 20_000
+    many_files: int = 1_000_000
 
     def wants(self, *names: str) -> bool:
         """Whether one of the rows is wanted."""

@@ -75,7 +75,7 @@ class NbdClient:
     def __init__(self, where: str, export: str, contexts: Sequence[str] = (), tls_dir: Path | None = None) -> None:
         self.name = f"{where}:{export}"
         self._handle: Any = nbd.NBD()
-        self._reads: dict[int, list[tuple[int, Any]]] = {}
+        self._reads: dict[int, list[tuple[int, memoryview]]] = {}
         try:
             with self._errors("connect"):
                 self._connect(where, export, contexts, tls_dir)
@@ -168,11 +168,12 @@ class NbdClient:
 
         :returns: a number for :meth:`finished`.
         """
-        pieces: list[tuple[int, Any]] = []
+        pieces: list[tuple[int, memoryview]] = []
         with self._errors(f"read at {offset}"):
             for start in range(0, len(view), PIECE):
-                buffer = nbd.Buffer.from_buffer(view[start : start + PIECE])
-                pieces.append((int(self._handle.aio_pread(buffer, offset + start)), buffer))
+                # No nbd.Buffer: libnbd 1.14 never lets go of what is in one, so memory would grow with every read.
+                piece = view[start : start + PIECE]
+                pieces.append((int(self._handle.aio_pread(piece, offset + start)), piece))
         cookie = pieces[-1][0]
         self._reads[cookie] = pieces
         return cookie

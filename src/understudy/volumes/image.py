@@ -57,8 +57,11 @@ class CachedDisk:
         if not length:
             return b""
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+        begin = offset - first * BLOCK
+        if first == last:
+            return self._block(first, last)[begin : begin + length]
         found = b"".join([self._block(index, last) for index in range(first, last + 1)])
-        return found[offset - first * BLOCK : offset - first * BLOCK + length]
+        return found[begin : begin + length]
 
     def _block(self, index: int, last: int) -> bytes:
         if index in self._blocks:
@@ -120,6 +123,9 @@ class Pieces:
         :raises Unfit: if they lie outside, or cannot be read.
         """
         check_inside(offset, length, self._size)
+        if len(self.pieces) == 1:
+            (piece,) = self.pieces
+            return piece.image.read(piece.start + offset, length)
         return b"".join([piece.image.read(piece.start, piece.length) for piece in self.part(offset, length)])
 
     def part(self, offset: int, length: int) -> list[Piece]:

@@ -125,23 +125,28 @@ class _Stream(io.RawIOBase):
     def __init__(self, image: Image) -> None:
         super().__init__()
         self._image = image
+        self._size = image.size
         self._at = 0
 
     def seekable(self) -> bool:
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._image.size}[whence]
-        return self._at
+        if whence == io.SEEK_CUR:
+            offset += self._at
+        elif whence == io.SEEK_END:
+            offset += self._size
+        self._at = offset
+        return offset
 
     def tell(self) -> int:
         return self._at
 
     def read(self, length: int = -1, /) -> bytes:
-        there = max(0, self._image.size - self._at)
+        there = max(0, self._size - self._at)
         data = self._image.read(self._at, there if length < 0 else min(length, there))
         self._at += len(data)
         return data
 
     def get_size(self) -> int:
-        return self._image.size
+        return self._size

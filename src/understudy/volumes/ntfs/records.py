@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from understudy.volumes import Unfit
 from understudy.volumes.ntfs.boot import SECTOR
@@ -29,8 +30,7 @@ class Run:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One attribute, or the part of one that lies in this record.
 
     :ivar value: of a resident one.
@@ -57,8 +57,7 @@ class Attribute:
         return self.first + sum(run.count for run in self.runs)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record that is in use.
 
     :ivar base: reference of the record that this one continues; 0 for none.
