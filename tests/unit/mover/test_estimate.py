@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import Cancelled
-from understudy.model.extent import PART, Extent, clip, merge
+from understudy.model.extent import Extent, clip, merge
 from understudy.model.transfer import TransferMode
 from understudy.mover import estimate
 from understudy.mover import plan as plan_module

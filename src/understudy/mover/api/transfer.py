@@ -49,7 +49,7 @@ class CopyDisk:
 
 @dataclass(frozen=True)
 class EstimateTransfer:
-    """Say what a transfer would read and send (long); nothing is read or written, :attr:`ReadSpec.point` does not count.
+    """Say what a transfer would read and send (long), and do neither; :attr:`ReadSpec.point` does not count.
 
     The result is :attr:`WorkStatus.sums`. :class:`~understudy.errors.TrackingLost` if the dirty map cannot be used,
     as of a transfer; but no sample of the disk is compared.
