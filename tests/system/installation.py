@@ -103,7 +103,7 @@ class Installation:
 
     @contextmanager
     def stalled(self, job: str, point: str, *options: str, verb: str = "run") -> Iterator[StalledRun]:
-        """Run a job, or estimate it, and stop that at a fault point; inside the block it stands there, afterwards it goes on.
+        """Run a job, or estimate it, and stop at a fault point; inside the block it stands there, then it goes on.
 
         The block may kill or interrupt it. It is waited for at the end.
         """

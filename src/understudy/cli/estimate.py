@@ -12,6 +12,7 @@ from understudy.cli.output import answer, printable, table
 from understudy.cli.shapes import estimate_shape
 from understudy.cli.summary import disk_notes, raise_if_bad
 from understudy.controller import journal
+from understudy.errors import Refused
 from understudy.model.estimate import DiskEstimate, totals_of
 from understudy.model.session import SessionKind, SessionReport, TaskReport
 from understudy.units import format_size
@@ -36,8 +37,11 @@ def estimate(app: App, name: str, vm: str) -> None:
     `used`, `swap`, `mask`, `free` and `zero` add up to `size`. `changed` is null where changes are not tracked.
     `send` is an upper bound, before compression.
     """
-    services = app.services
-    services.interrupted_session(name)  # one that was left by a dead controller must end, or be gone on with, first
+    # One that a dead controller left ends here, unless it can be gone on with: by a run.
+    interrupted = app.services.interrupted_session(name)
+    if interrupted is not None:
+        raise Refused(f"estimate job {name!r}", f"its session {interrupted} was interrupted and can be gone on with",
+                      f"run 'understudy job run {name}' first")
     session_id = journal.insert_session(app.database, name, kind=SessionKind.ESTIMATE, vm=vm)
     report = see_to_end(app, session_id)
     answer(app, estimate_shape(report), lambda: _show(report))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.command_line import CommandLine
+from tests.unit.cli.test_commands import left_held
 from understudy.model.session import SessionState
 from understudy.units import GIB, MIB
 
@@ -36,7 +37,7 @@ def test_the_document_has_exactly_the_keys_of_the_contract(cli: CommandLine) -> 
     assert document == {"session": 1, "job": "nightly", "state": "success", "vms": [web], "total": BOTH}
     everything = cli.json("job", "estimate", "nightly")
     assert [item["vm"] for item in everything["vms"]] == ["web", "db"]
-    assert everything["total"]["send"] == 2 * BOTH["send"]
+    assert everything["total"]["send"] == 2 * (GIB + 5 * MIB)
     shown = cli.json("session", "show", "2")
     assert (shown["kind"], shown["tasks"][0]["estimate"]) == ("estimate", web["disks"])
     assert [item["kind"] for item in cli.json("session", "list")] == ["estimate", "estimate"]
@@ -68,3 +69,14 @@ def test_a_vm_that_the_job_has_not_and_a_job_that_runs_are_refused(cli: CommandL
     assert cli.refused("job", "estimate", "nightly", "--vm", "mars").startswith("estimate job 'nightly': it has no VM")
     cli.ok("job", "run", "nightly", "--no-wait")
     assert "its session 1 has not ended" in cli.refused("job", "estimate", "nightly")
+
+
+def test_a_session_that_was_interrupted_comes_first_and_one_that_is_lost_ends(cli: CommandLine) -> None:
+    session = left_held(cli)
+    cli.settings["held"] = True
+    assert cli.refused("job", "estimate", "nightly") == (
+        f"estimate job 'nightly': its session {session} was interrupted and can be gone on with; run 'understudy job "
+        "run nightly' first"
+    )
+    cli.settings["held"] = False
+    assert cli.json("job", "estimate", "nightly")["session"] == session + 1

@@ -50,7 +50,8 @@ def test_the_report_has_exactly_the_keys_of_the_contract(cli: CommandLine) -> No
     document = cli.json("job", "run", "nightly")
     assert cli.json("session", "show", str(document["id"])) == document
     assert without_times(document) == {
-        "id": 1, "job": "nightly", "state": "success", "kind": "replicate", "tasks": [{"vm": "web", **task}, {"vm": "db", **task}],
+        "id": 1, "job": "nightly", "state": "success", "kind": "replicate",
+        "tasks": [{"vm": "web", **task}, {"vm": "db", **task}],
     }  # fmt: skip
 
 
