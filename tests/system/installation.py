@@ -102,15 +102,15 @@ class Installation:
         return found
 
     @contextmanager
-    def stalled(self, job: str, point: str, *options: str) -> Iterator[StalledRun]:
-        """Run a job and stop it at a fault point; inside the block it stands there, afterwards it goes on.
+    def stalled(self, job: str, point: str, *options: str, verb: str = "run") -> Iterator[StalledRun]:
+        """Run a job, or estimate it, and stop at a fault point; inside the block it stands there, then it goes on.
 
         The block may kill or interrupt it. It is waited for at the end.
         """
         release = self.place / f"release-{time.monotonic_ns()}"
         env = {**os.environ, "UNDERSTUDY_FAULT": f"{point}=stall", "UNDERSTUDY_FAULT_RELEASE": str(release)}
         process = subprocess.Popen(
-            self.command("--json", "job", "run", job, *options), env=env, text=True,
+            self.command("--json", "job", verb, job, *options), env=env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         run = StalledRun(process)

@@ -30,10 +30,15 @@ _BAR_WIDTH = 24
 
 def run_to_end(app: App, session_id: int) -> SessionReport:
     """See a queued session to its end, showing how it goes, then what became of it; its final report."""
-    with _session_view(app) as on_report:
-        report = app.services.run_session(session_id, on_report)
+    report = see_to_end(app, session_id)
     answer(app, session_shape(report), lambda: show_session(report))
     return report
+
+
+def see_to_end(app: App, session_id: int) -> SessionReport:
+    """See a queued session to its end, showing how it goes; its final report."""
+    with _session_view(app) as on_report:
+        return app.services.run_session(session_id, on_report)
 
 
 def verify_to_end(app: App, record: ReplicaRecord, wish: VerifyWish) -> VerifyAnswer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from understudy.cli.app import App, Group, pass_app
+from understudy.cli.estimate import estimate
 from understudy.cli.follow import run_to_end
 from understudy.cli.guest import check_guest
 from understudy.cli.guest_settings import guest
@@ -47,6 +48,7 @@ def job() -> None:
 
 job.add_command(guest)
 job.add_command(check_guest)
+job.add_command(estimate)
 
 
 @job.command()

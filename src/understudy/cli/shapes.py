@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.controller.leftovers import Swept
 from understudy.controller.records import CheckedGuest, ReplicaRecord, SessionSummary, VerifyAnswer
+from understudy.model.estimate import DiskEstimate, totals_of
 from understudy.model.health import health_of, last_verified
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
@@ -74,6 +75,7 @@ def summary_shape(summary: SessionSummary) -> Shape:
         "state": summary.state.value,
         "started_at": summary.started_at,
         "ended_at": summary.ended_at,
+        "kind": summary.kind.value,
     }
 
 
@@ -85,6 +87,7 @@ def session_shape(report: SessionReport) -> Shape:
         "state": report.state.value,
         "started_at": report.started_at,
         "ended_at": report.ended_at,
+        "kind": report.kind.value,
         "tasks": [_task_shape(task) for task in report.tasks],
     }
 
@@ -101,6 +104,39 @@ def _task_shape(task: TaskReport) -> Shape:
         "steps": [_step_shape(step) for step in task.steps],
         "disks": [_disk_shape(disk) for disk in task.disks],
         "guest": asdict(task.guest) if task.guest is not None else None,
+        "estimate": [_estimate_shape(disk) for disk in task.estimate],
+    }
+
+
+def estimate_shape(report: SessionReport) -> Shape:
+    """What a session would do: the disks of each VM, and sums; `total` is of the VMs that could be looked at."""
+    found = [disk for task in report.tasks for disk in task.estimate]
+    return {
+        "session": report.id,
+        "job": report.job,
+        "state": report.state.value,
+        "vms": [
+            {
+                "vm": task.vm,
+                "state": task.state.value,
+                "error": task.error,
+                "warnings": list(task.warnings),
+                "disks": [_estimate_shape(disk) for disk in task.estimate],
+                "total": asdict(totals_of(task.estimate)),
+            }
+            for task in report.tasks
+        ],
+        "total": asdict(totals_of(found)),
+    }
+
+
+def _estimate_shape(disk: DiskEstimate) -> Shape:
+    return {
+        "name": disk.name,
+        "mode": disk.mode.value,
+        "reason": disk.reason.value,
+        **asdict(totals_of([disk])),
+        "notes": list(disk.notes),
     }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 
 from understudy.cli.output import printable, table
 from understudy.cli.progress import amount, current_step, rate, remaining
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.guest import Component
-from understudy.model.session import DiskReport, SessionReport, SessionState, TaskReport
+from understudy.model.session import DiskReport, SessionKind, SessionReport, SessionState, TaskReport
 from understudy.units import format_seconds, format_size
 
 DISK_TITLES = ("VM", "Disk", "Mode", "Reason", "Size", "Read", "Sent", "Reduction", "Time", "Bottleneck",
@@ -40,9 +42,10 @@ def raise_if_bad(report: SessionReport) -> None:
     :raises Cancelled: if the session was cancelled.
     :raises UnderstudyError: if it failed; says why when one VM did, else how many.
     """
-    what = f"run job {report.job!r}"
+    verb, again = ("estimate", "estimate") if report.kind is SessionKind.ESTIMATE else ("run", "run the job")
+    what = f"{verb} job {report.job!r}"
     if report.state is SessionState.CANCELLED:
-        raise Cancelled(what, f"session {report.id} was cancelled", "run the job again when it suits")
+        raise Cancelled(what, f"session {report.id} was cancelled", f"{again} again when it suits")
     if report.state is not SessionState.FAILED:
         return
     failed = [task for task in report.tasks if task.state is SessionState.FAILED]
@@ -131,9 +134,7 @@ def _disk_remarks(vm: str, disk: DiskReport) -> list[str]:
     if disk.excluded:
         parts = ", ".join(f"{reason} {format_size(count)}" for reason, count in disk.excluded.items())
         remarks.append(f"{vm}: disk {disk.name}: left out: {parts}")
-    # Those of one volume begin with its place.
-    remarks += [f"{vm}: {note}" if note.startswith((f"disk {disk.name}", "logical volume ", "LVM"))
-                else f"{vm}: disk {disk.name}: {note}" for note in disk.notes]
+    remarks += disk_notes(vm, disk.name, disk.notes)
     if disk.resumed_bytes:
         saved = format_size(disk.resumed_bytes)
         remarks.append(f"{vm}: disk {disk.name}: {saved} were there already from an earlier session")
@@ -141,3 +142,9 @@ def _disk_remarks(vm: str, disk: DiskReport) -> list[str]:
         times = "once" if disk.reconnects == 1 else f"{disk.reconnects} times"
         remarks.append(f"{vm}: disk {disk.name}: lost connections were made again {times}")
     return remarks
+
+
+def disk_notes(vm: str, disk: str, notes: Iterable[str]) -> list[str]:
+    """What is not left out of a disk, and why; notes of one volume begin with its place."""
+    return [f"{vm}: {note}" if note.startswith((f"disk {disk}", "logical volume ", "LVM"))
+            else f"{vm}: disk {disk}: {note}" for note in notes]

@@ -16,8 +16,9 @@ from understudy.controller.sites import SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.controller.whereabouts import job_there
 from understudy.errors import Cancelled, UnderstudyError
-from understudy.model.session import SessionState
+from understudy.model.session import SessionKind, SessionState
 from understudy.mover import api
+from understudy.replication.estimate import estimate_vm
 from understudy.replication.run import replicate_vm, resume_vm
 from understudy.replication.site import Task
 from understudy.replication.target_side import replica_ref
@@ -95,15 +96,18 @@ class LocalEngine:
             task = self._task(session, vm, resumed)
             rows.host = task.job.source
             place = self._sites.build(task.job, rows)
+            if session.kind is SessionKind.ESTIMATE:
+                journal.store_estimate(self._database, task_id, estimate_vm(ctx, task, place))
+                journal.end_task(self._database, task_id, _good_end(rows), warnings=tuple(rows.warnings))
+                return
             if resumed is None:
                 outcome = replicate_vm(ctx, task, place)
             else:
                 rows.warn("the controller was started again while the disks were under way, and went on with them")
                 outcome = resume_vm(ctx, task, place, resumed.held)
             self._remember(task, rows)
-            state = SessionState.WARNING if rows.warnings else SessionState.SUCCESS
             journal.end_task(
-                self._database, task_id, state, restore_point=outcome.point, consistency=outcome.consistency,
+                self._database, task_id, _good_end(rows), restore_point=outcome.point, consistency=outcome.consistency,
                 frozen_ms=outcome.frozen_ms, warnings=tuple(rows.warnings),
             )
         except Cancelled:
@@ -113,7 +117,7 @@ class LocalEngine:
             self._fail(task_id, rows, str(exc))
         except Exception as exc:  # noqa: BLE001 - a defect must end in the task's row too, not in a dead thread
             ctx.log(__name__).exception("a defect ended the task")
-            self._fail(task_id, rows, f"replicate {vm!r}: internal error: {exc!r}; see the log, and report it")
+            self._fail(task_id, rows, f"{session.kind} {vm!r}: internal error: {exc!r}; see the log, and report it")
 
     def _task(self, session: ClaimedSession, vm: str, resumed: ResumedTask | None) -> Task:
         """The task, with the VM where it is now; one that is gone on with stays where its snapshot is."""
@@ -143,3 +147,7 @@ class LocalEngine:
                 save_replica(self._database, facts.replica, place.datastore.name, place.target_host.name)
         except UnderstudyError as exc:
             rows.warn(f"note the new restore point of replica {task.replica_name!r}: {exc}")
+
+
+def _good_end(rows: DatabaseJournal) -> SessionState:
+    return SessionState.WARNING if rows.warnings else SessionState.SUCCESS

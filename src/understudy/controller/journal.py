@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,11 +16,12 @@ from sqlalchemy.orm import Session
 from understudy.controller.clock import now_iso, seconds_since
 from understudy.controller.database import Database
 from understudy.controller.jobs import job_row, job_value, unfinished_session
-from understudy.controller.records import ClaimedSession, ResumedTask, RunningSession
+from understudy.controller.records import ClaimedSession, Estimates, ResumedTask, RunningSession
 from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
 from understudy.errors import DatabaseError, NotFound, Refused, UsageError
+from understudy.model.estimate import DiskEstimate
 from understudy.model.guest import GuestReport
-from understudy.model.session import DiskReport, SessionState, Step, StepState, session_state
+from understudy.model.session import DiskReport, SessionKind, SessionState, Step, StepState, session_state
 from understudy.mover.protocol import decode, encode
 from understudy.replication.held import HeldTask
 
@@ -33,21 +35,30 @@ TRANSITIONS = {
     ),
 }
 
+_VERBS = {SessionKind.REPLICATE: "run", SessionKind.ESTIMATE: "estimate"}
+
 CONTROLLER_DIED = "controller ended unexpectedly"
 
 # How a step that was not ended by its task ends with it.
 _STEP_END = {SessionState.FAILED: StepState.FAILED, SessionState.CANCELLED: StepState.CANCELLED}
 
 
-def insert_session(database: Database, job: str, full_scan: bool = False) -> int:
+def insert_session(
+    database: Database, job: str, full_scan: bool = False, kind: SessionKind = SessionKind.REPLICATE, vm: str = ""
+) -> int:
     """Queue a session of the job called ``job``, with a task per VM; its id.
 
+    :param vm: only this one; empty for all.
     :raises NotFound: if there is no such job.
     :raises Refused: if the job is disabled, or has a session that has not ended.
+    :raises UsageError: if the job has no such VM.
     """
-    what = f"run job {job!r}"
+    what = f"{_VERBS[kind]} job {job!r}"
     with database.transaction() as session:
         found = job_row(session, job, lock=True)
+        vms = [item.vm for item in found.vms if vm in ("", item.vm)]
+        if not vms:
+            raise UsageError(what, f"it has no VM {vm!r}", "see 'understudy job show'")
         if not found.enabled:
             raise Refused(what, "the job is disabled", f"enable it: understudy job enable {job!r}")
         active = unfinished_session(session, found.id)
@@ -55,8 +66,8 @@ def insert_session(database: Database, job: str, full_scan: bool = False) -> int
             raise Refused(what, f"its session {active} has not ended",
                           f"wait for it, or 'understudy session stop {active}'")
         row = SessionRow(job_id=found.id, job=job, state=SessionState.QUEUED.value, full_scan=full_scan,
-                         cancel_requested=False, queued_at=now_iso())
-        row.tasks = [TaskRow(vm=item.vm, state=SessionState.QUEUED.value, warnings=[]) for item in found.vms]
+                         kind=kind.value, cancel_requested=False, queued_at=now_iso())
+        row.tasks = [TaskRow(vm=name, state=SessionState.QUEUED.value, warnings=[]) for name in vms]
         session.add(row)
         session.flush()
         return row.id
@@ -78,7 +89,8 @@ def claim_session(database: Database) -> ClaimedSession | None:
             raise DatabaseError(f"start session {row.id}", f"its job {row.job!r} is missing", "stop the session")
         _move(row, SessionState.RUNNING, f"session {row.id}")
         row.started_at = now_iso()
-        return ClaimedSession(row.id, job_value(job), row.full_scan)
+        wanted = replace(job_value(job), vms=tuple(task.vm for task in row.tasks))
+        return ClaimedSession(row.id, wanted, row.full_scan, kind=SessionKind(row.kind))
 
 
 def has_session(database: Database, *, running: bool) -> bool:
@@ -221,6 +233,12 @@ def store_guest(database: Database, task_id: int, report: GuestReport) -> None:
         session.get_one(TaskRow, task_id).guest = encode(report).decode()
 
 
+def store_estimate(database: Database, task_id: int, disks: tuple[DiskEstimate, ...]) -> None:
+    """Store what an estimate of a task found."""
+    with database.transaction() as session:
+        session.get_one(TaskRow, task_id).estimate = encode(Estimates(disks)).decode()
+
+
 def end_task(
     database: Database,
     task_id: int,
@@ -354,7 +372,8 @@ def _close(row: SessionRow, why: str) -> SessionState:
 
 
 def _not_done(task: TaskRow, why: str) -> str:
-    return f"replicate {task.vm!r}: {why}; run the job again"
+    todo = "run the job again" if task.session.kind == SessionKind.REPLICATE else "estimate again"
+    return f"{task.session.kind} {task.vm!r}: {why}; {todo}"
 
 
 def _end_session(row: SessionRow, state: SessionState) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from understudy.guests.checking import GuestCheck
+from understudy.model.estimate import DiskEstimate
 from understudy.model.job import Job, Proxy
 from understudy.model.replica import Replica
-from understudy.model.session import SessionState
+from understudy.model.session import SessionKind, SessionState
 from understudy.mover.api import MoverInfo, VerifiedDisk
 from understudy.replication.held import HeldTask
 
@@ -21,6 +22,7 @@ class SessionSummary:
     state: SessionState
     started_at: str
     ended_at: str | None
+    kind: SessionKind = SessionKind.REPLICATE
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ResumedTask:
 class ClaimedSession:
     """A session that this controller has taken from the queue and must end.
 
+    :ivar job: with the VMs that the session has tasks for.
     :ivar full_scan: the operator wants every disk read whole.
     :ivar resumed: tasks that another controller left while their disks were under way.
     """
@@ -44,6 +47,14 @@ class ClaimedSession:
     job: Job
     full_scan: bool
     resumed: tuple[ResumedTask, ...] = ()
+    kind: SessionKind = SessionKind.REPLICATE
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What a task found that estimated, as it is stored."""
+
+    disks: tuple[DiskEstimate, ...]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,19 @@ from understudy.controller.clock import seconds_since
 from understudy.controller.database import Database
 from understudy.controller.jobs import job_row
 from understudy.controller.journal import session_row
-from understudy.controller.records import SessionSummary
+from understudy.controller.records import Estimates, SessionSummary
 from understudy.controller.schema import DiskTransferRow, SessionRow, StepRow, TaskRow
 from understudy.model.guest import GuestReport
-from understudy.model.session import DiskReport, SessionReport, SessionState, Step, StepReport, StepState, TaskReport
+from understudy.model.session import (
+    DiskReport,
+    SessionKind,
+    SessionReport,
+    SessionState,
+    Step,
+    StepReport,
+    StepState,
+    TaskReport,
+)
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.protocol import decode
 
@@ -28,7 +37,8 @@ def list_sessions(database: Database, job: str | None = None) -> tuple[SessionSu
         if job is not None and not rows:
             job_row(session, job)
         return tuple(
-            SessionSummary(row.id, row.job, SessionState(row.state), row.started_at or row.queued_at, row.ended_at)
+            SessionSummary(row.id, row.job, SessionState(row.state), row.started_at or row.queued_at, row.ended_at,
+                           SessionKind(row.kind))
             for row in rows
         )
 
@@ -51,6 +61,7 @@ def session_report(database: Database, session_id: int) -> SessionReport:
             started_at=row.started_at or row.queued_at,
             ended_at=row.ended_at,
             tasks=tuple(_task(task) for task in tasks),
+            kind=SessionKind(row.kind),
         )
 
 
@@ -67,6 +78,7 @@ def _task(row: TaskRow) -> TaskReport:
         steps=tuple(_step(step) for step in row.steps),
         disks=tuple(_disk(disk) for disk in row.disks),
         guest=None if row.guest is None else decode(GuestReport, row.guest.encode()),
+        estimate=() if row.estimate is None else decode(Estimates, row.estimate.encode()).disks,
     )
 
 

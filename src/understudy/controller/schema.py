@@ -23,6 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from understudy.model.session import SessionKind
+
 NAME_LENGTH = 100
 #: An invitation is void after so many wrong secrets.
 MAX_WRONG_TRIES = 10
@@ -201,6 +203,7 @@ class SessionRow(Base):
     job: Mapped[str] = mapped_column(Name)
     state: Mapped[str] = mapped_column(Word)
     full_scan: Mapped[bool]
+    kind: Mapped[str] = mapped_column(Word, server_default=SessionKind.REPLICATE.value)
     cancel_requested: Mapped[bool]
     queued_at: Mapped[str] = mapped_column(Time)
     started_at: Mapped[str | None] = mapped_column(Time)
@@ -213,7 +216,7 @@ class TaskRow(Base):
     """One VM in a session; ``waiting`` says why it does not go on, empty while it does.
 
     ``held`` is what another controller needs to go on with the task while its snapshot is held (a JSON document);
-    ``guest`` is what guest processing did (a JSON document).
+    ``guest`` is what guest processing did, ``estimate`` what an estimate found (JSON documents).
     """
 
     __tablename__ = "tasks"
@@ -231,6 +234,7 @@ class TaskRow(Base):
     waiting: Mapped[str] = mapped_column(String, default="")
     held: Mapped[str | None] = mapped_column(String)
     guest: Mapped[str | None] = mapped_column(String)
+    estimate: Mapped[str | None] = mapped_column(String)
 
     session: Mapped[SessionRow] = relationship(back_populates="tasks")
     steps: Mapped[list[StepRow]] = relationship(cascade=CHILDREN, order_by="StepRow.id", lazy="selectin")

@@ -1,4 +1,4 @@
-"""Extents of a disk: pure functions on sorted, disjoint ranges; every one is a single linear walk.
+"""Extents of a disk: pure functions on sorted, disjoint ranges; every one is a single linear walk, or less.
 
 A *status list* tiles an area: each extent carries the flags that the NBD server reported. A *range list* holds only the
 areas that have some property, with flags 0. Both are sorted by start and never overlap.
@@ -7,6 +7,7 @@ areas that have some property, with flags 0. Both are sorted by start and never 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,13 @@ def clip(ranges: Iterable[Extent], start: int, end: int) -> list[Extent]:
         if first < last:
             clipped.append(item if last - first == item.length else Extent(first, last - first, item.flags))
     return clipped
+
+
+def within(ranges: Sequence[Extent], start: int, end: int) -> list[Extent]:
+    """As :func:`clip`, for few of many ranges: looks at no others."""
+    first = bisect_right(ranges, start, key=lambda item: item.end)
+    last = bisect_right(ranges, end - 1, lo=first, key=lambda item: item.start)
+    return clip(ranges[first:last], start, end)
 
 
 def round_out(ranges: Iterable[Extent], unit: int, limit: int) -> list[Extent]:

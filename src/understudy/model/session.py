@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from understudy.model.estimate import DiskEstimate
 from understudy.model.guest import GuestReport
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 
@@ -23,6 +24,13 @@ class SessionState(enum.StrEnum):
     def ended(self) -> bool:
         """Whether nothing more will happen."""
         return self not in (SessionState.QUEUED, SessionState.RUNNING)
+
+
+class SessionKind(enum.StrEnum):
+    """What the tasks of a session do."""
+
+    REPLICATE = "replicate"
+    ESTIMATE = "estimate"
 
 
 class Step(enum.StrEnum):
@@ -113,6 +121,7 @@ class TaskReport:
 
     :ivar waiting: why it does not go on, empty while it does.
     :ivar guest: what guest processing did; None if it was off.
+    :ivar estimate: what a session would do with the disks; of sessions of that kind only.
     """
 
     vm: str
@@ -126,6 +135,7 @@ class TaskReport:
     steps: tuple[StepReport, ...] = ()
     disks: tuple[DiskReport, ...] = ()
     guest: GuestReport | None = None
+    estimate: tuple[DiskEstimate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,7 @@ class SessionReport:
     started_at: str
     ended_at: str | None
     tasks: tuple[TaskReport, ...]
+    kind: SessionKind = SessionKind.REPLICATE
 
 
 def session_state(tasks: tuple[SessionState, ...]) -> SessionState:

@@ -130,13 +130,16 @@ class Copying:
     audit: TrackingAudit | None = None
 
 
+def spec_of(read: ReadSpec) -> PlanSpec:
+    """What is planned for a disk."""
+    return PlanSpec(read.size, read.block_size, read.mode, read.chained, read.source.dirty_context)
+
+
 def plan_of(copying: Copying, *, concluded: bool = False) -> Plan:
     """The plan of what has to be read."""
-    read = copying.read
-    spec = PlanSpec(read.size, read.block_size, read.mode, read.chained, read.source.dirty_context)
-    copying.meter.total = read.size
+    copying.meter.total = copying.read.size
     status = copying.audit or copying.source
-    return Plan(spec, status, copying.base, copying.meter.counters(), concluded=concluded)
+    return Plan(spec_of(copying.read), status, copying.base, copying.meter.counters(), concluded=concluded)
 
 
 def copy_disk(

@@ -6,13 +6,12 @@ which E is zero, and whose dirty map tells where it differs from the one before,
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from understudy.errors import UsageError
 from understudy.model.exclusion import ranges_of
-from understudy.model.extent import Extent, clip, intersect, subtract, unite
+from understudy.model.extent import Extent, intersect, subtract, unite, within
 from understudy.mover.api import ReadSpec
 from understudy.mover.reader import Client, DiskSource
 from understudy.nbd import ALLOCATION, DIRTY_FLAG, ZERO_FLAG
@@ -36,7 +35,7 @@ class Masks:
 
     def read(self, view: memoryview, start: int) -> None:
         """Make zero what of ``view``, which was read at ``start``, is left out."""
-        for item in _within(self.zero, start, start + len(view)):
+        for item in within(self.zero, start, start + len(view)):
             for position in range(item.start - start, item.end - start, MIB):
                 end = min(position + MIB, item.end - start)
                 view[position:end] = _ZEROS[: end - position]
@@ -167,16 +166,9 @@ class MaskedClient:
         self._client.abort()
 
 
-def _within(ranges: Sequence[Extent], start: int, end: int) -> list[Extent]:
-    """What of ``ranges`` lies in ``start..end``; looks at no others."""
-    first = bisect_right(ranges, start, key=lambda item: item.end)
-    last = bisect_right(ranges, end - 1, lo=first, key=lambda item: item.start)
-    return clip(ranges[first:last], start, end)
-
-
 def _overlaid(statuses: list[Extent], cover: Sequence[Extent], area: Extent) -> list[Extent]:
     """``statuses`` of ``area``, but as ``cover`` says where that says something; one linear walk."""
-    inside = _within(cover, area.start, area.end)
+    inside = within(cover, area.start, area.end)
     if not inside:
         return statuses
     return sorted([*subtract(statuses, inside), *inside], key=lambda item: item.start)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.mover import api
+from understudy.mover import operations_estimate as estimate
 from understudy.mover import operations_identity as identity
 from understudy.mover import operations_leftovers as leftovers
 from understudy.mover import operations_source as source
@@ -67,6 +68,7 @@ HANDLERS: dict[type, Handler] = {
     api.VerifyPoint: verify.start_verify,
     api.RebuildDigests: verify.start_rebuild,
     api.SurveyDisks: survey.start_survey,
+    api.EstimateTransfer: estimate.start_estimate,
     api.CopyDisk: transfer.start_copy,
     api.ReceiveDisk: transfer.start_receive,
     api.SendDisk: transfer.start_send,

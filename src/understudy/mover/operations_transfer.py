@@ -56,7 +56,7 @@ def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
     """Let the source side of a transfer in."""
     draft = mover.drafts.get(request.draft)
     disk = draft.disk(request.disk, request.size)
-    _check_block_size(request.block_size)
+    check_block_size(request.block_size)
     admitted: Future[str] = Future()
 
     def receive(ctx: Context, meter: Meter) -> None:
@@ -77,7 +77,7 @@ def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
 def start_send(mover: Mover, request: api.SendDisk) -> api.WorkStarted:
     """Read a disk and send it to the mover that expects it."""
     read = request.read
-    _check_block_size(read.block_size)
+    check_block_size(read.block_size)
     masks_of(read)
     if not 1 <= request.connections <= MOST_CONNECTIONS:
         raise UsageError(f"{request.connections} connections for a disk", f"choose 1 to {MOST_CONNECTIONS}")
@@ -126,10 +126,10 @@ def _start(mover: Mover, draft: Draft, name: str, function: Function) -> api.Wor
 def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link: Link) -> None:
     read = request.read
     with ExitStack() as stack:
-        base = _source_base(mover, read)
+        base = source_base(mover, read)
         if base is not None:
             stack.enter_context(base)
-        since = _since(stack, mover, read)
+        since = since_digests(stack, mover, read)
         partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
         try:
             with mover.throttles.lane(request.limits, tls=bool(request.target.identity)) as pace:
@@ -149,7 +149,7 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.Read
         export = Source(read.source, read.size, tracked=tracked, credentials=mover.credentials)
         stack.callback(export.close)
         source = masked(export, read)
-        known, since = known_content(read, start), _since(stack, mover, read)
+        known, since = known_content(read, start), since_digests(stack, mover, read)
         doubted = doubting(known, read, start, since)
         if tracked and start is not None:
             check_sample(ctx, source, read, start, doubted, meter)
@@ -180,7 +180,7 @@ def _below(mover: Mover, draft: Draft, disk: NewDisk) -> Below:
     return Below(serve)
 
 
-def _source_base(mover: Mover, read: api.ReadSpec) -> DigestReader | None:
+def source_base(mover: Mover, read: api.ReadSpec) -> DigestReader | None:
     """The source side's digests of the base point, if a base is wanted."""
     if not wants_base(read):
         return None
@@ -188,9 +188,9 @@ def _source_base(mover: Mover, read: api.ReadSpec) -> DigestReader | None:
 
 
 def _target_base(mover: Mover, draft: Draft, read: api.ReadSpec) -> DigestReader | None:
-    """As :func:`_source_base`; a lost copy is no matter here, because the other one is at hand."""
+    """As :func:`source_base`; a lost copy is no matter here, because the other one is at hand."""
     try:
-        return _source_base(mover, read)
+        return source_base(mover, read)
     except ReplicaError:
         path = draft.point.base_digest_path(read.disk)
         if path is None:
@@ -198,7 +198,7 @@ def _target_base(mover: Mover, draft: Draft, read: api.ReadSpec) -> DigestReader
         return DigestReader(path)
 
 
-def _since(stack: ExitStack, mover: Mover, read: api.ReadSpec) -> DigestReader | None:
+def since_digests(stack: ExitStack, mover: Mover, read: api.ReadSpec) -> DigestReader | None:
     """The source side's digests of the point since which changes are tracked, if it is not the base point.
 
     :raises TrackingLost: if they are needed and cannot be had: then changes before the base point may be missing.
@@ -220,7 +220,7 @@ def _check_read(draft: Draft, read: api.ReadSpec) -> NewDisk:
     :raises UsageError: if not.
     """
     disk = draft.disk(read.disk, read.size)
-    _check_block_size(read.block_size)
+    check_block_size(read.block_size)
     masks_of(read)
     if read.chained != disk.chained or read.point != draft.point_id:
         raise UsageError(f"copy disk {read.disk!r}", "the draft's layer is of another kind or point")
@@ -229,7 +229,8 @@ def _check_read(draft: Draft, read: api.ReadSpec) -> NewDisk:
     return disk
 
 
-def _check_block_size(block_size: int) -> None:
+def check_block_size(block_size: int) -> None:
+    """:raises UsageError: if it is none that a job may have."""
     if block_size not in BLOCK_SIZES.values():
         raise UsageError(f"block size {block_size}", "not supported", f"use one of {', '.join(BLOCK_SIZES)}")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from understudy.context import CancelToken, Context
 from understudy.errors import NotFound, UnderstudyError
+from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey
 from understudy.mover.api import ErrorFields, VerifiedDisk, WorkState, WorkStatus
 from understudy.mover.meter import Meter
@@ -24,7 +25,7 @@ VERIFYING = "verify"
 
 Verified = tuple[VerifiedDisk, ...]
 Surveyed = tuple[DiskSurvey, ...]
-Function = Callable[[Context, Meter], Verified | Surveyed | RebuiltReplica | None]
+Function = Callable[[Context, Meter], Verified | Surveyed | RebuiltReplica | Sums | None]
 
 
 def error_fields(exc: BaseException) -> ErrorFields:
@@ -51,6 +52,7 @@ class WorkItem:
         self._verified: Verified = ()
         self._rebuilt: RebuiltReplica | None = None
         self._surveyed: Surveyed = ()
+        self._sums: Sums | None = None
         self._error: ErrorFields | None = None
         self._done = threading.Event()
 
@@ -77,13 +79,15 @@ class WorkItem:
             return WorkStatus(WorkState.RUNNING, time.monotonic() - self._started, self._meter.progress())
         state = WorkState.FAILED if self._error else WorkState.DONE
         return WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified,
-                          self._rebuilt, self._surveyed)
+                          self._rebuilt, self._surveyed, self._sums)
 
     def _run(self) -> None:
         try:
             result = self._function(Context(self._token, {"work": self._name}), self._meter)
             if isinstance(result, RebuiltReplica):
                 self._rebuilt = result
+            elif isinstance(result, Sums):
+                self._sums = result
             else:
                 self._verified = tuple(item for item in result or () if isinstance(item, VerifiedDisk))
                 self._surveyed = tuple(item for item in result or () if isinstance(item, DiskSurvey))

@@ -126,16 +126,8 @@ class DiskTransfer:
             self.works = replace(self.works, source="")  # what says that it runs has not yet said that it ended
 
     def _begin_source(self) -> str:
-        plan, spec, job = self.plan, self._spec, self._spec.job
-        source = self._source(self._source_restarted)
-        if plan.mode is not TransferMode.INCREMENTAL and plan.reason is not Reason.FORCED:
-            source = replace(source, dirty_context="")  # it is not to be trusted
-        read = self._excluding.applied(api.ReadSpec(
-            source=source, disk=plan.name, size=plan.size, mode=plan.mode,
-            block_size=job.block_size, chained=plan.chained, replica_id=spec.replica_id,
-            base_point=spec.base_point if plan.chained else "", point=spec.point,
-            since_point=plan.since_point, suspect=plan.suspect,
-        ))
+        job = self._spec.job
+        read = read_spec(self._spec, self.plan, self._excluding, self._source(self._source_restarted))
         request: object = api.CopyDisk(read, self._draft.id)
         if not self._site.same_mover:
             request = api.SendDisk(read, self._address(), self._compression, job.connections, job.patience_s,
@@ -326,6 +318,18 @@ class DiskTransfer:
     def stop(self, ctx: Context) -> None:
         """Stop both ends."""
         stop_works(ctx, self._site, self.plan.name, self.works)
+
+
+def read_spec(spec: TransferSpec, plan: DiskPlan, excluding: Excluding, source: api.NbdSource) -> api.ReadSpec:
+    """How the source proxy processes a disk."""
+    if plan.mode is not TransferMode.INCREMENTAL and plan.reason is not Reason.FORCED:
+        source = replace(source, dirty_context="")  # it is not to be trusted
+    return excluding.applied(api.ReadSpec(
+        source=source, disk=plan.name, size=plan.size, mode=plan.mode,
+        block_size=spec.job.block_size, chained=plan.chained, replica_id=spec.replica_id,
+        base_point=spec.base_point if plan.chained else "", point=spec.point,
+        since_point=plan.since_point, suspect=plan.suspect,
+    ))
 
 
 def stop_works(ctx: Context, site: Site, disk: str, works: Works) -> None:

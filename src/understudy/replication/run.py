@@ -15,19 +15,19 @@ from understudy.model.inventory import Vm
 from understudy.model.replica import ReplicaIdentity, RestorePoint, SourceGeneration
 from understudy.model.session import Step, StepState
 from understudy.model.snapshot import SnapshotRequest, Tag
-from understudy.model.transfer import DiskPlan, Reason
+from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.replication import guest_side as guest
 from understudy.replication import source_side as source
 from understudy.replication import target_side as target
 from understudy.replication.base_digests import provide_base_digests
+from understudy.replication.deciding import decide
 from understudy.replication.draft import HeldDraft, held_draft, open_draft
 from understudy.replication.held import Excluding, HeldTask, TransferSpec, Works
-from understudy.replication.planning import PlanningFacts, began_at, no_longer_replicated, plan_disks
 from understudy.replication.power import power_change
 from understudy.replication.site import Lease, Place, Site, Task, TaskOutcome
-from understudy.replication.source_images import generation, look_at_images, remove_orphans, with_tracking_facts
-from understudy.replication.surveying import former_exclusions, surveyed
+from understudy.replication.source_images import look_at_images, remove_orphans
+from understudy.replication.surveying import surveyed
 from understudy.replication.transfer import Copying, copy_disks, send_seconds
 from understudy.storage import DatastoreFacts, NewDisk, PointMeta
 
@@ -218,32 +218,19 @@ def prepare(
     baselines.settle()
     disks = source.replicated_disks(vm, task.job)
     images = remove_orphans(site, vm, look_at_images(site, disks), tag, checkpoint_of(newest))
-    disks = with_tracking_facts(disks, images)
-    marks = generation(vm, images)
-    # If QEMU died while the delta was in use, its part of the dirty map is lost, and the merge does not tell.
-    unknown = {disk.name: Reason.SNAPSHOT_LEFT for disk in disks}
-    known = unknown if left else source.tracking_since(site, vm, disks, images, newest)
-    plans = plan_disks(vm.name, disks, PlanningFacts(
-        newest=newest, damaged=target.damaged_disks(facts), tracking=known, block_size=task.job.block_size,
-        full_scan=task.full_scan, began=began_at(facts.replica.points) if facts.replica else None,
-        images={image.disk: image for image in marks.images} if marks else {},
-    ))  # fmt: skip
-    plans, excluding = former_exclusions(site, target.replica_ref(task, site), facts.replica, plans)
-    plans = target.with_repairs(site, facts, plans, task.job.block_size)
-    for text in no_longer_replicated(vm, disks, newest):
-        site.journal.warn(text)
-    target.check_space(site, space, disks, plans)
+    decided = decide(task, site, vm, facts, disks, images, left=left)
+    target.check_space(site, space, decided.disks, decided.plans)
     identity = target.identity(task, vm, facts.replica)
     return Prepared(
         vm=vm,
-        plans=plans,
-        layers=tuple(new_disk(task, vm, plan) for plan in plans),
-        request=source.snapshot_request(site, vm, tag, disks, plans, newest),
+        plans=decided.plans,
+        layers=tuple(new_disk(task, vm, plan) for plan in decided.plans),
+        request=source.snapshot_request(site, vm, tag, decided.disks, decided.plans, newest),
         identity=identity,
         spec=TransferSpec(task.job, identity.id, newest.id if newest else "", new_point_id()),
         baselines=baselines,
-        generation=marks,
-        excluding=excluding,
+        generation=decided.generation,
+        excluding=decided.excluding,
     )
 
 

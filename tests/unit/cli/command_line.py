@@ -31,6 +31,7 @@ from understudy.controller.records import (
 from understudy.controller.recovery import end_dead_sessions
 from understudy.errors import NotFound, Refused, UnderstudyError
 from understudy.guests.checking import GuestCheck
+from understudy.model.estimate import DiskEstimate, Sums
 from understudy.model.guest import Component, GuestTransport
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
@@ -43,7 +44,7 @@ from understudy.model.replica import (
     ReplicaState,
     RestorePoint,
 )
-from understudy.model.session import DiskReport, SessionReport, SessionState, Step
+from understudy.model.session import DiskReport, SessionKind, SessionReport, SessionState, Step
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
 from understudy.storage import DatastoreFacts, HeadFacts, RebuiltReplica
@@ -59,6 +60,14 @@ FACTS = HostFacts("kvm1.example", "9.0.0", "7.2.22", 16, 64 * GIB, (64055, 64055
 DISK = DiskReport("vda", TransferMode.INCREMENTAL, Reason.NONE, 10 * GIB, 8 * MIB, 6 * MIB, 2 * MIB, 512 * KIB,
                   10 * GIB, 1.5, "network", TransportMode.NETWORK, {"source": 0.25, "network": 0.75},
                   resumed_bytes=3 * GIB, reconnects=2, checked_blocks=16)  # fmt: skip
+
+
+#: Of a VM with two disks; the changes of the second are not tracked.
+ESTIMATES = (
+    DiskEstimate("vda", TransferMode.INCREMENTAL, Reason.NONE, 10 * GIB, Sums(6 * GIB, GIB, 8 * MIB, 12 * MIB, 5 * MIB),
+                 {"swap": 2 * GIB, "mask": GIB}, ("disk vda, partition 3: luks is not read",)),
+    DiskEstimate("vdb", TransferMode.DIGEST_SCAN, Reason.TRACKING_UNSUPPORTED, GIB, Sums(GIB, 0, None, GIB, GIB)),
+)  # fmt: skip
 
 
 def point(number: int) -> RestorePoint:
@@ -152,6 +161,8 @@ class FakeServices:
 
     def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
         self._called("run_session", session_id)
+        if reports.session_report(self.database, session_id).kind is SessionKind.ESTIMATE:
+            return self._estimate(session_id, on_progress)
         resumed = {task.vm: task.id for left in journal.held_sessions(self.database) for task in left.resumed}
         for vm in self._vms(session_id):
             task = resumed.get(vm) or journal.start_task(self.database, session_id, vm)
@@ -164,6 +175,16 @@ class FakeServices:
         journal.end_session(self.database, session_id)
         report = reports.session_report(self.database, session_id)
         on_progress(report)
+        return report
+
+    def _estimate(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+        for vm in self._vms(session_id):
+            task = journal.start_task(self.database, session_id, vm)
+            if self.outcome is not SessionState.FAILED:
+                journal.store_estimate(self.database, task, ESTIMATES)
+            self._end(task, vm)
+        journal.end_session(self.database, session_id)
+        on_progress(report := reports.session_report(self.database, session_id))
         return report
 
     def _vms(self, session_id: int) -> tuple[str, ...]:

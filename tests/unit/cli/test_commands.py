@@ -280,7 +280,7 @@ def test_sessions(full: CommandLine) -> None:
     second = full.json("job", "run", "nightly", "--no-wait")["id"]
     listed = full.json("session", "list")
     assert [item["id"] for item in listed] == [second, first]
-    assert set(listed[0]) == {"id", "job", "state", "started_at", "ended_at"}
+    assert set(listed[0]) == {"id", "job", "state", "started_at", "ended_at", "kind"}
     assert full.json("session", "list", "--job", "nightly") == listed
     assert full.refused("session", "list", "--job", "mars").startswith("job 'mars': no such job")
     assert full.json("session", "stop", str(second)) == {"id": second, "state": "cancelled"}

@@ -25,7 +25,7 @@ GROUPS = {
     "proxy": {"list", "add", "invite", "enrol", "serve", "set", "check", "remove"},
     "throttle": {"add", "list", "set", "remove"},
     "job": {"create", "set", "run", "list", "show", "enable", "disable", "delete",
-            "guest", "check-guest"},
+            "guest", "check-guest", "estimate"},
     "credential": {"add", "list", "remove"},
     "guest": {"install-agent", "remove-agent"},
     "session": {"list", "show", "stop"},

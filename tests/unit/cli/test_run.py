@@ -45,12 +45,13 @@ def test_the_report_has_exactly_the_keys_of_the_contract(cli: CommandLine) -> No
             "eta_s": None, "processed_bytes": 10 * GIB, "resumed_bytes": 3 * GIB, "reconnects": 2, "waiting": "",
             "checked_blocks": 16, "mismatched_blocks": 0, "excluded": {}, "notes": [],
         }],
-        "guest": None,
+        "guest": None, "estimate": [],
     }  # fmt: skip
     document = cli.json("job", "run", "nightly")
     assert cli.json("session", "show", str(document["id"])) == document
     assert without_times(document) == {
-        "id": 1, "job": "nightly", "state": "success", "tasks": [{"vm": "web", **task}, {"vm": "db", **task}],
+        "id": 1, "job": "nightly", "state": "success", "kind": "replicate",
+        "tasks": [{"vm": "web", **task}, {"vm": "db", **task}],
     }  # fmt: skip
 
 

@@ -105,8 +105,8 @@ def test_the_migration_can_be_undone_and_done_again(empty_url: str, tmp_path: Pa
 NEXT_MIGRATION = '''
 import sqlalchemy as sa
 from alembic import op
-revision = "0005"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 def upgrade():
     with op.batch_alter_table("hosts") as batch:
         batch.add_column(sa.Column("note", sa.String(10), nullable=False, server_default="new"))
@@ -134,10 +134,10 @@ def with_next_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: s
     """Play a program that is one schema version newer."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrate.SCRIPTS, scripts)
-    (scripts / "versions" / "v0005_note.py").write_text(NEXT_MIGRATION.format(then=then))
+    (scripts / "versions" / "v0006_note.py").write_text(NEXT_MIGRATION.format(then=then))
     monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD_REVISION", "0005")
-    monkeypatch.setattr(database_module, "HEAD_REVISION", "0005")
+    monkeypatch.setattr(migrate, "HEAD_REVISION", "0006")
+    monkeypatch.setattr(database_module, "HEAD_REVISION", "0006")
 
 
 def test_an_older_schema_is_upgraded_and_keeps_its_rows(
@@ -146,7 +146,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(
     with_next_migration(tmp_path, monkeypatch)
     upgraded = open_database(tmp_path, site.engine.url.render_as_string(hide_password=False))
     with upgraded.reading() as session:
-        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0005"
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0006"
         assert list(session.scalars(text("SELECT note FROM hosts"))) == ["new", "new"]
         # Rebuilding the hosts table must not cascade to what refers to it.
         assert session.scalar(text("SELECT count(*) FROM jobs")) == 1

@@ -19,8 +19,10 @@ from understudy.controller.sites import SiteBuilder
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.controller.whereabouts import Whereabouts
 from understudy.errors import Cancelled, HostUnreachable, MoverError, UnderstudyError
+from understudy.model.estimate import DiskEstimate, Sums
 from understudy.model.job import Job
-from understudy.model.session import SessionReport, SessionState, Step, StepState, TaskReport
+from understudy.model.session import SessionKind, SessionReport, SessionState, Step, StepState, TaskReport
+from understudy.model.transfer import Reason, TransferMode
 from understudy.mover.client import MoverClient
 from understudy.replication.site import Place, Task, TaskOutcome
 
@@ -127,6 +129,28 @@ def test_a_task_that_succeeds_tells_its_point(bench: Bench) -> None:
         assert (task.state, task.restore_point, task.consistency) == (SessionState.SUCCESS, "p1", "filesystem")
         assert (task.frozen_ms, task.error, task.warnings) == (12.5, None, ())
     assert bench.sites.warmed == ["nightly"]
+
+
+def test_an_estimate_is_stored_and_makes_no_point(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = DiskEstimate("vda", TransferMode.FULL, Reason.FIRST_RUN, 10, Sums(3, 7, None, 8, 3))
+
+    def estimate(_ctx: Context, task: Task, place: Place) -> tuple[DiskEstimate, ...]:
+        if task.vm == "db":
+            raise MoverError("proxy 'local'", "gone")
+        place.journal.warn("a session would fail")
+        return (disk,)
+
+    monkeypatch.setattr(engine_module, "estimate_vm", estimate)
+    journal.insert_session(bench.database, "nightly", kind=SessionKind.ESTIMATE)
+    claimed = journal.claim_session(bench.database)
+    assert claimed is not None
+    bench.engine.submit(claimed)
+    report = bench.ended(claimed.id)
+    web, db = task_of(report), task_of(report, "db")
+    assert (web.state, web.estimate, web.restore_point) == (SessionState.WARNING, (disk,), None)
+    assert web.warnings == ("a session would fail",)
+    assert (db.state, db.estimate, db.error) == (SessionState.FAILED, (), "proxy 'local': gone")
+    assert bench.tasks == []
 
 
 def test_a_task_gets_its_settings(bench: Bench) -> None:

@@ -15,10 +15,12 @@ from understudy.controller import frozen, jobs, journal, reports
 from understudy.controller.database import Database
 from understudy.controller.records import FrozenGuest, ResumedTask
 from understudy.controller.schema import SessionRow
-from understudy.errors import NotFound, Refused
+from understudy.errors import NotFound, Refused, UsageError
+from understudy.model.estimate import DiskEstimate, Sums
 from understudy.model.job import Job
 from understudy.model.session import (
     DiskReport,
+    SessionKind,
     SessionReport,
     SessionState,
     Step,
@@ -101,6 +103,33 @@ def test_sessions_are_claimed_in_order_with_their_job(site: Database) -> None:
     assert [(claim.id, claim.job, claim.full_scan) if claim else None for claim in claims] == [
         (first, jobs.get_job(site, "nightly"), False), (second, jobs.get_job(site, "hourly"), True), None,
     ]  # fmt: skip
+
+
+def test_an_estimate_is_a_session_of_its_kind_for_one_vm_or_all(site: Database) -> None:
+    with pytest.raises(UsageError, match="estimate job 'nightly': it has no VM 'mars'"):
+        journal.insert_session(site, "nightly", kind=SessionKind.ESTIMATE, vm="mars")
+    first = journal.insert_session(site, "nightly", kind=SessionKind.ESTIMATE, vm="db")
+    with pytest.raises(Refused, match=f"run job 'nightly': its session {first} has not ended"):
+        journal.insert_session(site, "nightly")
+    claimed = journal.claim_session(site)
+    assert claimed is not None
+    assert (claimed.kind, claimed.job.vms) == (SessionKind.ESTIMATE, ("db",))
+    assert claimed.job == replace(jobs.get_job(site, "nightly"), vms=("db",))
+    task = journal.start_task(site, first, "db")
+    disk = DiskEstimate("vda", TransferMode.DIGEST_SCAN, Reason.NO_BASELINE, 10, Sums(3, 2, None, 8, 3), {"swap": 5},
+                        ("disk vda: luks is not read",))  # fmt: skip
+    journal.store_estimate(site, task, (disk,))
+    journal.end_task(site, task, SessionState.SUCCESS)
+    journal.end_session(site, first)
+    report = reports.session_report(site, first)
+    assert report.kind is SessionKind.ESTIMATE
+    assert [(item.vm, item.estimate, item.restore_point) for item in report.tasks] == [("db", (disk,), None)]
+    assert reports.list_sessions(site)[0].kind is SessionKind.ESTIMATE
+    second = journal.insert_session(site, "nightly", kind=SessionKind.ESTIMATE)
+    journal.claim_session(site)
+    journal.fail_dead_sessions(site)
+    errors = {item.error for item in reports.session_report(site, second).tasks}
+    assert errors == {f"estimate {vm!r}: controller ended unexpectedly; estimate again" for vm in ("web 1", "db")}
 
 
 def test_a_session_is_claimed_once(site: Database) -> None:

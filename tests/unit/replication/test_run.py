@@ -21,6 +21,7 @@ from understudy.errors import (
     TransferError,
     UnderstudyError,
 )
+from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey, Exclusion
 from understudy.model.extent import Extent
 from understudy.model.guest import GuestPolicy, GuestReport
@@ -61,6 +62,7 @@ IDENTITY = ReplicaIdentity("replica-1", "web_replica", JOB.id, "nightly", "web",
 OLD_DISK = PointDisk("vda", 64 * MIB, "a.qcow2", "", "a.digest", 1, DISK.path)
 OLD = RestorePoint("p0", "2026-01-01T00:00:00.000+00:00", Consistency.CRASH, 1, MIB, (OLD_DISK,),
                    Baseline("cp-old", ("vda",), "p0", "1"))  # fmt: skip
+SUMS = Sums(used=5, zero=7, changed=3, read=4, send=2)
 # Requests that are only noted, with the word for each.
 NOTED = {
     api.KeepDigests: "keep digests", api.DropDigests: "drop digests", api.RemoveTagged: "tidy",
@@ -107,6 +109,7 @@ class World:
     surveyed: api.SurveyDisks | None = None
     exclusions: dict[str, tuple[Exclusion, ...]] = field(default_factory=dict)
     reports: list[DiskReport] = field(default_factory=list)
+    mode: SnapshotMode | None = None
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -154,6 +157,7 @@ class Source:
     @contextmanager
     def snapshot(self, ctx: Context, vm: Vm, mode: SnapshotMode, request: SnapshotRequest) -> Iterator[SourceSnapshot]:
         self._world.act("snapshot" if request.incremental else "whole snapshot")
+        self._world.mode = mode
         self._world.checkpoint = request.checkpoint
         self._world.request = request
         try:
@@ -295,6 +299,14 @@ class End:
                 error = world.breaks.get("surveying")
                 return api.WorkStatus(api.WorkState.FAILED if error else api.WorkState.DONE, 1.0, api.Progress(),
                                       error_fields(error) if error else None, surveyed=world.surveys)
+            case api.EstimateTransfer(read=read):
+                world.read = read
+                world.act("estimate")
+                return api.WorkStarted("estimate")
+            case api.WorkQuery(work="estimate"):
+                error = world.broken_once.pop("estimating", None)
+                return api.WorkStatus(api.WorkState.FAILED if error else api.WorkState.DONE, 1.0, api.Progress(),
+                                      error_fields(error) if error else None, sums=None if error else SUMS)
             case api.DigestRef():
                 return api.DigestHolding(True)
             case api.CopyDisk(read=read):

@@ -86,6 +86,7 @@ from understudy.mover.api.target import (
 )
 from understudy.mover.api.transfer import (
     CopyDisk,
+    EstimateTransfer,
     RateLimit,
     ReadSpec,
     ReceiveDisk,
@@ -129,6 +130,7 @@ __all__ = [
     "Enrolled",
     "EnrolmentRequest",
     "ErrorFields",
+    "EstimateTransfer",
     "ForgetController",
     "HeadBound",
     "HeldFacts",

@@ -48,6 +48,17 @@ class CopyDisk:
 
 
 @dataclass(frozen=True)
+class EstimateTransfer:
+    """Say what a transfer would read and send (long), and do neither; :attr:`ReadSpec.point` does not count.
+
+    The result is :attr:`WorkStatus.sums`. :class:`~understudy.errors.TrackingLost` if the dirty map cannot be used,
+    as of a transfer; but no sample of the disk is compared.
+    """
+
+    read: ReadSpec
+
+
+@dataclass(frozen=True)
 class ReceiveDisk:
     """Start the target side of a transfer (long): wait for the source side and write what it sends.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey
 from understudy.mover.api.target import VerifiedDisk
 from understudy.storage import RebuiltReplica
@@ -80,7 +81,7 @@ class WorkStatus:
     """How far a long operation is.
 
     :ivar verified: filled by :class:`VerifyPoint` alone; :ivar rebuilt: by :class:`RebuildReplica` alone;
-    :ivar surveyed: by :class:`SurveyDisks` alone.
+    :ivar surveyed: by :class:`SurveyDisks` alone; :ivar sums: by :class:`EstimateTransfer` alone.
     """
 
     state: WorkState
@@ -90,3 +91,4 @@ class WorkStatus:
     verified: tuple[VerifiedDisk, ...] = ()
     rebuilt: RebuiltReplica | None = None
     surveyed: tuple[DiskSurvey, ...] = ()
+    sums: Sums | None = None
