@@ -36,7 +36,8 @@ class Masks:
     A file that the guest sees at several paths is named if all of them are; one that it does not see, because
     something is mounted above it, is not.
 
-    :param ignore_case: as Windows does.
+    :param ignore_case: as Windows does, but of ASCII letters alone: what else is one letter to Windows stands in a
+        table of each volume, and Python takes more for the same (N9).
     :param mounts: where the guest mounts the volume.
     :param hidden: where it mounts others; what a volume has at or below such a place is not seen there.
     :raises ValueError: if a pattern does not begin with ``/``, or names nothing.
@@ -47,7 +48,7 @@ class Masks:
         hidden: Sequence[str] = (),
     ) -> None:
         parts = [_names(pattern) for pattern in patterns]
-        flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
+        flags = re.DOTALL | (re.IGNORECASE | re.ASCII if ignore_case else 0)
         self._files = re.compile("|".join(_file_regex(names) for names in parts) or r"(?!)", flags)
         self._directories = re.compile("|".join(_directory_regex(names) for names in parts) or r"(?!)", flags)
         self._views = [(mount.rstrip("/"), below(mount, hidden)) for mount in mounts]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack
 from understudy.model.extent import Extent, merge, subtract, total
-from understudy.volumes import FileSystem, Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import FileSystem, Finding, Hibernated, Image, Kind, Unfit, Wishes
 from understudy.volumes.device_names import names_of
 from understudy.volumes.image import Piece, Pieces
 from understudy.volumes.lvm import LogicalVolume
@@ -89,6 +89,7 @@ class _Found:
     candidates: dict[str, dict[str, str]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    asleep: bool = False
 
     def note(self, disks: Iterable[str], text: str) -> None:
         for disk in disks:
@@ -108,6 +109,10 @@ def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[Dis
             _guarded(volume, found, _find_swap, volume, wanted, readers, found)
     for volume, told in zip(opened, layout, strict=True):
         _guarded(volume, found, _find, volume, told, wanted, found)
+    if found.asleep:
+        # It goes on with what it has swapped out and cached, wherever that is (W2, W8).
+        found.ranges, found.candidates = {}, {}
+        found.note((disk.name for disk in disks), "nothing is left out: the guest is hibernated")
     return tuple(_result(disk, found) for disk in disks)
 
 
@@ -132,6 +137,7 @@ def _guarded(volume: _Volume, found: _Found, act: Callable[..., None], *values: 
     try:
         act(*values)
     except Unfit as exc:
+        found.asleep = found.asleep or isinstance(exc, Hibernated)
         volume.system = None
         found.note(volume.disks, f"{volume.place}: {exc}")
     except Exception as exc:
@@ -225,6 +231,7 @@ def _prefix(volume: _Volume) -> str:
 
 def _take(volume: _Volume, finding: Finding, found: _Found) -> None:
     """Add what was found on a volume to its disks."""
+    found.asleep = found.asleep or finding.asleep
     if any(item.start < 0 or item.length <= 0 or item.end > volume.bytes.size
            for ranges in finding.ranges.values() for item in ranges):
         raise Unfit("a range lies outside of it")

@@ -129,6 +129,20 @@ def test_a_root_and_its_home_on_different_disks(tmp_path: Path) -> None:
         assert pages(left, KEPT) + pages(left, HIDDEN) == pages(disks[name], KEPT) + pages(disks[name], HIDDEN)
 
 
+@pytest.mark.parametrize("leave_out_swap", [True, False])
+@pytest.mark.parametrize("where", ["partition", "file"])
+def test_of_a_hibernated_guest_nothing_goes(tmp_path: Path, where: str, leave_out_swap: bool) -> None:
+    """Its other swap areas hold what it had swapped out, and its memory what it knows of its file systems."""
+    asleep, awake = patched(swap(tmp_path, MIB), (4096 - 10, b"S1SUSPEND\0")), swap(tmp_path)
+    files = {"swapfile": asleep} if where == "file" else {}
+    disks = {"vda": gpt(tmp_path, [Part(root(tmp_path, "", **files)), Part(awake)]),
+             "vdb": awake if where == "file" else asleep}  # fmt: skip
+    for found in looked(disks, Wanted(swap=leave_out_swap, masks=MASKS, free=True, quiesced=True)):
+        assert found.exclusion.ranges == ()
+        assert found.exclusion.by_kind == {}
+        assert found.notes[-1] == "nothing is left out: the guest is hibernated"
+
+
 def test_what_is_encrypted_damaged_or_unknown_is_kept_and_named(tmp_path: Path) -> None:
     fstab = f"UUID={HOME_ID} /home ext4\n/dev/mapper/secret /secret ext4\n"
     spoilt = patched(home(tmp_path), (1024 + 0x48, b"\xff"))

@@ -168,6 +168,7 @@ def test_nothing_goes_of_a_volume_on_which_windows_is_hibernated(data: bytes, te
     assert finding.ranges == {}
     assert finding.candidates == {}
     assert "hibernated" in finding.notes[0]
+    assert finding.asleep
     assert found(in_first_cluster(data, "hiberfil.sys", b"WAKE")) == found(data)
 
 

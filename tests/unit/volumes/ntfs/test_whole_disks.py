@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.volumes.disks import Part, gpt, looked
+from tests.unit.volumes.ntfs.test_ranges import in_first_cluster
 from tests.unit.volumes.ntfs.volumes import C_DRIVE, D_DRIVE, places, with_log
 from tests.unit.volumes.whole_images import empty, run
 from understudy.model.exclusion import excludable
@@ -57,6 +58,15 @@ def test_masks_go_to_the_drives_that_the_registry_names(data: bytes, volume: Pat
     assert total(intersect(ranges, on_disk(files_of(second, "/a.txt"), other))) == 0
     assert sorted({note.split(": ", 1)[1] for note in found.notes}) == [
         "the mask E:\\**\\x is not applied, for E: is not known: no volume has it"]  # fmt: skip
+
+
+def test_of_a_hibernated_windows_nothing_goes_of_its_other_volumes_too(data: bytes, second: Path) -> None:
+    disks = {"sda": in_first_cluster(data, "hiberfil.sys", b"HIBR"), "sdb": second.read_bytes()}
+    wanted = Wanted(masks=("\\*.bin",), free=True, quiesced=True)
+    assert sorted(looked({**disks, "sda": data}, wanted)[1].exclusion.by_kind) == ["free", "mask"]
+    for found in looked(disks, wanted):
+        assert (found.exclusion.ranges, found.exclusion.candidates) == ((), {})
+        assert found.notes[-1] == "nothing is left out: the guest is hibernated"
 
 
 def test_page_files_of_a_running_windows_go_when_they_are_seen_a_second_time(data: bytes, volume: Path) -> None:

@@ -125,7 +125,9 @@ def test_a_swap_file_that_a_mask_names_too_keeps_its_first_page(plain: Path) -> 
     b"SWAPSPACE2",
 ], ids=["hibernated", "user space", "newer", "version", "too long", "no header", "short"])  # fmt: skip
 def test_a_file_that_is_not_surely_swap_stays(tmp_path: Path, data: bytes) -> None:
-    assert find(make(tmp_path, {"/swapfile": data}), Wishes()).ranges == {}
+    found = find(make(tmp_path, {"/swapfile": data}), Wishes())
+    assert found.ranges == {}
+    assert found.asleep == (b"SUSPEND" in data[:4096] or b"LINHIB" in data[:4096])
 
 
 def test_what_lies_behind_the_last_page_of_a_swap_file_stays(tmp_path: Path) -> None:
