@@ -76,8 +76,8 @@ class Xfs:
         :raises Unfit: if the file system is damaged, or two of its parts contradict each other.
         """
         if self._dirt:
-            notes = (f"nothing of the XFS file system is left out: {self._dirt}",)
-            return Finding(notes=notes, asleep=self._may_sleep(wishes))
+            note = f"nothing of the XFS file system is left out: {self._dirt}"
+            return Finding(notes=(note,), asleep=self._may_sleep(wishes))
         inodes = self._inodes()
         try:
             swap = list(_swap_files(inodes, wishes.swap_files))
