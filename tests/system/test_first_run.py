@@ -17,6 +17,12 @@ def test_a_running_vm_is_replicated_and_its_replica_boots_with_the_change(instal
     second = installation.replicate("nightly")
     task = second["tasks"][0]
     assert (task["disks"][0]["mode"], task["consistency"]) == ("incremental", "filesystem")
+    assert task["disks"][0]["excluded"]["swap"] > 0
+    assert task["disks"][0]["notes"] == []
+    (looked,) = (step for step in task["steps"] if step["name"] == "survey")
+    assert looked["state"] == "success"
+    assert [point["disks"][0]["excluded"] for point in installation.points(f"{vm.name}_replica")] == [
+        disk["excluded"] for session in (first, second) for disk in session["tasks"][0]["disks"]]
     replica = f"{vm.name}_replica"
     installation.ok("failover", "start", replica)
     with installation.lab.beta.connection() as beta:

@@ -12,7 +12,8 @@ from understudy.cli.shapes import Shape, points_shape, problems, rebuilt_shape, 
 from understudy.cli.verify import verify
 from understudy.controller import replicas
 from understudy.controller.records import ReplicaRecord
-from understudy.errors import UsageError
+from understudy.errors import ReplicaError, UsageError
+from understudy.model.exclusion import Exclusion
 from understudy.mover.api import ReplicaFacts
 from understudy.units import format_size
 
@@ -59,10 +60,10 @@ def points(app: App, name: str) -> None:
     """List the restore points of REPLICA, oldest first.
 
     JSON: [{id, created_at, consistency, session, damage: [problem], verified_at, bad_blocks, disks: [{name, size,
-    image, digest, verified_at, bad_blocks}]}].
+    image, digest, verified_at, bad_blocks, excluded: {REASON: BYTES}, or null if that is lost}]}].
     """
-    _, facts = _inspect(app, name)
-    documents = points_shape(facts)
+    record, facts = _inspect(app, name)
+    documents = points_shape(facts, _left_out(app, record, facts))
     answer(app, documents, lambda: _show_points(documents, facts))
 
 
@@ -132,21 +133,41 @@ def _inspect(app: App, name: str) -> tuple[ReplicaRecord, ReplicaFacts]:
     return record, facts_of(app, record)
 
 
+def _left_out(app: App, record: ReplicaRecord, facts: ReplicaFacts) -> dict[str, tuple[Exclusion, ...] | None]:
+    """What points leave out, those that leave out something; None if it is lost."""
+    found: dict[str, tuple[Exclusion, ...] | None] = {}
+    for point in facts.replica.points if facts.replica else ():
+        if point.excluded:
+            try:
+                found[point.id] = app.services.left_out(record, point.id)
+            except ReplicaError:
+                found[point.id] = None
+    return found
+
+
 def _show_points(documents: list[Shape], facts: ReplicaFacts) -> None:
     if not documents:
         click.echo("No restore points.")
         return
-    titles = ("Restore point", "Created", "Consistency", "Session", "Disks", "Files", "Verified")
+    titles = ("Restore point", "Created", "Consistency", "Session", "Disks", "Left out", "Files", "Verified")
     table(titles, [_point_row(point, facts) for point in documents])
 
 
 def _point_row(point: Shape, facts: ReplicaFacts) -> tuple[str, ...]:
     disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in point["disks"])
+    left_out = ", ".join(f"{disk['name']} {_left_out_text(disk['excluded'])}" for disk in point["disks"]
+                         if disk["excluded"] != {})
     files = "; ".join(problems(facts, point["id"])) or "ok"
     health = [point["verified_at"] or "never"]
     if point["bad_blocks"]:
         health.append(f"{point['bad_blocks']} bad blocks")
     health += [f"disk {item.disk}: {item.problem}" for item in facts.health
                if item.point == point["id"] and item.problem]
-    return (point["id"], point["created_at"], point["consistency"], str(point["session"]), disks, files,
-            "; ".join(health))
+    return (point["id"], point["created_at"], point["consistency"], str(point["session"]), disks,
+            left_out or "nothing", files, "; ".join(health))
+
+
+def _left_out_text(excluded: dict[str, int] | None) -> str:
+    if excluded is None:
+        return "(lost)"
+    return " + ".join(f"{reason} {format_size(count)}" for reason, count in excluded.items())

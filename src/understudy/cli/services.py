@@ -24,6 +24,7 @@ from understudy.controller.records import (
     VerifyAnswer,
     VerifyWish,
 )
+from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
 from understudy.model.inventory import HostFacts, Vm
 from understudy.model.job import Datastore
@@ -129,6 +130,12 @@ class Services(Protocol):
         """Ask the target proxy for everything known of the replica, reading its files.
 
         :raises ReplicaError: if its record is damaged, or of a newer format.
+        """
+
+    def left_out(self, replica: ReplicaRecord, point: str) -> tuple[Exclusion, ...]:
+        """Ask the target proxy what the disks of a restore point leave out.
+
+        :raises ReplicaError: if that is lost.
         """
 
     def verify_point(

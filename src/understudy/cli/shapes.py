@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from understudy.controller.leftovers import Swept
 from understudy.controller.records import CheckedGuest, ReplicaRecord, SessionSummary, VerifyAnswer
 from understudy.model.estimate import DiskEstimate, totals_of
+from understudy.model.exclusion import Exclusion, exclusion_of
 from understudy.model.health import health_of, last_verified
 from understudy.model.inventory import Vm
 from understudy.model.job import Job
@@ -256,8 +258,11 @@ def _verified_at(facts: ReplicaFacts, point: RestorePoint) -> str | None:
     return last_verified(facts.health, point.id, [disk.name for disk in point.disks]) or None
 
 
-def points_shape(facts: ReplicaFacts) -> list[Shape]:
-    """The restore points of a replica, oldest first; ``image`` is the layer that shows the point, an absolute path."""
+def points_shape(facts: ReplicaFacts, left_out: Mapping[str, Sequence[Exclusion] | None]) -> list[Shape]:
+    """The restore points of a replica, oldest first; ``image`` is the layer that shows the point, an absolute path.
+
+    :param left_out: what each point leaves out, by its id; None if that is lost, nothing if it is not there.
+    """
     points = facts.replica.points if facts.replica else ()
     return [
         {
@@ -269,13 +274,15 @@ def points_shape(facts: ReplicaFacts) -> list[Shape]:
             "verified_at": _verified_at(facts, point),
             "bad_blocks": sum(item.bad_blocks for item in facts.health if item.point == point.id),
             "applications": [asdict(item) for item in point.applications],
-            "disks": [_point_disk_shape(facts, point, disk) for disk in point.disks],
+            "disks": [_point_disk_shape(facts, point, disk, left_out.get(point.id, ())) for disk in point.disks],
         }
         for point in points
     ]
 
 
-def _point_disk_shape(facts: ReplicaFacts, point: RestorePoint, disk: PointDisk) -> Shape:
+def _point_disk_shape(
+    facts: ReplicaFacts, point: RestorePoint, disk: PointDisk, left_out: Sequence[Exclusion] | None
+) -> Shape:
     health = health_of(facts.health, point.id, disk.name)
     return {
         "name": disk.name,
@@ -284,6 +291,7 @@ def _point_disk_shape(facts: ReplicaFacts, point: RestorePoint, disk: PointDisk)
         "digest": facts.digests[point.id][disk.name],
         "verified_at": health.verified_at or None,
         "bad_blocks": health.bad_blocks,
+        "excluded": None if left_out is None else dict(exclusion_of(left_out, disk.name).by_kind),
     }
 
 

@@ -30,6 +30,7 @@ from understudy.controller.replicas import forget_replica, get_replica, list_rep
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.sweep import list_leftovers, sweep_as_controller
 from understudy.errors import DatastoreError, MoverError, NotFound, Refused
+from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
 from understudy.model.inventory import HostFacts, Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
@@ -161,6 +162,11 @@ class ControllerServices:
             raise NotFound(f"replica {replica.full_name!r}", f"its directory below {site.ref.datastore} is gone",
                            "mount the datastore, or forget the replica with 'understudy replica remove'")
         return facts
+
+    def left_out(self, replica: ReplicaRecord, point: str) -> tuple[Exclusion, ...]:
+        """What the disks of a restore point leave out."""
+        site = self._failover_site(replica)
+        return site.mover.call(api.ReadExclusions(site.ref, point), api.PointExclusions).exclusions
 
     def verify_point(
         self, replica: ReplicaRecord, wish: VerifyWish, on_progress: Callable[[api.Progress], None]

@@ -34,12 +34,13 @@ class SessionKind(enum.StrEnum):
 
 
 class Step(enum.StrEnum):
-    """The eight steps of one task, in order."""
+    """The eight steps of one task, in order; and the survey, which is there if anything is to be left out."""
 
     SETTINGS = "settings"
     INVENTORY = "inventory"
     GUEST_PROCESSING = "guest_processing"
     SNAPSHOT = "snapshot"
+    SURVEY = "survey"
     READ = "read"
     SEND = "send"
     WRITE = "write"

@@ -1,7 +1,8 @@
 """The process that looks into file systems of guests: ``python -m understudy.mover.survey_child [CREDENTIALS]``.
 
 What a guest wrote may be hostile. So it connects to the disks first, gives up every right, and only then looks at a
-byte; what it may take of memory and time is limited, and whoever started it ends it when it takes longer (G10).
+byte; what it may take of memory and time is limited, and whoever started it ends it when it takes longer (G10). What it
+answers is not believed either, see :mod:`understudy.mover.survey_answer`.
 
 Standard input is an encoded :class:`understudy.mover.api.SurveyDisks`, standard output an encoded
 :class:`understudy.mover.api.SurveyedDisks`.
@@ -9,6 +10,7 @@ Standard input is an encoded :class:`understudy.mover.api.SurveyDisks`, standard
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import os
@@ -35,8 +37,11 @@ from understudy.volumes.xfs import open_xfs
 #: Data of the process; it needs about 60 MiB with the cache of one disk, which all disks share.
 MEMORY = 512 * MIB
 ADDRESSES = 4 * GIB
-CPU_S = 240
+CPU_S, CPU_GRACE_S = 240, 5
+#: Descriptors that can be opened: none, since those below are in use. Others that are open stay so.
+FILES = 3
 CACHE = 32 * MIB
+_CODECS = ("utf-16-le", "latin-1")
 _NOBODY = 65534
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
@@ -56,18 +61,30 @@ def main(arguments: list[str]) -> int:
     except UnderstudyError as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
+    _load_all()
     give_up_rights()
     cache = CACHE // max(1, len(sources))
     disks = [Disk(disk.name, CachedDisk(source.planner, disk.size, cache))
              for disk, source in zip(request.disks, sources, strict=True)]
     wanted = Wanted(request.swap, request.masks, request.free, request.quiesced, request.former)
-    sys.stdout.buffer.write(encode(SurveyedDisks(survey(disks, wanted, READERS))))
+    try:
+        sys.stdout.buffer.write(encode(SurveyedDisks(survey(disks, wanted, READERS))))
+    except MemoryError:
+        sys.stderr.write(f"it takes more than {MEMORY // MIB} MiB of memory\n")
+        return 1
     sys.stdout.buffer.flush()
     return 0
 
 
+def _load_all() -> None:
+    """Python reads some files when they are first needed; later it cannot."""
+    encode(SurveyedDisks(()))
+    for name in _CODECS:
+        codecs.lookup(name)
+
+
 def give_up_rights() -> None:
-    """From now on: no user's rights, no network, no new files, no processes, little memory, little time.
+    """From now on: no user's rights, no network, no new files or sockets, no processes, little memory, little time.
 
     :raises OSError: if a right cannot be given up; then nothing may be looked at.
     """
@@ -79,10 +96,12 @@ def give_up_rights() -> None:
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-    limits = {resource.RLIMIT_DATA: MEMORY, resource.RLIMIT_AS: ADDRESSES, resource.RLIMIT_CPU: CPU_S,
+    limits = {resource.RLIMIT_DATA: MEMORY, resource.RLIMIT_AS: ADDRESSES, resource.RLIMIT_NOFILE: FILES,
               resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0, resource.RLIMIT_NPROC: 0}
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
+    # The signal of the first limit says why; of the second, the kernel kills.
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + CPU_GRACE_S))
 
 
 def _checked(result: int, what: str) -> None:

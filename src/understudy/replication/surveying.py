@@ -12,6 +12,7 @@ from understudy.errors import Cancelled, ReplicaError, TransferError, Understudy
 from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack, ranges_of
 from understudy.model.job import Job
 from understudy.model.replica import Consistency, Replica
+from understudy.model.session import Step
 from understudy.model.transfer import DiskPlan, Reason, TransferMode
 from understudy.mover import api
 from understudy.replication.held import Excluding, HeldTask
@@ -97,6 +98,13 @@ def _surveys(ctx: Context, site: Site, vm: str, held: HeldTask, exports: Exports
     job = held.spec.job
     if not wants_survey(job, vm):
         return ()
+    with site.journal.step(Step.SURVEY):
+        return _found(ctx, site, vm, held, exports)
+
+
+def _found(ctx: Context, site: Site, vm: str, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
+    """The surveys; of a survey that fails, that nothing is left out."""
+    job = held.spec.job
     try:
         sources = {plan.name: replace(exports.open(plan.name, restarted=False), dirty_context="")
                    for plan in held.plans}

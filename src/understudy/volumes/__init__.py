@@ -33,6 +33,10 @@ class Unfit(Exception):
     """Nothing of a volume may be left out; the message says why, to an administrator."""
 
 
+class Hibernated(Unfit):
+    """The memory of a guest that sleeps lies there: when it wakes up, it goes on with all its disks as they were."""
+
+
 class Kind(enum.StrEnum):
     """Why bytes are left out: swap and page files, what the user's masks name, blocks that hold no file."""
 
@@ -70,12 +74,14 @@ class Finding:
     :ivar notes: what was wished for and is not left out, and why; each a sentence for an administrator.
     :ivar candidates: places of files that may only be left out if they have not moved since the survey before: a digest
         of their extents, by path.
+    :ivar asleep: the memory of a guest that sleeps lies there, see :class:`Hibernated`.
     """
 
     ranges: Mapping[Kind, tuple[Extent, ...]] = field(default_factory=dict)
     used: int = 0
     notes: tuple[str, ...] = ()
     candidates: Mapping[str, str] = field(default_factory=dict)
+    asleep: bool = False
 
 
 class FileSystem(Protocol):

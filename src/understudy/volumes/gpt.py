@@ -7,6 +7,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from understudy.units import KIB, MIB
 from understudy.volumes import Image, Unfit
@@ -16,12 +17,24 @@ SECTOR_SIZES = (512, 4 * KIB)
 
 _SIGNATURE = b"EFI PART"
 _HEADER = struct.Struct("<8s4sIII QQQQ 16s QIII")
+_ENTRY = struct.Struct("<16s16sQQQ72s")
 _MOST_ENTRIES, _ENTRY_LENGTH = 1024, 128
 _SPREAD = {
     "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3": "a Windows dynamic disk",
     "af9b60a0-1431-4f62-bc68-3311714a69ad": "a Windows dynamic disk",
     "e75caf8f-f680-4cee-afa3-b001e56efc2d": "part of Windows Storage Spaces",
 }
+
+
+class Entry(NamedTuple):
+    """A partition: place in bytes, type and identity in lower case, number from 1 on."""
+
+    start: int
+    length: int
+    type: str
+    number: int
+    uuid: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ def has_backup(image: Image) -> bool:
     return any(clipped(image, image.size - size, len(_SIGNATURE)) == _SIGNATURE for size in SECTOR_SIZES)
 
 
-def entries(image: Image, sector_size: int) -> Iterator[tuple[int, int, str]]:
-    """Start and length in bytes, and the type, of each partition.
+def entries(image: Image, sector_size: int) -> Iterator[Entry]:
+    """The partitions, in the order of the table.
 
     :raises Unfit: if a copy of the table is damaged, they differ, or the partitions are pieces of something else.
     """
@@ -62,8 +75,8 @@ def entries(image: Image, sector_size: int) -> Iterator[tuple[int, int, str]]:
     backup, _ = _copy(image, sector_size, primary.other)
     if backup.shared != primary.shared or backup.other != 1:
         raise Unfit("the two copies of the disk's GPT differ")
-    for at in range(0, len(table), primary.length):
-        kind, first, last = struct.unpack_from("<16s16xQQ", table, at)
+    for number, at in enumerate(range(0, len(table), primary.length), 1):
+        kind, own, first, last, _, label = _ENTRY.unpack_from(table, at)
         if not any(kind):
             continue
         name = str(uuid.UUID(bytes_le=kind))
@@ -71,7 +84,13 @@ def entries(image: Image, sector_size: int) -> Iterator[tuple[int, int, str]]:
             raise Unfit(f"the disk is {_SPREAD[name]}")
         if not primary.first <= first <= last <= primary.last:
             raise Unfit("a partition lies outside the usable part of the disk")
-        yield first * sector_size, (last - first + 1) * sector_size, name
+        yield Entry(first * sector_size, (last - first + 1) * sector_size, name, number,
+                    str(uuid.UUID(bytes_le=own)), _text(label))
+
+
+def _text(raw: bytes) -> str:
+    """A name of UTF-16, up to its first zero."""
+    return raw.decode("utf-16-le", errors="replace").split("\0")[0]
 
 
 def _copy(image: Image, sector_size: int, place: int) -> tuple[_Header, bytes]:

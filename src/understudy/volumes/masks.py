@@ -8,7 +8,7 @@ Windows path is taken as ``/``. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _ANY_DEPTH = "**"
 
@@ -31,25 +31,52 @@ def check_mask(mask: str) -> None:
 
 
 class Masks:
-    """Patterns of paths from a volume's root; every path begins with ``/``.
+    """Patterns of paths as the guest sees them, asked for files by their paths from a volume's root.
 
-    :param ignore_case: as Windows does.
+    A file that the guest sees at several paths is named if all of them are; one that it does not see, because
+    something is mounted above it, is not.
+
+    :param ignore_case: as Windows does, but of ASCII letters alone: what else is one letter to Windows stands in a
+        table of each volume, and Python takes more for the same (N9).
+    :param mounts: where the guest mounts the volume.
+    :param hidden: where it mounts others; what a volume has at or below such a place is not seen there.
     :raises ValueError: if a pattern does not begin with ``/``, or names nothing.
     """
 
-    def __init__(self, patterns: Iterable[str], *, ignore_case: bool = False) -> None:
+    def __init__(
+        self, patterns: Iterable[str], *, ignore_case: bool = False, mounts: Sequence[str] = ("/",),
+        hidden: Sequence[str] = (),
+    ) -> None:
         parts = [_names(pattern) for pattern in patterns]
-        flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
+        flags = re.DOTALL | (re.IGNORECASE | re.ASCII if ignore_case else 0)
         self._files = re.compile("|".join(_file_regex(names) for names in parts) or r"(?!)", flags)
         self._directories = re.compile("|".join(_directory_regex(names) for names in parts) or r"(?!)", flags)
+        self._views = [(mount.rstrip("/"), below(mount, hidden)) for mount in mounts]
 
     def match(self, path: str) -> bool:
-        """Whether a pattern names the file at ``path``."""
-        return self._files.fullmatch(path) is not None
+        """Whether patterns name the file at ``path``."""
+        seen = self._seen(path)
+        return bool(seen) and all(self._files.fullmatch(name) for name in seen)
 
     def may_match_below(self, directory: str) -> bool:
-        """Whether a pattern may name files below ``directory``; the root is ``/``."""
-        return self._directories.fullmatch(directory) is not None
+        """Whether patterns may name files below ``directory``; the root is ``/``."""
+        return any(self._directories.fullmatch(name) for name in self._seen(directory))
+
+    def _seen(self, path: str) -> list[str]:
+        """Where the guest sees what is at a path from the volume's root."""
+        own = "" if path == "/" else path
+        names = [(prefix + own or "/", hidden) for prefix, hidden in self._views]
+        return [name for name, hidden in names if not hidden or not any(holds(place, name) for place in hidden)]
+
+
+def holds(place: str, path: str) -> bool:
+    """Whether ``path`` is ``place`` or lies below it."""
+    return path == place or path.startswith(place.rstrip("/") + "/")
+
+
+def below(place: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``paths`` that lie below ``place``."""
+    return tuple(path for path in paths if path != place and holds(place, path))
 
 
 def _names(pattern: str) -> list[str]:

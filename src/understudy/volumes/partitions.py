@@ -14,7 +14,8 @@ from understudy.volumes import Image, Unfit, gpt
 from understudy.volumes.clipped import clipped
 
 _SECTOR = 512
-_TABLE_AT, _ENTRY_LENGTH, _ENTRIES = 446, 16, 4
+_IDENTITY_AT, _TABLE_AT, _ENTRY_LENGTH, _ENTRIES = 440, 446, 16, 4
+_FIRST_LOGICAL = 5
 _BOOT_SIGNATURE = b"\x55\xaa"
 _PROTECTIVE, _LDM = 0xEE, 0x42
 _EXTENDED = (0x05, 0x0F, 0x85)
@@ -29,20 +30,27 @@ class Partition:
     """``length`` bytes from ``start`` of a disk.
 
     :ivar type: a GPT type in lower case; ``0x83`` for MBR; empty for a whole disk without a table.
+    :ivar number: as the guest's kernel counts partitions, from 1 on; 0 for a whole disk.
+    :ivar uuid: what Linux calls PARTUUID, in lower case; empty if it has none.
+    :ivar label: what Linux calls PARTLABEL; MBRs have none.
     """
 
     start: int
     length: int
     type: str
+    number: int = 0
+    uuid: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Of an MBR, in sectors."""
+    """Of an MBR, in sectors; ``number`` is its place in the table, from 1 on."""
 
     type: int
     start: int
     length: int
+    number: int
 
 
 def partitions(image: Image) -> tuple[Partition, ...]:
@@ -69,7 +77,7 @@ def partitions(image: Image) -> tuple[Partition, ...]:
     elif headers:
         raise Unfit("the disk has an MBR and a GPT")
     else:
-        found = list(_all_of(image, entries))
+        found = list(_all_of(image, entries, struct.unpack_from("<I", sector, _IDENTITY_AT)[0]))
     return _sane(found, image.size)
 
 
@@ -88,7 +96,7 @@ def _table(sector: bytes) -> list[_Entry] | None:
     if sector[510:512] != _BOOT_SIGNATURE:
         return None
     raw = [sector[_TABLE_AT + i * _ENTRY_LENGTH :][:_ENTRY_LENGTH] for i in range(_ENTRIES)]
-    entries = [_entry(item) for item in raw]
+    entries = [_entry(item, number) for number, item in enumerate(raw, 1)]
     used = [item for item in entries if item.type]
     plausible = all(item[0] in (0, 0x80) for item in raw) and all(item.start and item.length for item in used)
     if sector[3:11] in _BOOT_SECTORS:
@@ -100,41 +108,46 @@ def _table(sector: bytes) -> list[_Entry] | None:
     return used or None
 
 
-def _entry(raw: bytes) -> _Entry:
+def _entry(raw: bytes, number: int) -> _Entry:
     kind, start, length = struct.unpack_from("<4xB3xII", raw)
-    return _Entry(kind, start, length)
+    return _Entry(kind, start, length, number)
 
 
-def _all_of(image: Image, primary: Iterable[_Entry]) -> Iterable[Partition]:
-    """Primary and logical partitions. Sectors have 512 bytes: an MBR does not say, and no other size is in use."""
+def _all_of(image: Image, primary: Iterable[_Entry], disk: int) -> Iterable[Partition]:
+    """Primary and logical partitions. Sectors have 512 bytes: an MBR does not say, and no other size is in use.
+
+    :param disk: its identity; 0 if it has none.
+    """
     extended = [entry for entry in primary if entry.type in _EXTENDED]
     if len(extended) > 1:
         raise Unfit("the disk has two extended partitions")
     for entry in primary:
         if entry.type not in _EXTENDED:
-            yield _partition(entry, 0)
+            yield _partition(entry, 0, entry.number, disk)
     for entry in extended:
-        yield from _logical(image, entry)
+        yield from _logical(image, entry, disk)
 
 
-def _partition(entry: _Entry, base: int) -> Partition:
-    return Partition((base + entry.start) * _SECTOR, entry.length * _SECTOR, f"0x{entry.type:02x}")
+def _partition(entry: _Entry, base: int, number: int, disk: int) -> Partition:
+    identity = f"{disk:08x}-{number:02x}" if disk else ""
+    return Partition((base + entry.start) * _SECTOR, entry.length * _SECTOR, f"0x{entry.type:02x}", number, identity)
 
 
-def _logical(image: Image, extended: _Entry) -> Iterable[Partition]:
+def _logical(image: Image, extended: _Entry, disk: int) -> Iterable[Partition]:
     """The chain of tables in an extended partition: each names one partition, and the next table."""
-    table = extended.start
+    table, number = extended.start, _FIRST_LOGICAL
     for _ in range(_MOST_LOGICAL):
         sector = clipped(image, table * _SECTOR, _SECTOR)
         if sector[510:512] != _BOOT_SIGNATURE:
             raise Unfit("a table of the disk's extended partition is damaged")
-        own, following = (_entry(sector[_TABLE_AT + i * _ENTRY_LENGTH :][:_ENTRY_LENGTH]) for i in range(2))
+        own, following = (_entry(sector[_TABLE_AT + i * _ENTRY_LENGTH :][:_ENTRY_LENGTH], i) for i in range(2))
         if own.type:
             if own.start == 0 or table + own.start + own.length > extended.start + extended.length:
                 raise Unfit("a logical partition lies outside the extended one")
             if own.type == _LDM:
                 raise Unfit("the disk is a Windows dynamic disk")
-            yield _partition(own, table)
+            yield _partition(own, table, number, disk)
+            number += 1
         if not following.type:
             return
         if following.type not in _EXTENDED or not 0 < following.start < extended.length:

@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 
 from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack
 from understudy.model.extent import Extent, merge, subtract, total
-from understudy.volumes import FileSystem, Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import FileSystem, Finding, Hibernated, Image, Kind, Unfit, Wishes
+from understudy.volumes.device_names import names_of
 from understudy.volumes.image import Piece, Pieces
 from understudy.volumes.lvm import LogicalVolume
-from understudy.volumes.masks import Masks
-from understudy.volumes.mounts import Layout, Mounted, Told, layout_of
+from understudy.volumes.mounted import Mounted, Told
+from understudy.volumes.mounts import layout_of
 from understudy.volumes.partitions import Partition
-from understudy.volumes.signatures import EMPTY, LVM, NTFS, SWAP, UNKNOWN
+from understudy.volumes.signatures import EMPTY, LVM, SWAP, UNKNOWN
 
 LOG = logging.getLogger(__name__)
+
+#: Notes of one disk, and the characters of one: a guest's names may stand in them.
+MOST_NOTES, LONGEST_NOTE = 100, 500
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Volume:
     bytes: Pieces
     kind: str = ""
     lv: str = ""
+    partition: Partition | None = None
     system: FileSystem | None = None
 
     @property
@@ -84,6 +89,7 @@ class _Found:
     candidates: dict[str, dict[str, str]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    asleep: bool = False
 
     def note(self, disks: Iterable[str], text: str) -> None:
         for disk in disks:
@@ -101,20 +107,29 @@ def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[Dis
     for volume in volumes:
         if volume.kind == SWAP:
             _guarded(volume, found, _find_swap, volume, wanted, readers, found)
-    for position, volume in enumerate(opened):
-        _guarded(volume, found, _find, volume, position, layout, wanted, found)
+    for volume, told in zip(opened, layout, strict=True):
+        _guarded(volume, found, _find, volume, told, wanted, found)
+    if found.asleep:
+        # It goes on with what it has swapped out and cached, wherever that is (W2, W8).
+        found.ranges, found.candidates = {}, {}
+        found.note((disk.name for disk in disks), "nothing is left out: the guest is hibernated")
     return tuple(_result(disk, found) for disk in disks)
 
 
-def _layout(opened: Sequence[_Volume], wanted: Wanted, found: _Found) -> Layout:
+def _layout(opened: Sequence[_Volume], wanted: Wanted, found: _Found) -> tuple[Told, ...]:
     """Which masks belong to which volume. It reads files of all of them: if that breaks, none get any."""
     try:
-        return layout_of([Mounted(volume.system, volume.lv) for volume in opened if volume.system], wanted.masks)
+        return layout_of([_mounted(volume) for volume in opened], wanted.masks)
     except Exception as exc:
         LOG.exception("the guest's mounts cannot be read")
         for volume in opened:
             found.note(volume.disks, f"masks are not applied: the guest's mounts cannot be read: {exc}")
-        return Layout(tuple(Told() for _ in opened))
+        return tuple(Told() for _ in opened)
+
+
+def _mounted(volume: _Volume) -> Mounted:
+    assert volume.system is not None
+    return Mounted(volume.system, names_of(volume.system.uuid, volume.system.label, volume.partition, volume.lv))
 
 
 def _guarded(volume: _Volume, found: _Found, act: Callable[..., None], *values: object) -> None:
@@ -122,6 +137,7 @@ def _guarded(volume: _Volume, found: _Found, act: Callable[..., None], *values: 
     try:
         act(*values)
     except Unfit as exc:
+        found.asleep = found.asleep or isinstance(exc, Hibernated)
         volume.system = None
         found.note(volume.disks, f"{volume.place}: {exc}")
     except Exception as exc:
@@ -136,10 +152,10 @@ def _partitions(disks: Sequence[Disk], readers: Readers, found: _Found) -> list[
         whole = _Volume(f"disk {disk.name}", Pieces([Piece(disk.name, disk.image, 0, disk.image.size)]))
         parts: list[Partition] = []
         _guarded(whole, found, _add_partitions, disk, parts, readers)
-        for number, part in enumerate(parts, 1):
-            alone = part.start == 0 and part.length == disk.image.size
-            place = whole.place if alone else f"{whole.place}, partition {number}"
-            volumes.append(_Volume(place, Pieces([Piece(disk.name, disk.image, part.start, part.length)])))
+        for part in parts:
+            place = f"{whole.place}, partition {part.number}" if part.number else whole.place
+            pieces = Pieces([Piece(disk.name, disk.image, part.start, part.length)])
+            volumes.append(_Volume(place, pieces, partition=part))
     for volume in volumes:
         _guarded(volume, found, _recognise, volume, readers)
     return volumes
@@ -194,29 +210,28 @@ def _open(volume: _Volume, readers: Readers, found: _Found) -> None:
         found.note(volume.disks, f"{volume.place}: {what}, nothing of it is left out")
 
 
-def _find(volume: _Volume, position: int, layout: Layout, wanted: Wanted, found: _Found) -> None:
+def _find(volume: _Volume, told: Told, wanted: Wanted, found: _Found) -> None:
     if volume.system is None:
         return
-    told = layout.volumes[position]
-    masks = Masks(told.masks, ignore_case=volume.kind == NTFS) if told.masks else None
     prefix = _prefix(volume)
     # Each disk keeps what was seen on its volumes; a volume over several is kept with its first disk.
     seen = {path.removeprefix(prefix): digest
             for path, digest in exclusion_of(wanted.former, volume.bytes.pieces[0].disk).candidates.items()
             if path.startswith(prefix)}
-    wishes = Wishes(wanted.swap, told.swap_files, masks, wanted.free, wanted.quiesced, seen)
+    wishes = Wishes(wanted.swap, told.swap_files, told.masks, wanted.free, wanted.quiesced, seen)
     for text in told.notes:
         found.note(volume.disks, f"{volume.place}: {text}")
     _take(volume, volume.system.find(wishes), found)
 
 
 def _prefix(volume: _Volume) -> str:
-    uuid = volume.system.uuid if volume.system else ""
-    return f"{uuid or volume.place}:"
+    """Of what is seen on a volume: copies of one volume have the same UUID."""
+    return f"{volume.place} {volume.system.uuid if volume.system else ''}:"
 
 
 def _take(volume: _Volume, finding: Finding, found: _Found) -> None:
     """Add what was found on a volume to its disks."""
+    found.asleep = found.asleep or finding.asleep
     if any(item.start < 0 or item.length <= 0 or item.end > volume.bytes.size
            for ranges in finding.ranges.values() for item in ranges):
         raise Unfit("a range lies outside of it")
@@ -245,6 +260,8 @@ def _result(disk: Disk, found: _Found) -> DiskSurvey:
         if len(ranges) and total(rest) > total(after):
             by_kind[str(kind)] = total(rest) - total(after)
         rest = after
-    notes = tuple(dict.fromkeys(found.notes.get(disk.name, ())))
+    notes = tuple(dict.fromkeys(text[:LONGEST_NOTE] for text in found.notes.get(disk.name, ())))
+    if len(notes) > MOST_NOTES:
+        notes = (*notes[: MOST_NOTES - 1], f"and {len(notes) - MOST_NOTES + 1} more of that kind")
     exclusion = Exclusion(disk.name, pack(left_out), by_kind, found.candidates.get(disk.name, {}))
     return DiskSurvey(exclusion, found.used.get(disk.name, 0), notes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from understudy.model.extent import span
 from understudy.units import KIB
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Hibernated, Image, Kind, Unfit, Wishes
 
 #: What :func:`check_header` wants to see: the largest page that Linux knows.
 HEADER_LENGTH = 64 * KIB
@@ -29,10 +29,6 @@ _HIBERNATED = (b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0", b"LINHIB0001")
 _TUX_ON_ICE = b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"
 _FIELDS_AT = 1024
 _MOST_BAD_PAGES = (64 * KIB - 1024 - 512 - _SIGNATURE_LENGTH) // 4
-
-
-class Hibernated(Unfit):
-    """The memory of a guest that sleeps lies there."""
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from understudy.controller.records import (
     VerifyWish,
 )
 from understudy.controller.recovery import end_dead_sessions
-from understudy.errors import NotFound, Refused, UnderstudyError
+from understudy.errors import NotFound, Refused, ReplicaError, UnderstudyError
 from understudy.guests.checking import GuestCheck
 from understudy.model.estimate import DiskEstimate, Sums
+from understudy.model.exclusion import Exclusion
 from understudy.model.guest import Component, GuestTransport
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
@@ -106,6 +107,8 @@ class FakeServices:
     due: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     health: tuple[DiskHealth, ...] = ()
+    #: By point; None for what is lost.
+    left_out_by: dict[str, tuple[Exclusion, ...] | None] = field(default_factory=dict)
 
     def _called(self, *call: Any) -> None:
         self.calls.append(call)
@@ -211,13 +214,23 @@ class FakeServices:
 
     def replica_facts(self, replica: ReplicaRecord) -> ReplicaFacts:
         self._called("replica_facts", replica.name)
+        points = tuple(replace(point, excluded=f"{point.id}.excluded") if point.id in self.left_out_by else point
+                       for point in replica.replica.points)
         return ReplicaFacts(
-            replica=replica.replica, head=HeadFacts("p2", True, {"vda": "/srv/web_replica/head/vda.qcow2"}),
+            replica=replace(replica.replica, points=points),
+            head=HeadFacts("p2", True, {"vda": "/srv/web_replica/head/vda.qcow2"}),
             last_attempt=2, damage={"p1": ["vda-1.qcow2 is missing"]},
             images={f"p{n}": {"vda": f"/srv/web_replica/layers/vda-{n}.qcow2"} for n in (1, 2)},
             digests={f"p{n}": {"vda": f"/srv/web_replica/digests/vda-p{n}.digest"} for n in (1, 2)},
             health=self.health,
         )  # fmt: skip
+
+    def left_out(self, replica: ReplicaRecord, point: str) -> tuple[Exclusion, ...]:
+        self._called("left_out", replica.name, point)
+        found = self.left_out_by[point]
+        if found is None:
+            raise ReplicaError(f"read {point}.excluded", "it is missing")
+        return found
 
     def verify_point(
         self, replica: ReplicaRecord, wish: VerifyWish, on_progress: Callable[[Progress], None]

@@ -17,6 +17,7 @@ from understudy.controller import journal, lock, reports
 from understudy.controller.records import ProxyWish
 from understudy.errors import MoverError
 from understudy.lab.demo import DemoOutcome
+from understudy.model.exclusion import Exclusion
 from understudy.model.session import SessionReport, SessionState, TaskReport
 from understudy.storage import DatastoreFacts
 from understudy.units import GIB, MIB
@@ -426,6 +427,17 @@ def test_replicas(full: CommandLine) -> None:
     )
 
 
+def test_replica_points_tell_what_they_leave_out(full: CommandLine) -> None:
+    full.settings["left_out_by"] = {"p1": (Exclusion("vda", "", {"swap": 64 * MIB, "mask": MIB}),), "p2": None}
+    points = full.json("replica", "points", "web_replica")
+    assert [point["disks"][0]["excluded"] for point in points] == [{"swap": 64 * MIB, "mask": MIB}, None]
+    text = full.ok("replica", "points", "web_replica").out
+    assert "vda swap 64.0 MiB + mask 1.0 MiB" in text
+    assert "vda (lost)" in text
+    full.settings["left_out_by"] = {}
+    assert full.ok("replica", "points", "web_replica").out.count("nothing") == 2
+
+
 def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
     points = full.json("replica", "points", "web_replica")
     assert points == [
@@ -446,6 +458,7 @@ def test_replica_points_are_as_in_the_contract(full: CommandLine) -> None:
                     "digest": f"/srv/web_replica/digests/vda-p{number}.digest",
                     "verified_at": None,
                     "bad_blocks": 0,
+                    "excluded": {},
                 }
             ],
         }

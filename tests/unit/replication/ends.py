@@ -12,7 +12,7 @@ from understudy.errors import NotFound, UnderstudyError
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Job, Proxy, ProxyKind
 from understudy.model.replica import Consistency, ReplicaIdentity
-from understudy.model.session import DiskReport
+from understudy.model.session import DiskReport, Step
 from understudy.model.snapshot import ImageDisk, ServedDisk, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import DiskPlan, Reason, TransferMode, TransportMode
 from understudy.mover import api
@@ -133,6 +133,12 @@ class Mover:
 class Journal:
     reports: list[tuple[DiskReport, bool]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, step: Step) -> Iterator[None]:
+        self.steps.append(step)
+        yield
 
     def disk(self, report: DiskReport, final: bool) -> None:
         self.reports.append((report, final))

@@ -15,6 +15,7 @@ from understudy.model.exclusion import DiskSurvey, Exclusion, pack
 from understudy.model.extent import PART, Extent
 from understudy.model.inventory import VmState
 from understudy.model.replica import Baseline
+from understudy.model.session import Step, StepState
 from understudy.model.snapshot import ImageDisk
 from understudy.model.transfer import Reason, TransferMode
 from understudy.mover import api
@@ -43,6 +44,8 @@ def test_what_the_survey_finds_is_read_as_zero_and_published() -> None:
     assert (made.read.excluded, made.read.formerly_excluded, made.read.once_excluded) == (NOW.packed, FORMER.packed, "")
     assert made.meta.exclusions == (NOW,)
     assert made.at("snapshot") < made.at("survey") < made.at("copy")
+    assert list(made.steps) == [*list(Step)[:6], Step.SEND, Step.WRITE, Step.COMMIT]
+    assert made.steps[Step.SURVEY] is StepState.SUCCESS
     last = made.reports[-1]
     assert (last.excluded, last.notes) == ({"swap": 3 * PART, "mask": 2 * PART}, ("vda2 is encrypted",))
     (disk,) = made.surveyed.disks if made.surveyed else ()
@@ -56,6 +59,7 @@ def test_a_job_that_leaves_out_nothing_makes_no_survey_and_copies_what_was_left_
     assert made.read is not None
     assert made.meta is not None
     assert "survey" not in made.events
+    assert Step.SURVEY not in made.steps
     assert (made.read.excluded, made.read.formerly_excluded) == ("", FORMER.packed)
     assert made.meta.exclusions == ()
     assert not wants_survey(JOB, "web")
@@ -74,6 +78,7 @@ def test_a_survey_that_fails_leaves_out_nothing_and_fails_no_task(where: str, er
     assert (made.read.excluded, made.read.formerly_excluded) == ("", FORMER.packed)
     (note,) = made.reports[-1].notes
     assert note.startswith("nothing is left out: ")
+    assert made.steps[Step.SURVEY] is StepState.SUCCESS
     assert error.why in note
 
 

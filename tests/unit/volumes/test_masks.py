@@ -42,6 +42,8 @@ def test_directories_are_entered_only_if_a_named_file_may_be_below() -> None:
 def test_case_counts_unless_it_is_ignored() -> None:
     assert not Masks(["/Temp/*"]).match("/TEMP/a")
     assert Masks(["/Temp/*"], ignore_case=True).match("/TEMP/a")
+    for other in ("/\u017fkip/a", "/S\u212aip/a", "/sk\u0131p/a"):  # letters that Windows takes for others
+        assert not Masks(["/Skip/*"], ignore_case=True).match(other)
 
 
 def test_no_masks_name_nothing() -> None:

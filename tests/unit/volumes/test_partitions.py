@@ -67,6 +67,27 @@ def test_an_mbr_with_logical_partitions_is_read_as_sfdisk_reads_it(tmp_path: Pat
     assert [item.type for item in partitions(BytesImage(data))] == ["0x83", "0x82", "0x8e", "0x83", "0x07"]
 
 
+@pytest.mark.parametrize("table", ["gpt", "dos"])
+def test_partitions_have_the_identities_that_blkid_sees(tmp_path: Path, table: str) -> None:
+    path = empty(tmp_path / "disk", SIZE)
+    if table == "gpt":
+        run("sgdisk", "-n", "3:2048:4095", "-c", "3:a name", "-n", "1:4096:8191", "-c", "1:\u00dcber", path)
+    else:
+        script = "label: dos\nlabel-id: 0xa1b2c3d4\nstart=2048,size=1024\nstart=4096,size=10600,type=5\n"
+        run("sfdisk", "--quiet", "--no-tell-kernel", path,
+            stdin=f"{script}start=15000,size=1024\nstart=6144,size=512\nstart=10240,size=1024\n")  # fmt: skip
+    found = {item.number: item for item in partitions(BytesImage(path.read_bytes()))}
+    assert sorted(found) == ([1, 3] if table == "gpt" else [1, 3, 5, 6])
+    told = {item["node"].removeprefix(str(path)): item
+            for item in json.loads(run("sfdisk", "-J", path))["partitiontable"]["partitions"]}
+    for number, item in found.items():
+        assert item.start == told[str(number)]["start"] * 512
+        if table == "gpt":
+            assert (item.uuid, item.label) == (told[str(number)]["uuid"].lower(), told[str(number)].get("name", ""))
+        else:
+            assert (item.uuid, item.label) == (f"a1b2c3d4-{number:02x}", "")
+
+
 def test_sectors_of_4096_bytes_are_understood() -> None:
     data = large_sectors()
     assert places(data) == [(2048 * KIB, 4 * MIB)]

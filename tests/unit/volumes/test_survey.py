@@ -50,7 +50,7 @@ def looked(systems: Sequence[System], wanted: Wanted, logical: Sequence[Any] = (
     """One disk with a partition of 16 MiB for each system; with ``logical``, the first is a physical volume."""
     waiting, kinds = list(systems), iter(["lvm"] if logical else [])
     readers = Readers(
-        partitions=lambda _: [Partition(16 * MIB * n, 16 * MIB, "")
+        partitions=lambda _: [Partition(16 * MIB * n, 16 * MIB, "", n + 1)
                               for n in range(len(systems) if not logical else 1)],
         recognise=lambda _: next(kinds, "ext"), swap_finding=lambda image, wishes: Finding(),
         logical_volumes=lambda _: logical, file_systems={"ext": lambda _: waiting.pop(0)})
@@ -77,7 +77,7 @@ def test_a_volume_that_no_fstab_names_and_those_of_two_systems_get_no_masks_but_
     (result,) = looked([root, other], Wanted(masks=("/opt/**",)))
     assert masks_of(other, "/opt/a") == [False]
     assert "partition 2 (ext4): masks are not applied" in result.notes[0]
-    two = [System("root", files={"/etc/fstab": FSTAB}), System("b", files={"/etc/fstab": FSTAB})]
+    two = [System(name, files={"/etc/fstab": FSTAB.replace(b"root", name.encode())}) for name in ("root", "b")]
     (result,) = looked(two, Wanted(masks=("/opt/**",)))
     assert masks_of(two[0], "/opt/a") == masks_of(two[1], "/opt/a") == [False]
     assert "several operating systems" in result.notes[0]

@@ -8,12 +8,6 @@ from __future__ import annotations
 
 from understudy.volumes import FileSystem, Image
 from understudy.volumes.ext import filesystem
-from understudy.volumes.ext.superblock import has_magic
-
-
-def is_ext(image: Image) -> bool:
-    """Whether the signature of an ext file system is there."""
-    return has_magic(image)
 
 
 def open_ext(image: Image) -> FileSystem:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from understudy.model.extent import Extent, merge, unite
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Hibernated, Image, Kind, Unfit, Wishes
 from understudy.volumes.ext import superblock as sb
 from understudy.volumes.ext.bitmaps import free_ranges, require_allocated, used_bytes
 from understudy.volumes.ext.files import Files
@@ -17,7 +17,7 @@ from understudy.volumes.ext.maps import Run
 from understudy.volumes.ext.superblock import Superblock, read_superblock
 from understudy.volumes.gate import checked
 from understudy.volumes.masks import Masks
-from understudy.volumes.swap import HEADER_LENGTH, USUAL_FILES, Hibernated, check_header
+from understudy.volumes.swap import HEADER_LENGTH, USUAL_FILES, check_header
 
 _VALID, _ERRORS = 0x1, 0x2
 #: More pieces of files than this are not worth their memory.
@@ -26,13 +26,17 @@ _MOST_RANGES = 2_000_000
 
 @dataclass(frozen=True)
 class _Search:
-    """What one search has found up to now; ranges are neither sorted nor checked."""
+    """What one search has found up to now; ranges are neither sorted nor checked.
+
+    :ivar memories: swap files that hold the memory of a hibernated guest.
+    """
 
     files: Files
     swap: list[Extent] = field(default_factory=list)
     masks: list[Extent] = field(default_factory=list)
     swap_inodes: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    memories: list[str] = field(default_factory=list)
 
 
 class ExtFileSystem:
@@ -73,13 +77,13 @@ class ExtFileSystem:
         """As :meth:`FileSystem.find`."""
         self._require_current(wishes)
         search = _Search(Files(self._image, self._groups))
-        if wishes.swap:
-            for path in dict.fromkeys((*USUAL_FILES, *wishes.swap_files)):
-                self._add_swap_file(search, path)
+        for path in dict.fromkeys((*USUAL_FILES, *wishes.swap_files)):
+            self._add_swap_file(search, path, leave_out=wishes.swap)
         if wishes.masks:
             self._add_masked(search, wishes.masks)
         free = self._free(search) if wishes.free else []
-        return Finding(self._passed(search, free), used_bytes(self._groups), tuple(search.notes))
+        ranges = self._passed(search, free)
+        return Finding(ranges, used_bytes(self._groups), tuple(search.notes), asleep=bool(search.memories))
 
     def _require_current(self, wishes: Wishes) -> None:
         """Without a journal, nothing shows whether the newest metadata is on the disk."""
@@ -90,7 +94,7 @@ class ExtFileSystem:
         if not self._layout.state & _VALID:
             raise Unfit("it has no journal, and was not unmounted or frozen cleanly")
 
-    def _add_swap_file(self, search: _Search, path: str) -> None:
+    def _add_swap_file(self, search: _Search, path: str, *, leave_out: bool) -> None:
         inode = search.files.find(path)
         if inode is None or inode.number in search.swap_inodes or not inode.has_plain_data:
             return
@@ -99,9 +103,12 @@ class ExtFileSystem:
             header = check_header(head, inode.size)
         except Hibernated:
             search.swap_inodes.add(inode.number)
+            search.memories.append(path)
             search.notes.append(f"{path} holds the memory of a hibernated guest and is replicated")
             return
         except Unfit:  # a file of that name that is no swap file
+            return
+        if not leave_out:
             return
         search.swap_inodes.add(inode.number)
         if inode.links != 1:

@@ -11,7 +11,7 @@ from understudy.volumes import Image, Unfit
 from understudy.volumes.ext.checksums import START, crc32c
 
 _OFFSET = _SIZE = KIB
-_MAGIC = 0xEF53
+_MAGIC = struct.pack("<H", 0xEF53)
 _CRC32C_TYPE = 1
 _LARGEST_LOG_BLOCK = 6
 
@@ -102,17 +102,12 @@ class Superblock:
         return str(uuid.UUID(bytes=self.uuid)) if any(self.uuid) else ""
 
 
-def has_magic(image: Image) -> bool:
-    """Whether the two bytes that every ext file system has are there."""
-    return image.size >= _OFFSET + _SIZE and image.read(_OFFSET + 0x38, 2) == struct.pack("<H", _MAGIC)
-
-
 def read_superblock(image: Image) -> Superblock:
     """The primary superblock.
 
     :raises Unfit: if it is damaged, contradicts itself, or has a feature that the reader does not know.
     """
-    if not has_magic(image):
+    if image.size < _OFFSET + _SIZE or image.read(_OFFSET + 0x38, 2) != _MAGIC:
         raise Unfit("it is no ext file system")
     raw = image.read(_OFFSET, _SIZE)
     found = _parsed(raw)

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 from understudy.volumes import FileSystem, Image
 from understudy.volumes.clipped import clipped
-from understudy.volumes.ntfs.boot import OEM, SECTOR, parse_boot
+from understudy.volumes.ntfs.boot import SECTOR, parse_boot
 from understudy.volumes.ntfs.filesystem import NtfsFileSystem
 from understudy.volumes.ntfs.fsntfs import Library
 from understudy.volumes.ntfs.mft import Mft
-
-
-def is_ntfs(image: Image) -> bool:
-    """Whether the image begins as NTFS does."""
-    return clipped(image, 0, SECTOR)[3:11] == OEM
 
 
 def open_ntfs(image: Image) -> FileSystem:

@@ -9,7 +9,7 @@ from understudy.units import KIB, MIB
 from understudy.volumes import Unfit
 
 SECTOR = 512
-OEM = b"NTFS    "
+_OEM = b"NTFS    "
 
 _SECTOR_SIZES = (512, 1 * KIB, 2 * KIB, 4 * KIB)
 _RECORD_SIZES = (1 * KIB, 2 * KIB, 4 * KIB)
@@ -42,7 +42,7 @@ def parse_boot(raw: bytes, size: int) -> Boot:
 
     :raises Unfit: if it is none, or says what cannot be.
     """
-    if raw[3:11] != OEM or raw[510:512] != b"\x55\xaa":
+    if raw[3:11] != _OEM or raw[510:512] != b"\x55\xaa":
         raise Unfit("this is no NTFS")
     sector, per_cluster, reserved = struct.unpack_from("<HB7s", raw, 11)
     sectors, mft, mirror, record, serial = struct.unpack_from("<QQQb7xQ", raw, 40)

@@ -78,7 +78,7 @@ class NtfsFileSystem:
         free = free_ranges(self._bitmap(), self._boot.clusters, self._boot.cluster)
         used = self._boot.size - total(free)
         if self._is_hibernated():
-            return Finding(used=used, notes=("Windows is hibernated on the volume, nothing of it is left out",))
+            return Finding(used=used, notes=("Windows is hibernated on the volume",), asleep=True)
         search = _Search(Files(self._boot, self._mft), wishes.quiesced or self._was_unmounted())
         if wishes.swap:
             for path in (*_PAGE_FILES, _HIBERNATION):

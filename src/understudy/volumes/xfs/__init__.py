@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from understudy.volumes import FileSystem, Image
-from understudy.volumes.xfs.geometry import MAGIC
 from understudy.volumes.xfs.survey import Xfs
-
-
-def is_xfs(image: Image) -> bool:
-    """Whether a volume begins as an XFS file system does.
-
-    :raises Unfit: if it cannot be read.
-    """
-    return image.size >= 512 and image.read(0, 4) == MAGIC
 
 
 def open_xfs(image: Image) -> FileSystem:

@@ -11,7 +11,7 @@ from google_crc32c import extend, value
 from understudy.model.extent import Extent
 from understudy.volumes import Image, Unfit
 
-MAGIC = b"XFSB"
+_MAGIC = b"XFSB"
 #: Sectors of the superblock, and of the headers of free space, of inodes and of the reserve, in each allocation group.
 HEADER_SECTORS = 4
 #: The superblock's only parts that change while a file system is used: counters; position in the log and checksum.
@@ -111,7 +111,7 @@ def read_geometry(image: Image) -> Geometry:
     :raises Unfit: if it is damaged, or says something that this reader does not know.
     """
     raw = image.read(0, 512)
-    if raw[:4] != MAGIC:
+    if raw[:4] != _MAGIC:
         raise Unfit("there is no XFS file system")
     if int.from_bytes(raw[100:102], "big") & 15 != 5:
         raise Unfit("the XFS file system is of an old format, without checksums (V4)")

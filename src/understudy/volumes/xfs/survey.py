@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from understudy.model.extent import Extent, merge, span, unite
 from understudy.units import KIB
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Hibernated, Image, Kind, Unfit, Wishes
 from understudy.volumes.gate import checked
 from understudy.volumes.masks import Masks
 from understudy.volumes.swap import USUAL_FILES, check_header
@@ -76,9 +76,14 @@ class Xfs:
         :raises Unfit: if the file system is damaged, or two of its parts contradict each other.
         """
         if self._dirt:
-            return Finding(notes=(f"nothing of the XFS file system is left out: {self._dirt}",))
+            note = f"nothing of the XFS file system is left out: {self._dirt}"
+            return Finding(notes=(note,), asleep=self._may_sleep(wishes))
         inodes = self._inodes()
-        swap = list(_swap_files(inodes, wishes.swap_files)) if wishes.swap else []
+        try:
+            swap = list(_swap_files(inodes, wishes.swap_files))
+        except Hibernated as exc:
+            return Finding(notes=(str(exc),), asleep=True)
+        swap = swap if wishes.swap else []
         notes = [note for _, _, note in swap if note]
         swap_extents = [item for _, found, _ in swap for item in found]
         masked: list[Extent] = []
@@ -90,6 +95,14 @@ class Xfs:
         ranges = self._gated(inodes, swap_extents, masked, free=wishes.free)
         used = self._geometry.blocks - sum(group.free_blocks for group in self._groups.values())
         return Finding(ranges, used * self._geometry.block_size, tuple(notes))
+
+    def _may_sleep(self, wishes: Wishes) -> bool:
+        """Whether a swap file holds a hibernated guest, as far as a file system can be read whose log is dirty."""
+        try:
+            list(_swap_files(self._inodes(), wishes.swap_files))
+        except Unfit as exc:
+            return isinstance(exc, Hibernated)
+        return False
 
     def _inodes(self) -> Inodes:
         if not self._groups:
@@ -180,7 +193,10 @@ def _look_up(inodes: Inodes, path: str) -> Inode | None:
 
 
 def _swap_files(inodes: Inodes, more: Iterable[str]) -> Iterator[tuple[int, list[Extent], str]]:
-    """Number and bytes of each swap file, or a note why it is not left out; its first page always stays."""
+    """Number and bytes of each swap file, or a note why it is not left out; its first page always stays.
+
+    :raises Hibernated: if one holds the memory of a guest.
+    """
     seen = set[int]()
     for path in dict.fromkeys((*USUAL_FILES, *more)):
         inode = _look_up(inodes, path)
@@ -198,7 +214,10 @@ def _swap_files(inodes: Inodes, more: Iterable[str]) -> Iterator[tuple[int, list
 
 
 def _last_page(inodes: Inodes, inode: Inode, pieces: list[Piece]) -> int | None:
-    """The last page of a swap area that is in use as such; None if the file is none."""
+    """The last page of a swap area that is in use as such; None if the file is none.
+
+    :raises Hibernated: if it holds the memory of a guest.
+    """
     header = b""
     for piece in pieces:
         if piece.first * inodes.geometry.block_size != len(header) or piece.unwritten or len(header) >= _PAGE:
@@ -206,6 +225,8 @@ def _last_page(inodes: Inodes, inode: Inode, pieces: list[Piece]) -> int | None:
         header += inodes.image.read(piece.place.start, min(piece.place.length, _PAGE - len(header)))
     try:
         return check_header(header, inode.size).end // _PAGE - 1
+    except Hibernated:
+        raise
     except Unfit:
         return None
 

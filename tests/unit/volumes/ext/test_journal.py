@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.volumes.ext.images import FileImage, MemoryImage, block_size, debugfs, make_image, make_tree, run
+from understudy.model.extent import intersect
 from understudy.volumes import Unfit, Wishes
 from understudy.volumes.ext import open_ext
 from understudy.volumes.ext.checksums import START, crc32_be, crc32c
 from understudy.volumes.ext.filesystem import ExtFileSystem
+from understudy.volumes.ext.groups import Groups
+from understudy.volumes.ext.superblock import read_superblock
+from understudy.volumes.masks import Masks
 
 MAGIC = b"\xc0\x3b\x39\x98"
 JOURNALS = {
@@ -149,6 +153,28 @@ def test_no_changed_block_of_a_summed_journal_is_replayed(tmp_path: Path, kind: 
         data[at] ^= 1
     # One block in five is tried, and six of these are revoked: the kernel does not look at them.
     assert refused == 178
+
+
+def test_damage_of_a_journal_without_sums_ends_in_a_refusal_or_in_ranges_that_keep_the_rules(tmp_path: Path) -> None:
+    """Nothing but the blocks' own sense tells that they are damaged."""
+    image = make_busy(tmp_path, *JOURNALS["no-sums"])
+    size, blocks, pristine = block_size(image), journal_places(image), image.read_bytes()
+    heads = [block * size for block in blocks[:1000] if pristine[block * size : block * size + 4] == MAGIC]
+    metadata = Groups(FileImage(image), read_superblock(FileImage(image))).metadata()
+    chance, refused = random.Random(9), 0
+    for _ in range(40):
+        data = bytearray(pristine)
+        for _ in range(chance.choice((1, 5, 30))):
+            data[chance.choice(heads) + chance.randrange(chance.choice((64, size)))] = chance.randrange(256)
+        try:
+            found = open_ext(MemoryImage(data)).find(Wishes(masks=Masks(["/skip/**"]), free=True))
+        except Unfit:
+            refused += 1
+            continue
+        for ranges in found.ranges.values():
+            assert all(item.start % size == 0 and item.end <= len(data) for item in ranges)
+            assert not intersect(ranges, metadata)
+    assert refused
 
 
 def test_a_journal_with_old_sums_is_verified(tmp_path: Path) -> None:

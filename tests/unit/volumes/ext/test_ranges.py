@@ -22,7 +22,7 @@ from tests.unit.volumes.ext.images import (
 from understudy.model.extent import Extent, intersect, subtract, total, unite
 from understudy.units import KIB, MIB
 from understudy.volumes import Finding, Kind, Unfit, Wishes
-from understudy.volumes.ext import is_ext, open_ext
+from understudy.volumes.ext import open_ext
 from understudy.volumes.masks import Masks
 
 MASKS = Masks(["/skip/**"])
@@ -91,7 +91,6 @@ def test_a_volume_is_known_by_what_the_guest_calls_it(tmp_path: Path) -> None:
         identity = "01234567-89ab-cdef-0123-456789abcdef"
         image = FileImage(make_image(tmp_path, tree, "-t", kind, "-L", "data", "-U", identity))
         opened = open_ext(image)
-        assert is_ext(image)
         assert (opened.kind, opened.uuid, opened.label) == (kind, identity, "data")
         assert opened.read_file("/etc/fstab", 4096) == (tree / "etc/fstab").read_bytes()
         assert opened.read_file("/etc/fstab", 4) is None
@@ -143,7 +142,8 @@ def test_only_a_swap_file_is_left_out_as_one(tmp_path: Path, content: bytes, lef
     (tree / "swapfile").write_bytes(content)
     found = search(make_image(tmp_path, tree, "-t", "ext4", "-b", "1024"))
     assert total(found.ranges.get(Kind.SWAP, ())) == left_out
-    assert any("hibernated" in note for note in found.notes) == (b"S1SUSPEND" in content or b"LINHIB" in content)
+    sleeps = b"S1SUSPEND" in content or b"LINHIB" in content
+    assert (found.asleep, any("hibernated" in note for note in found.notes)) == (sleeps, sleeps)
 
 
 def test_a_swap_file_of_another_name_must_be_wished_for_and_have_one_name(tmp_path: Path) -> None:
@@ -201,10 +201,10 @@ def test_errors_that_the_guest_recorded_are_a_reason(tmp_path: Path) -> None:
 
 def test_what_is_no_ext_is_not_taken_for_it(tmp_path: Path) -> None:
     image = tmp_path / "zeros"
-    image.write_bytes(bytes(64 * KIB))
-    assert not is_ext(FileImage(image))
-    image.write_bytes(bytes(100))
-    assert not is_ext(FileImage(image))
+    for size in (64 * KIB, 100, 0):
+        image.write_bytes(bytes(size))
+        with pytest.raises(Unfit):
+            open_ext(FileImage(image))
 
 
 def test_directories_that_no_mask_speaks_of_are_not_read(tmp_path: Path) -> None:

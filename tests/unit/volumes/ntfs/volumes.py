@@ -8,9 +8,11 @@ import re
 import struct
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.unit.volumes.hives import hive
 from tests.unit.volumes.whole_images import empty, patched, run
 from understudy.model.extent import Extent, merge
 from understudy.units import MIB
@@ -19,13 +21,17 @@ SIZE, CLUSTER, RECORD = 40 * MIB, 4096, 1024
 LABEL = "System"
 VSS = bytes.fromhex("6b87083876c1484eb7ae04046e6cc752")
 
-#: Run inside a mount namespace of its own, with the mounted volume as the first argument: a page file
-#: in many places, and a file whose pieces need a list of attributes.
+#: Identities of the partitions that Windows knows as C: and D:.
+C_DRIVE, D_DRIVE = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
+
+#: Run inside a mount namespace of its own, with the mounted volume as the first argument, and its registry as the
+#: second: a page file in many places, and a file whose pieces need a list of attributes.
 _FILL = """
 import os, random, struct, sys
 from pathlib import Path
 top, chance = Path(sys.argv[1]), random.Random(7)
-for name in ("Cache/deep/er", "Keep/deep", "Windows/System32/drivers/etc", "System Volume Information", "Cache/packed"):
+for name in ("Cache/deep/er", "Keep/deep", "Windows/System32/drivers/etc", "System Volume Information", "Cache/packed",
+             "Windows/System32/config", "Windows/Temp"):
     (top / name).mkdir(parents=True)
 os.setxattr(top / "Cache/packed", "system.ntfs_attrib_be", struct.pack(">I", 0x800))
 (top / "fill").mkdir()
@@ -40,6 +46,8 @@ for number in range(0, 2400, 2):
 (top / "swapfile.sys").write_bytes(chance.randbytes(300_000))
 (top / "hiberfil.sys").write_bytes(bytes(200_000))
 (top / "Windows/System32/drivers/etc/hosts").write_bytes(b"# hosts")
+(top / "Windows/System32/config/SYSTEM").write_bytes(Path(sys.argv[2]).read_bytes())
+(top / "Windows/Temp/a.tmp").write_bytes(chance.randbytes(300_000))
 (top / "System Volume Information/tracking.bin").write_bytes(chance.randbytes(30_000))
 for number in range(40):
     for name in ("Keep/deep", "Cache", "Cache/deep/er"):
@@ -66,7 +74,7 @@ os.setxattr(top / "Cache/cloud.bin", "system.ntfs_reparse_data", struct.pack("<I
 _MOUNT = """
 mount -t tmpfs none {place} && mkdir {place}/at \\
     && ntfs-3g -o compression,streams_interface=windows {image} {place}/at \\
-    && {python} -c "$0" {place}/at; state=$?; umount {place}/at; exit $state
+    && {python} -c "$0" {place}/at {registry}; state=$?; umount {place}/at; exit $state
 """
 
 
@@ -81,7 +89,11 @@ def make_volume(place: Path) -> Path:
     run("mkntfs", "-F", "-q", "-f", "-L", LABEL, "-c", str(CLUSTER), image)
     at = place / "mounted"
     at.mkdir()
-    script = _MOUNT.format(place=at, image=image, python=sys.executable)
+    registry = place / "SYSTEM"
+    letters = {f"\\DosDevices\\{letter}:": b"DMIO:ID:" + uuid.UUID(identity).bytes_le
+               for letter, identity in (("C", C_DRIVE), ("D", D_DRIVE))}
+    registry.write_bytes(hive({"MountedDevices": letters}))
+    script = _MOUNT.format(place=at, image=image, python=sys.executable, registry=registry)
     run("unshare", "--mount", "sh", "-c", script, _FILL)
     return image
 

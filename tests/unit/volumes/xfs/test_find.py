@@ -8,9 +8,9 @@ import pytest
 
 from tests.unit.volumes.xfs.images import MIB, blocks_of, free_blocks, image_of, make, superblock, swap_bytes
 from understudy.model.extent import Extent, clip, intersect, merge, subtract, total, unite
-from understudy.volumes import Finding, Kind, Wishes
+from understudy.volumes import Finding, Kind, Unfit, Wishes
 from understudy.volumes.masks import Masks
-from understudy.volumes.xfs import is_xfs, open_xfs
+from understudy.volumes.xfs import open_xfs
 
 MANY = {f"/cache/many/{number:04d}-a-name-of-some-length": b"m" * (number % 9000) for number in range(1200)}
 TREE = {
@@ -125,7 +125,9 @@ def test_a_swap_file_that_a_mask_names_too_keeps_its_first_page(plain: Path) -> 
     b"SWAPSPACE2",
 ], ids=["hibernated", "user space", "newer", "version", "too long", "no header", "short"])  # fmt: skip
 def test_a_file_that_is_not_surely_swap_stays(tmp_path: Path, data: bytes) -> None:
-    assert find(make(tmp_path, {"/swapfile": data}), Wishes()).ranges == {}
+    found = find(make(tmp_path, {"/swapfile": data}), Wishes())
+    assert found.ranges == {}
+    assert found.asleep == (b"SUSPEND" in data[:4096] or b"LINHIB" in data[:4096])
 
 
 def test_what_lies_behind_the_last_page_of_a_swap_file_stays(tmp_path: Path) -> None:
@@ -134,9 +136,9 @@ def test_what_lies_behind_the_last_page_of_a_swap_file_stays(tmp_path: Path) -> 
     assert found == Extent(blocks_of(image, "/swapfile")[0].start + 4096, 9 * 4096)
 
 
-def test_only_xfs_is_recognised(plain: Path, tmp_path: Path) -> None:
-    assert is_xfs(image_of(plain))
+def test_what_is_no_xfs_is_not_taken_for_it(tmp_path: Path) -> None:
     other = tmp_path / "zeros"
     for size in (0, 511, 4096):
         other.write_bytes(bytes(size))
-        assert not is_xfs(image_of(other))
+        with pytest.raises(Unfit):
+            open_xfs(image_of(other))

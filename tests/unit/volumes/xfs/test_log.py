@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google_crc32c import value
 
-from tests.unit.volumes.xfs.images import FileImage, image_of, make, superblock
+from tests.unit.volumes.xfs.images import MIB, FileImage, image_of, make, superblock, swap_bytes
 from understudy.volumes import Wishes
 from understudy.volumes.xfs import open_xfs
 
@@ -100,6 +100,15 @@ def test_everything_from_the_tail_on_is_looked_at(image: Path) -> None:
     assert notes(image, record(image, buffer(sector), tail=0))  # the record of mkfs is no transaction
     assert notes(image, record(image, buffer(sector), tail=1))
     assert notes(image, record(image, buffer(sector), tail=90))
+
+
+def test_a_guest_that_sleeps_is_noticed_though_its_log_is_not_empty(tmp_path: Path) -> None:
+    image = make(tmp_path, {"/swapfile": swap_bytes(MIB, signature=b"S1SUSPEND\0")})
+    dirty = FileImage(image, {ring(image) + 1024: record(image, buffer(image_of(image).read(0, 512)), tail=0)})
+    for wishes in (Wishes(), Wishes(swap=False)):
+        found = open_xfs(dirty).find(wishes)
+        assert (found.asleep, found.ranges) == (True, {})
+        assert "log" in found.notes[0]
 
 
 def test_a_write_that_overtook_another_one_is_noticed(image: Path) -> None:
