@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ FILES = 3
 CACHE = 32 * MIB
 _CODECS = ("utf-16-le", "latin-1")
 _NOBODY = 65534
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CLONE_NEWNET = 0x40000000
 
 READERS = Readers(
@@ -53,6 +54,7 @@ READERS = Readers(
 
 def main(arguments: list[str]) -> int:
     """Answer the request; 1, with the reason on standard error, if that is not possible."""
+    asker = os.getppid()
     credentials = Credentials(Path(arguments[0])) if arguments else None
     try:
         request = decode(SurveyDisks, sys.stdin.buffer.read())
@@ -63,6 +65,8 @@ def main(arguments: list[str]) -> int:
         return 1
     _load_all()
     give_up_rights()
+    if os.getppid() != asker:
+        return 1
     cache = CACHE // max(1, len(sources))
     disks = [Disk(disk.name, CachedDisk(source.planner, disk.size, cache))
              for disk, source in zip(request.disks, sources, strict=True)]
@@ -84,7 +88,8 @@ def _load_all() -> None:
 
 
 def give_up_rights() -> None:
-    """From now on: no user's rights, no network, no new files or sockets, no processes, little memory, little time.
+    """From now on: no user's rights, no network, no new files or sockets, no processes, little memory, little time, and
+    an end with whoever started it.
 
     :raises OSError: if a right cannot be given up; then nothing may be looked at.
     """
@@ -102,6 +107,8 @@ def give_up_rights() -> None:
         resource.setrlimit(limit, (value, value))
     # The signal of the first limit says why; of the second, the kernel kills.
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + CPU_GRACE_S))
+    # Last, for a change of user takes it back.
+    _checked(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
 def _checked(result: int, what: str) -> None:

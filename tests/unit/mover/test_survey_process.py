@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from understudy.errors import Cancelled, TransferError
 from understudy.model.exclusion import DiskSurvey
 from understudy.model.extent import Extent
 from understudy.mover.api import SurveyDisks, SurveyedDisk
+from understudy.mover.protocol import encode
 from understudy.mover.survey_process import survey_disks
 from understudy.units import KIB, MIB
 
@@ -103,6 +108,42 @@ def test_it_has_no_rights(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not rights["can_read_shadow"]
         assert rights["refused"]["fork"] == "EAGAIN"
         assert {rights["refused"][name] for name in ("user", "group", "kill")} == {"EPERM"}
+
+
+def test_it_dies_with_the_process_that_started_it(look: Look) -> None:
+    request = SurveyDisks((look.disk,), True, ("/linger",), False, False, ())
+    code = (
+        "import sys; from understudy.context import Context; from understudy.mover.api import SurveyDisks;"
+        "from understudy.mover.protocol import decode; from understudy.mover.survey_process import survey_disks;"
+        f"survey_disks(Context(), decode(SurveyDisks, sys.stdin.buffer.read()), None, module={HOSTILE!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as asker:
+        assert asker.stdin is not None
+        asker.stdin.write(encode(request))
+        asker.stdin.close()
+        try:
+            child = _child_without_rights(asker.pid)
+        finally:
+            asker.kill()
+    # Nobody but the kernel tells it.
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(child)
+        try:
+            assert select.select([descriptor], [], [], 20)[0]
+        finally:
+            os.close(descriptor)
+
+
+def _child_without_rights(parent: int) -> int:
+    """Wait until the process that ``parent`` has started is in its reader."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in children.read_text().split():
+            if "Max open files            3" in Path(f"/proc/{child}/limits").read_text():
+                return int(child)
+        time.sleep(0.02)
+    raise AssertionError("it did not start")
 
 
 def test_a_reader_that_eats_memory_costs_its_disk_its_exclusion(look: Look) -> None:
