@@ -1,0 +1,99 @@
+# The life of a session: begin, end, commit.
+
+begin() {
+    [ $# -ge 2 ] && is_id "$1" && is_seconds "$2" || usage 'begin ID DEADLINE_S [--fs] [--no-applications]'
+    id=$1 deadline_s=$2 with_fs=no with_applications=yes
+    shift 2
+    for option in "$@"; do
+        case $option in --fs) with_fs=yes ;; --no-applications) with_applications=no ;; *) usage "begin: $option" ;; esac
+    done
+    new_state "$id"
+    SESSION=$STATE/session
+    refuse_second "$id"
+    mkdir "$SESSION" 2>/dev/null || fail "session $id has begun already"
+    RUNNING=$SESSION/running
+    start_watchdog "$deadline_s"
+    : >"$SESSION/answer"
+    [ "$with_applications" = no ] || freeze_applications
+    if [ "$with_fs" = yes ]; then begin_file_systems; fi
+    printf 'ready\n' >>"$SESSION/answer"
+    cat "$SESSION/answer"
+    rm -f "$SESSION/beginning"
+}
+
+# File systems cannot be frozen twice, and a second session's thaw would end the first one's.
+refuse_second() {
+    for place in $PLACES; do
+        for other in "$place"/understudy-guest/*/session; do
+            [ ! -d "$other" ] || [ -e "$other/ended" ] || [ "$other" = "$SESSION" ] ||
+                fail "session $(basename "${other%/session}") is quiescing this guest"
+        done
+    done
+}
+
+begin_file_systems() {
+    tick; since=$NOW
+    : >"$SESSION/with-fs"
+    if ! freeze_file_systems; then
+        thaw_applications
+        finish
+        fail "$FS_REASON"
+    fi
+    tick
+    printf 'fs\t%s\t%s\n' "$FROZEN" $(((NOW - since) * 10)) >>"$SESSION/answer"
+}
+
+end() {
+    [ $# = 1 ] && is_id "$1" || usage 'end ID'
+    if ! find_state "$1"; then
+        # Nothing here knows the session any more, so nothing says that it was quiesced until now.
+        printf 'expired\t0\nended\n'
+        return
+    fi
+    thaw_file_systems || fs_left='a file system cannot be thawed'
+    end_beginning
+    # The watchdog may be at it: its results are taken, and what it has not reached is done here.
+    thaw_applications
+    if [ -z "${fs_left-}" ]; then finish; fi
+    print_end
+    [ -z "${fs_left-}" ] || fail "$fs_left"
+}
+
+# A `begin` that nobody waited for must not go on freezing.
+end_beginning() {
+    [ -e "$SESSION/beginning" ] || return 0
+    if remembered "$SESSION/beginning"; then kill -KILL "$REMEMBERED" 2>/dev/null; fi
+    if remembered "$SESSION/running"; then signal KILL "$REMEMBERED"; fi
+    nap
+    thaw_file_systems || fs_left='a file system cannot be thawed'
+}
+
+print_end() {
+    if [ -e "$SESSION/with-fs" ]; then
+        [ -s "$SESSION/thawed-fs" ] || echo "$THAWED" >"$SESSION/thawed-fs"
+        printf 'fs\t%s\n' "$(cat "$SESSION/thawed-fs")"
+    fi
+    for directory in "$SESSION"/apps/*; do
+        [ ! -s "$directory/thawed" ] || cat "$directory/thawed"
+    done
+    [ ! -s "$SESSION/expired" ] || printf 'expired\t%s\n' "$(cat "$SESSION/expired")"
+    printf 'ended\n'
+}
+
+commit() {
+    [ $# = 1 ] && is_id "$1" || usage 'commit ID'
+    find_state "$1" || fail "session $1 is not known here"
+    [ -e "$SESSION/ended" ] || fail "session $1 has not ended"
+    problems=
+    for directory in "$SESSION"/apps/*; do
+        [ -e "$directory/quiesced" ] || continue
+        read -r kind <"$directory/kind"
+        read -r name <"$directory/name"
+        DETAIL=
+        "${kind}_commit" "$directory" "$name" || problems="$problems $kind $name: $(field "$DETAIL");"
+    done
+    rm -rf "$SESSION"
+    rmdir "$STATE" 2>/dev/null || :
+    [ -z "$problems" ] || fail "not committed:$problems"
+    printf 'committed\n'
+}
