@@ -28,7 +28,7 @@ _PREPARE_S = 15.0
 _VERSION_S = 10.0
 _DISCOVER_S = 20.0
 _CLEANUP_S = 20.0
-_REMOVE_S = 10.0
+_REMOVE_S = 20.0
 # The program ends a script at its limit; this is for its own work around that.
 _SCRIPT_GRACE_S = 5.0
 _MAX_LINES = 1000
@@ -48,18 +48,25 @@ else
 fi
 printf 'directory\\t%s\\n' "$dir"
 """
-_LEAVE = """dir=$1; shift
+# Ends what is left of the session, its watchdog too, before the program itself goes.
+_LEAVE = """dir=$1 program=$2 key=$3 status=0; shift 3
+[ -z "$program" ] || /bin/sh "$program" cleanup "$key" >/dev/null || status=1
 for path do rm -f -- "$path"; done
 case $dir in /tmp/understudy-guest.*) rmdir "$dir";; esac
+exit $status
 """
 
 
 @dataclass(frozen=True)
 class Begun:
-    """What ``begin`` did: what came of each application, and how many file systems are frozen."""
+    """What ``begin`` did: what came of each application, and how many file systems are frozen.
+
+    :ivar unwatched: why the watchdog in the guest cannot thaw file systems; empty if it can.
+    """
 
     applications: tuple[ApplicationResult, ...]
     file_systems: int
+    unwatched: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,9 @@ class Program:
                              "install it again: understudy guest install-agent JOB VM")
         self.version = words[0][1]
 
-    def cleanup(self) -> list[str]:
-        """End and thaw what crashed sessions left; says what it removed."""
-        lines = self._tell("cleanup", (), _CLEANUP_S, "clean")
+    def cleanup(self, prefix: str) -> list[str]:
+        """End and thaw what crashed sessions left whose keys begin with ``prefix``; says what it removed."""
+        lines = self._tell("cleanup", (prefix,), _CLEANUP_S, "clean")
         return [" ".join(words[1:]) for words in lines if words[0] == "removed"]
 
     def discover(self) -> tuple[tuple[str, str, str], ...]:
@@ -110,18 +117,25 @@ class Program:
         return tuple(found)
 
     def begin(self, deadline_s: float, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
-        """Freeze applications, then file systems if wished; after ``deadline_s`` the guest thaws both by itself."""
+        """Freeze applications, then file systems if wished.
+
+        After ``deadline_s`` the guest thaws by itself, also file systems that somebody else froze.
+        """
         options = [*(["--fs"] if file_systems else []), *([] if applications else ["--no-applications"])]
         lines = self._tell("begin", (self._key, str(int(deadline_s)), *options), timeout_s, "ready")
-        results, count = [], 0
+        results, count, unwatched = [], 0, ""
         for words in lines:
+            if words[0] == "unwatched":
+                _expect(words, "unwatched", 2)
+                unwatched = words[1]
+                continue
             if words[0] == "fs":
                 _expect(words, "fs", 3)
                 count = _number(words[1])
                 continue
             _expect(words, "app", 6)
             results.append(ApplicationResult(_kind(words[1]), words[2], _state(words[3], "quiesced"), words[4]))
-        return Begun(tuple(results), count)
+        return Begun(tuple(results), count, unwatched)
 
     def end(self, timeout_s: float) -> Ended:
         """Thaw everything that ``begin`` froze."""
@@ -157,6 +171,10 @@ class Program:
         what = (self._key, str(int(timeout_s)), path)
         lines = self._tell("run", what, timeout_s + _SCRIPT_GRACE_S, check=check)
         ended = [words for words in lines if words[0] != "output"]
+        for words in lines:
+            if words[0] == "output":
+                _expect(words, "output", 2)
+                LOG.info("script %s in the guest wrote: %s", name, _bytes(words[1]).decode(errors="replace"))
         if len(ended) != 1:
             raise GuestError("script in the guest", "its exit status is not known")
         _expect(ended[0], "exit", 2)
@@ -170,9 +188,11 @@ class Program:
         return path
 
     def remove(self) -> None:
-        """Take away all files that were put into the guest."""
+        """End what of this session still runs in the guest, and take away all files that were put there."""
         paths = [path for path in (self._path, *self._put) if path != AGENT_PATH]
-        done = self._transport.run(["/bin/sh", "-c", _LEAVE, "sh", self._directory, *paths], _REMOVE_S)
+        answers = self._path if self.version else ""
+        leave = ["/bin/sh", "-c", _LEAVE, "sh", self._directory, answers, self._key, *paths]
+        done = self._transport.run(leave, _REMOVE_S)
         _must(done.status, done.stderr, f"remove {self._path} from the guest")
 
     def _tell(
@@ -267,6 +287,13 @@ def _number(word: str) -> int:
 
 def _label(word: str) -> str:
     try:
-        return base64.b64decode(word, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as exc:
-        raise GuestError("program in the guest", "a label is not base64 of text") from exc
+        return _bytes(word).decode()
+    except UnicodeDecodeError as exc:
+        raise GuestError("program in the guest", "a label is not text") from exc
+
+
+def _bytes(word: str) -> bytes:
+    try:
+        return base64.b64decode(word, validate=True)
+    except binascii.Error as exc:
+        raise GuestError("program in the guest", "its answer is not base64") from exc

@@ -24,13 +24,14 @@ begin/hangs) exec sleep 60;;
 begin/garbage) printf 'app\tpostgresql\tmain\tfrozen\n\377\n';;
 begin/cut) printf 'app\tpostgresql\t15/main\tquiesced\t\t12\n';;
 begin/refuses) printf 'app\tpostgresql\t15/main\tfailed\tno space left\t12\nready\n';;
+begin/unwatched) printf 'unwatched\tfsfreeze is not installed\nready\n';;
 begin/none) case "$*" in *--fs*) printf 'fs\t2\t3\n';; esac; printf 'ready\n';;
 begin/*) printf 'app\tpostgresql\t15/main\tquiesced\t\t12\n'
     case "$*" in *--fs*) printf 'fs\t2\t3\n';; esac
     printf 'ready\n';;
 end/lost) echo 'no such session' >&2; exit 1;;
 end/late) printf 'expired\t10\napp\tpostgresql\t15/main\tthawed\t\nended\n';;
-end/none) printf 'fs\t2\nended\n';;
+end/none | end/unwatched) printf 'fs\t2\nended\n';;
 end/*) printf 'fs\t2\napp\tpostgresql\t15/main\tthawed\t\nlabel\tpostgresql\t15/main\tU1RBUlQ=\nended\n';;
 commit/*) printf 'committed\n';;
 cleanup/left) printf 'removed\tsession 3\nclean\n';;

@@ -4,6 +4,8 @@
 # until UNTIL, leave a text in DETAIL, and may keep files in DIRECTORY (`label` is what is told after the thaw); thaw can be
 # called whatever freeze has done. KIND_commit DIRECTORY NAME is called when the point is complete.
 
+# All of them have this share of the time until the deadline, the rest is for file systems and the copy of the disks.
+readonly APPLICATIONS_PERCENT=40
 readonly APPLICATION_LIMIT_S=10
 
 discover() {
@@ -14,35 +16,32 @@ discover() {
     done
 }
 
-# What is left until the session's deadline, in whole seconds, at least one, in LEFT_S.
-left_s() {
-    tick
-    LEFT_S=$(((DEADLINE - NOW) / 100))
-    [ "$LEFT_S" -ge 1 ] || LEFT_S=1
-}
-
-# An application has half of what is left, so that those after it have something too.
+# application_until TO_COME: an application has half of what is left, so that those after it have something too.
 application_until() {
-    left_s
-    [ "$LEFT_S" -le $((APPLICATION_LIMIT_S * 2)) ] || LEFT_S=$((APPLICATION_LIMIT_S * 2))
-    UNTIL=$((NOW + LEFT_S * 50))
+    tick
+    UNTIL=$((APPLICATIONS_UNTIL < NOW + APPLICATION_LIMIT_S * 100 ? APPLICATIONS_UNTIL : NOW + APPLICATION_LIMIT_S * 100))
+    [ "$1" -le 1 ] || UNTIL=$((NOW + (UNTIL - NOW) / 2))
+    [ "$UNTIL" -ge $((NOW + 50)) ] || UNTIL=$((NOW + 50))
 }
 
 freeze_applications() {
+    tick
+    APPLICATIONS_UNTIL=$((NOW + (DEADLINE - NOW) * APPLICATIONS_PERCENT / 100))
     discover >"$SESSION/found" 2>/dev/null
-    count=100
+    count=100 to_come=$(wc -l <"$SESSION/found")
     while IFS=$TAB read -r _ kind name _; do
         count=$((count + 1))
         directory=$SESSION/apps/$count
         mkdir -p "$directory"
         printf '%s\n' "$kind" >"$directory/kind"
         printf '%s\n' "$name" >"$directory/name"
+        application_until "$to_come"
+        to_come=$((to_come - 1))
         freeze_application "$directory" "$kind" "$name" </dev/null
     done <"$SESSION/found"
 }
 
 freeze_application() {
-    application_until
     since=$NOW DETAIL=
     if "$2_freeze" "$1" "$3"; then
         result=quiesced

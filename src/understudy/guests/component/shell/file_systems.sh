@@ -1,27 +1,35 @@
 # File systems: which there are, freezing and thawing them.
 
-# Mount points of writable file systems on block devices, the last mounted first, one for each file system.
+# File systems on block devices, the last mounted first, each as `rw POINT` or `ro POINT`, by one of its mount points.
 mount_points() {
     awk '
         { dash = 0; for (i = 7; i <= NF; i++) if ($i == "-") { dash = i; break } }
         !dash { next }
         { shown[$5] = $3 }
-        $(dash + 2) !~ /^\/dev\// || $(dash + 3) !~ /(^|,)rw(,|$)/ { next }
+        $(dash + 2) !~ /^\/dev\// { next }
         $(dash + 1) ~ /^(squashfs|iso9660|udf|vfat|exfat|msdos|nfs4?|cifs|fuse.*)$/ { next }
-        { count++; point[count] = $5; device[count] = $3 }
+        { count++; point[count] = $5; device[count] = $3; mode[count] = ($(dash + 3) ~ /(^|,)rw(,|$)/) ? "rw" : "ro" }
         END {
             for (i = 1; i <= count; i++) if (shown[point[i]] == device[i] && !(device[i] in first)) first[device[i]] = i
-            for (i = count; i >= 1; i--) if (first[device[i]] == i) print point[i]
+            for (i = count; i >= 1; i--) if (first[device[i]] == i) print mode[i], point[i]
         }' /proc/self/mountinfo
 }
 
 # The kernel writes space, tab, line end and backslash in a mount point as octal numbers.
 mount_point() { printf '%b' "$(printf '%s' "$1" | sed 's/\\\([0-7][0-7][0-7]\)/\\0\1/g')"; }
 
-# Freeze all of the session's mount points, in FROZEN how many; thaws all again if one fails.
+# What is left until the session's deadline, in whole seconds, at least one, in LEFT_S.
+left_s() {
+    tick
+    LEFT_S=$(((DEADLINE - NOW) / 100))
+    [ "$LEFT_S" -ge 1 ] || LEFT_S=1
+}
+
+# Freeze all that can be written to, in FROZEN how many; thaws all again if one fails.
 freeze_file_systems() {
     FROZEN=0
-    while read -r point; do
+    while read -r mode point; do
+        [ "$mode" = rw ] || continue
         directory=$(mount_point "$point")
         [ -d "$directory" ] || continue
         left_s; bounded "$LEFT_S" "$SESSION/fs.log" fsfreeze --freeze "$directory" && { FROZEN=$((FROZEN + 1)); continue; }
@@ -34,11 +42,12 @@ freeze_file_systems() {
     done <"$SESSION/mounts"
 }
 
-# Thaw all of the session's mount points, in THAWED how many were frozen; fails if one hangs. All at once: one that waits
-# for a freeze on a broken disk, or for the file system below it, must not keep the others frozen. Nothing is written here.
+# Thaw all, in THAWED how many were frozen; fails if one hangs. All at once: one that waits for a freeze on a broken disk,
+# or for the file system below it, must not keep the others frozen. The guest agent freezes read-only ones too. Nothing is
+# written here.
 thaw_file_systems() {
     THAWED=0 thaw_failed=0 thawing=
-    while read -r point; do
+    while read -r _ point; do
         directory=$(mount_point "$point")
         [ -d "$directory" ] || continue
         setsid fsfreeze --unfreeze "$directory" </dev/null >/dev/null 2>&1 &

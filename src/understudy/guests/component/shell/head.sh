@@ -2,7 +2,7 @@
 # Quiesces this guest for a moment, so that a point of its disks can be taken. Copied in by Understudy and removed again.
 #
 #   version | discover | begin ID DEADLINE_S [--fs] [--no-applications] | end ID | commit ID
-#   run ID TIMEOUT_S PATH | cleanup
+#   run ID TIMEOUT_S PATH | cleanup [PREFIX]
 #
 # Answers are tab-separated lines on standard output; what went wrong is told on standard error, with exit status 1
 # (2: wrong usage). POSIX sh with coreutils or busybox. Nothing stays frozen: a watchdog of its own session thaws at the

@@ -7,28 +7,44 @@ begin() {
     for option in "$@"; do
         case $option in --fs) with_fs=yes ;; --no-applications) with_applications=no ;; *) usage "begin: $option" ;; esac
     done
+    refuse_second "$id"
     new_state "$id"
     SESSION=$STATE/session
-    refuse_second "$id"
     mkdir "$SESSION" 2>/dev/null || fail "session $id has begun already"
     RUNNING=$SESSION/running
     start_watchdog "$deadline_s"
     : >"$SESSION/answer"
     [ "$with_applications" = no ] || freeze_applications
-    if [ "$with_fs" = yes ]; then begin_file_systems; fi
+    if [ "$with_fs" = yes ]; then begin_file_systems; else tell_unwatched; fi
     printf 'ready\n' >>"$SESSION/answer"
     cat "$SESSION/answer"
     rm -f "$SESSION/beginning"
 }
 
-# File systems cannot be frozen twice, and a second session's thaw would end the first one's.
+# File systems cannot be frozen twice, and a second session's thaw would end the first one's. One whose deadline is over
+# and whose watchdog was killed is ended here: perhaps nobody else ever comes for it.
 refuse_second() {
     for place in $PLACES; do
-        for other in "$place"/understudy-guest/*/session; do
-            [ ! -d "$other" ] || [ -e "$other/ended" ] || [ "$other" = "$SESSION" ] ||
-                fail "session $(basename "${other%/session}") is quiescing this guest"
+        is_private "$place/understudy-guest" 2>/dev/null || continue
+        for STATE in "$place"/understudy-guest/*; do
+            SESSION=$STATE/session
+            { [ -d "$SESSION" ] && [ ! -e "$SESSION/ended" ] && [ "${STATE##*/}" != "$1" ]; } || continue
+            is_abandoned || fail "session ${STATE##*/} is quiescing this guest"
+            end_abandoned
+            finish
         done
     done
+}
+
+is_abandoned() {
+    { read -r _ over <"$SESSION/times"; } 2>/dev/null || return 1
+    tick
+    [ "$NOW" -ge "$over" ] && ! remembered "$SESSION/watchdog"
+}
+
+# The guest agent freezes file systems by itself; can the watchdog here thaw them?
+tell_unwatched() {
+    command -v fsfreeze >/dev/null || printf 'unwatched\tfsfreeze is not installed\n' >>"$SESSION/answer"
 }
 
 begin_file_systems() {
