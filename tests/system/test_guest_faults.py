@@ -2,7 +2,7 @@
 
 Four guests, each with a fault of its own, are processed at the same time: first by a job that tries, then by one that
 requires. In each a process writes to the disk all the time and notes when; no write may have waited for longer than the
-deadline and what a watchdog takes.
+deadline and what a watchdog takes. The one that is reset has to write afterwards.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Story:
         wait_until(lambda: all(_answers(vm) for vm in stopped), 30, "the agents go on")
         wait_until(lambda: all(freeze_status(vm) == "thawed" for vm in stopped), 30, "the guests are thawed")
         self.vms[RESET].wait_agent()
-        self.vms[RESET].run(_BEAT)
+        for vm in self.vms.values():
+            vm.run("dd if=/dev/zero of=/data/proof bs=512 count=1 conv=notrunc,fsync", timeout_s=10)
 
 
 def _answers(vm: LabVm) -> bool:
@@ -101,6 +102,7 @@ def story(lab: Lab) -> Iterator[Story]:
         vms = {name: lab.create_vm(lab.alpha, name) for name in (FREEZING, FROZEN, RESET, FULL)}
         for vm in vms.values():
             vm.wait_agent()
+            vm.run("dd if=/dev/zero of=/data/proof bs=512 count=1 conv=fsync; sync")
             vm.run(_BEAT)
         for name, fault in ((FREEZING, _STOPPED_WHILE_IT_FREEZES), (FROZEN, _STOPPED_WHEN_FROZEN)):
             vms[name].write_file("/data/fsfreeze-hook", (_HOOK + fault).encode())
@@ -121,7 +123,7 @@ def story(lab: Lab) -> Iterator[Story]:
         yield story
 
 
-@pytest.mark.parametrize("name", [FREEZING, FROZEN, RESET, FULL])
+@pytest.mark.parametrize("name", [FREEZING, FROZEN, FULL])
 def test_no_write_waits_for_longer_than_the_deadline(story: Story, name: str) -> None:
     beats = [float(line) for line in story.vms[name].run("cat /run/beats").split()]
     assert max(later - earlier for earlier, later in pairwise(beats)) < FREEZE_DEADLINE_S + SLACK_S

@@ -33,7 +33,7 @@ class FrozenApplications:
         #: By the monotonic clock; None before.
         self.began: float | None = None
         #: Why the guest cannot thaw file systems by itself; empty if it can.
-        self.unwatched = "the program in the guest was not told to watch"
+        self.unwatched = ""
         #: The program said that it froze what it found, and that the guest's watchdog is armed.
         self.begun = False
         self.results: tuple[ApplicationResult, ...] = ()

@@ -186,14 +186,15 @@ class GuestProcessing:
             yield None
             return
         frozen = FrozenApplications(program, own, bool(self._settings.applications), self._stages)
-        self._begun = frozen
+        held = self._begun = frozen
         try:
-            if not own:
-                self._begin(frozen, complaints)
-            yield frozen
+            if not (own or self._begin(frozen, complaints)):
+                held = FrozenApplications(program, False, False, self._stages)
+                self._watch(held, complaints)
+            yield held
         finally:
-            frozen.thaw()
-            complaints.extend(frozen.complaints)
+            held.thaw()
+            complaints.extend(held.complaints)
 
     def _watched(self) -> bool:
         """Whether the watchdog on our side is ready; it says why not when it is armed, and nothing is frozen then."""
@@ -204,21 +205,36 @@ class GuestProcessing:
             return False
         return True
 
-    def _begin(self, frozen: FrozenApplications, complaints: list[str]) -> None:
-        wanted = self._settings.applications
+    def _begin(self, frozen: FrozenApplications, complaints: list[str]) -> bool:
+        """Freeze applications; False if that went wrong, and then nothing is frozen and nobody watches in the guest."""
+        if not self._settings.applications:
+            return False
         try:
             frozen.freeze(BEGIN_S)
             if frozen.failed and self._required:
                 raise GuestError("guest processing", frozen.failed, "see the application, or use policy try")
         except GuestError as exc:
-            if self._required and wanted:
+            if self._required:
                 raise
             frozen.thaw()
-            what = "applications were not quiesced" if wanted else "the guest does not watch by itself"
-            complaints.append(f"{what}: {exc}; {_HOST_ALONE}")
+            complaints.extend([f"applications were not quiesced: {exc}", *frozen.complaints])
+            return False
+        self._unwatched(frozen)
+        return True
+
+    def _watch(self, watch: FrozenApplications, complaints: list[str]) -> None:
+        """Arm the watchdog in the guest, and that alone."""
+        try:
+            watch.freeze(BEGIN_S)
+        except GuestError as exc:
+            watch.thaw()
+            complaints.append(f"the guest does not watch by itself: {exc}; {_HOST_ALONE}")
         else:
-            if frozen.unwatched:
-                self._note(f"{frozen.unwatched}; {_HOST_ALONE}")
+            self._unwatched(watch)
+
+    def _unwatched(self, begun: FrozenApplications) -> None:
+        if begun.unwatched:
+            self._note(f"{begun.unwatched}; {_HOST_ALONE}")
 
     @contextmanager
     def _frozen(self, applications: FrozenApplications | None) -> Iterator[Quiescing]:

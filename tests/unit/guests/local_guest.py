@@ -20,6 +20,8 @@ version/old) printf 'understudy-guest\t0\n';;
 version/*) printf 'understudy-guest\t1\n';;
 discover/none) printf 'discovered\n';;
 discover/*) printf 'app\tpostgresql\t15/main\tport 5432\ndiscovered\n';;
+begin/blocks) case "$*" in *--no-applications*) printf 'ready\n';; *) exec sleep 60;; esac;;
+end/blocks) printf 'ended\n';;
 begin/hangs) exec sleep 60;;
 begin/garbage) printf 'app\tpostgresql\tmain\tfrozen\n\377\n';;
 begin/cut) printf 'app\tpostgresql\t15/main\tquiesced\t\t12\n';;

@@ -196,6 +196,21 @@ def test_a_guest_that_cannot_watch_is_frozen_by_its_agent_and_that_is_told(
     ]  # fmt: skip
 
 
+def test_applications_that_hold_begin_up_do_not_keep_the_guest_from_being_watched(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    world.guest.mode("blocks")
+    with world.processing().quiesced() as quiescing:
+        world.say("snapshot")
+    assert (quiescing.frozen, quiescing.application_consistent) == (True, False)
+    assert any("applications were not quiesced" in warning for warning in quiescing.warnings)
+    assert not any("only the watchdog on the host's side" in warning for warning in quiescing.warnings)
+    assert world.guest.log == [
+        "cleanup", "ready", "begin", "end", "begin", "ready", "freeze", "snapshot", "thaw", "end", "cleanup",
+    ]  # fmt: skip
+
+
 def test_a_watchdog_in_the_guest_that_cannot_thaw_file_systems_is_told(world: World) -> None:
     world.guest.mode("unwatched")
     with world.processing().quiesced() as quiescing:

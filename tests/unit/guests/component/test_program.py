@@ -144,6 +144,15 @@ def test_a_second_session_is_refused_until_the_first_has_ended(guest: PrivateGue
     guest.ask("end", "s2")
 
 
+def test_a_session_that_has_ended_can_begin_anew(guest: PrivateGuest) -> None:
+    _hook(guest, "10-a")
+    guest.ask("begin", "s1", "20")
+    guest.ask("end", "s1")
+    assert guest.ask("begin", "s1", "20", "--no-applications").lines == [["ready"]]
+    assert guest.sh("pgrep -f '[w]atch s1'") != ""
+    assert guest.ask("end", "s1").lines == [["ended"]]
+
+
 def test_applications_can_be_left_alone(guest: PrivateGuest) -> None:
     _hook(guest, "10-a")
     assert guest.ask("begin", "s1", "20", "--no-applications").lines == [["ready"]]

@@ -9,6 +9,7 @@ readonly APPLICATIONS_PERCENT=40
 readonly APPLICATION_LIMIT_S=10
 
 discover() {
+    list_processes
     for kind in $KINDS; do
         "${kind}_discover" | while IFS=$TAB read -r name detail; do
             printf 'app\t%s\t%s\t%s\n' "$kind" "$(field "$name")" "$(field "$detail")"
@@ -59,6 +60,7 @@ freeze_application() {
 
 # Thaw what was quiesced, the last first; each result is kept, so that asking again tells the same.
 thaw_applications() {
+    [ -d "$SESSION/apps" ] || return 0
     for directory in $(find "$SESSION/apps" -mindepth 1 -maxdepth 1 2>/dev/null | sort -r); do
         { [ ! -e "$directory/failed" ] && claim_thaw "$directory"; } || continue
         read -r kind <"$directory/kind"

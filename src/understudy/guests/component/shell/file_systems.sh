@@ -15,8 +15,11 @@ mount_points() {
         }' /proc/self/mountinfo
 }
 
-# The kernel writes space, tab, line end and backslash in a mount point as octal numbers.
-mount_point() { printf '%b' "$(printf '%s' "$1" | sed 's/\\\([0-7][0-7][0-7]\)/\\0\1/g')"; }
+# A mount point as a path, in MOUNTED; the kernel writes space, tab, line end and backslash in it as octal numbers.
+mount_point() {
+    MOUNTED=$1
+    case $1 in *\\*) MOUNTED=$(printf '%b' "$(printf '%s' "$1" | sed 's/\\\([0-7][0-7][0-7]\)/\\0\1/g')") ;; esac
+}
 
 # What is left until the session's deadline, in whole seconds, at least one, in LEFT_S.
 left_s() {
@@ -30,7 +33,7 @@ freeze_file_systems() {
     FROZEN=0
     while read -r mode point; do
         [ "$mode" = rw ] || continue
-        directory=$(mount_point "$point")
+        mount_point "$point"; directory=$MOUNTED
         [ -d "$directory" ] || continue
         left_s; bounded "$LEFT_S" "$SESSION/fs.log" fsfreeze --freeze "$directory" && { FROZEN=$((FROZEN + 1)); continue; }
         # As QEMU's agent does: what cannot be frozen at all is left, and so is what is frozen already.
@@ -48,7 +51,7 @@ freeze_file_systems() {
 thaw_file_systems() {
     THAWED=0 thaw_failed=0 thawing=
     while read -r _ point; do
-        directory=$(mount_point "$point")
+        mount_point "$point"; directory=$MOUNTED
         [ -d "$directory" ] || continue
         setsid fsfreeze --unfreeze "$directory" </dev/null >/dev/null 2>&1 &
         thawing="$thawing $!"

@@ -79,14 +79,24 @@ bounded() {
     return "$bounded_status"
 }
 
-# Numbers of the processes of this guest (not of its containers) with one of the names given.
-processes_named() {
+# All processes as words NUMBER/NAME, in PROCESSES: one look for all who search.
+list_processes() {
+    PROCESSES=
     for process in /proc/[0-9]*; do
         { read -r name <"$process/comm"; } 2>/dev/null || continue
+        case $name in *[!A-Za-z0-9._-]*) continue ;; esac
+        PROCESSES="$PROCESSES ${process#/proc/}/$name"
+    done
+}
+
+# Numbers of the processes of this guest (not of its containers) with one of the names given.
+processes_named() {
+    for process in $PROCESSES; do
         for wanted in "$@"; do
-            [ "$name" = "$wanted" ] || continue
-            [ "$(readlink "$process/ns/pid")" = "$(readlink /proc/self/ns/pid)" ] || continue
-            printf '%s\n' "${process#/proc/}"
+            [ "${process#*/}" = "$wanted" ] || continue
+            process=${process%%/*}
+            [ "$(readlink "/proc/$process/ns/pid")" = "$(readlink /proc/self/ns/pid)" ] || continue
+            printf '%s\n' "$process"
         done
     done
 }

@@ -10,6 +10,8 @@ begin() {
     refuse_second "$id"
     new_state "$id"
     SESSION=$STATE/session
+    # Begun anew, without what could not be quiesced.
+    [ ! -e "$SESSION/ended" ] || rm -rf "$SESSION"
     mkdir "$SESSION" 2>/dev/null || fail "session $id has begun already"
     RUNNING=$SESSION/running
     start_watchdog "$deadline_s"

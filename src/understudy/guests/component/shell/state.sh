@@ -9,12 +9,12 @@ usable_base() {
     mkdir -m 700 "$BASE" 2>/dev/null || :
     is_private "$BASE" || return 1
     room=$BASE/.room.$$
-    dd if=/dev/zero of="$room" bs=1024 count=256 2>/dev/null && has_room=0 || has_room=1
+    dd if=/dev/zero of="$room" bs=65536 count=4 2>/dev/null && has_room=0 || has_room=1
     rm -f "$room"
     return "$has_room"
 }
 
-is_private() { [ -d "$1" ] && [ ! -L "$1" ] && [ "$(stat -c '%u %a' "$1")" = "$(id -u) 700" ]; }
+is_private() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ] && [ "$(stat -c %a "$1")" = 700 ]; }
 
 new_state() {
     for place in $PLACES; do

@@ -11,7 +11,7 @@ start_watchdog() {
     cat "$0" >"$SESSION/program" || fail "cannot copy $0"
     fsfreeze -h >/dev/null 2>&1
     # shellcheck disable=SC2046
-    setsid $(interpreter) "$SESSION/program" watch "$(basename "$STATE")" </dev/null >/dev/null 2>&1 &
+    setsid $(interpreter) "$SESSION/program" watch "${STATE##*/}" </dev/null >/dev/null 2>&1 &
     remember "$SESSION/watchdog" $! || fail 'the watchdog did not start'
     while [ ! -e "$SESSION/watching" ]; do
         remembered "$SESSION/watchdog" || fail 'the watchdog did not start'
