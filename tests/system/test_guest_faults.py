@@ -168,9 +168,11 @@ def test_a_script_that_hangs_ended_with_what_it_had_started(story: Story) -> Non
     assert story.vms[FULL].run("pgrep -f '^sleep 61[12]' || :") == ""
 
 
-def test_the_next_session_leaves_nothing_of_all_this_in_the_guests(story: Story) -> None:
+def test_the_next_session_of_each_job_leaves_nothing_of_all_this_in_the_guests(story: Story) -> None:
     installation, vms = story.installation, story.vms
-    installation.ok("job", "guest", "try", "--vm", FULL, "--reset")
+    for policy in ("try", "require"):
+        installation.ok("job", "guest", policy, "--vm", FULL, "--reset")
+    assert {task["consistency"] for task in installation.replicate("require")["tasks"]} == {"filesystem"}
     vms[RESET].run("mkdir -p /run/understudy-guest; mount -t tmpfs -o size=8k,mode=700 none /run/understudy-guest")
     tasks = {task["vm"]: task for task in installation.replicate("try")["tasks"]}
     assert {name: task["consistency"] for name, task in tasks.items()} == dict.fromkeys(vms, "filesystem")
