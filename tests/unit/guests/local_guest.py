@@ -38,7 +38,7 @@ end/*) printf 'fs\t2\napp\tpostgresql\t15/main\tthawed\t\nlabel\tpostgresql\t15/
 commit/*) printf 'committed\n';;
 cleanup/left) printf 'removed\tsession 3\nclean\n';;
 cleanup/*) printf 'clean\n';;
-run/*) sh "$4" >>"$ROOT/script.log" 2>&1; printf 'exit\t%s\n' $?;;
+run/*) sh "$4" >>"$ROOT/script.log" 2>&1; printf 'exit\t%s\noutput\td29yZHM=\n' $?;;
 esac
 """
 

@@ -313,6 +313,14 @@ def test_a_pre_freeze_script_that_fails_is_a_warning_or_an_error_and_nothing_is_
     assert world.guest.files == []
 
 
+def test_what_a_script_writes_is_logged(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "understudy")
+    world.settings = replace(world.settings, pre_freeze=(script(world, tmp_path, "a", ":"),))
+    with world.processing().quiesced():
+        pass
+    assert "script 1-a in the guest wrote: words" in caplog.text
+
+
 def test_what_a_script_says_on_stderr_does_not_matter(world: World, tmp_path: Path) -> None:
     require(world)
     world.settings = replace(world.settings, pre_freeze=(script(world, tmp_path, "loud", "echo error >&2"),))
