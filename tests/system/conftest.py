@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import libvirt
@@ -22,10 +23,19 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def installation(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Installation]:
     """A new home, datastore and scratch directory inside the lab's directory."""
-    place = lab.directory / f"test-{abs(hash(request.node.nodeid)):x}"
+    with installation_in(lab, f"test-{abs(hash(request.node.nodeid)):x}") as made:
+        yield made
+
+
+@contextmanager
+def installation_in(lab: Lab, name: str) -> Iterator[Installation]:
+    """A new installation, and no VMs on either host afterwards."""
+    place = lab.directory / name
     place.mkdir()
-    yield Installation(lab, place)
-    _remove_replicas(lab)
+    try:
+        yield Installation(lab, place)
+    finally:
+        _remove_replicas(lab)
 
 
 def _remove_replicas(lab: Lab) -> None:

@@ -44,7 +44,7 @@ def show(app: App, session_id: int) -> None:
     processed_bytes, resumed_bytes, reconnects, waiting, checked_blocks,
     mismatched_blocks, excluded: {REASON: BYTES}, notes}],
     guest: {transport, component, version, stages: [{name, ms}],
-    applications: [{kind, name, state, detail, label}]},
+    applications: [{kind, name, state, detail, label}], notes},
     estimate: of `job estimate`: [its disks]}]}.
 
     `rate` is in bytes of the disk a second, of late. `busy` are the shares of source,

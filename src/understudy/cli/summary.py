@@ -112,15 +112,18 @@ def busy_shares(disk: DiskReport) -> str:
 def _guest_lines(task: TaskReport) -> list[str]:
     """What guest processing did: how the guest was reached, each stage's time, each application."""
     guest = task.guest
-    if guest is None or not guest.transport:
+    if guest is None:
         return []
+    notes = [f"{task.vm}: guest: {note}" for note in guest.notes]
+    if not guest.transport:
+        return notes
     by = {Component.RUNTIME: "runtime component", Component.AGENT: "persistent agent", Component.NONE: "fsfreeze alone"}
     stages = ", ".join(f"{stage.name.replace('_', ' ')} {stage.ms:.0f} ms" for stage in guest.stages)
     lines = [f"{task.vm}: guest by {guest.transport}, {by[guest.component]}" + (f": {stages}" if stages else "")]
     for item in guest.applications:
         detail = f" ({item.detail})" if item.detail else ""
         lines.append(f"{task.vm}: {item.kind} {item.name}: {item.state.value}{detail}")
-    return lines
+    return [*lines, *notes]
 
 
 def _remarks(task: TaskReport) -> list[str]:

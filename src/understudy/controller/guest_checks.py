@@ -39,9 +39,9 @@ def check_guests(
         there, described, ways = _ways(sites, job, vm)
         source = sites.source_of(there)
         agent = functools.partial(source.agent_command, described.uuid) if described.agent_connected else None
-        # Sessions have numbers from 1 on: this one is none.
-        tag = Tag(job.id, described.uuid, 0)
-        found.append(CheckedGuest(vm, check_guest(ways, agent, str(tag), tag.prefix), accepted))
+        # Sessions have numbers from 1 on: this one is none, and leaves what one that runs now has in the guest alone.
+        key = str(Tag(job.id, described.uuid, 0))
+        found.append(CheckedGuest(vm, check_guest(ways, agent, key, key), accepted))
     return tuple(found)
 
 

@@ -19,6 +19,8 @@ FREEZE_DEADLINE_S = 10.0
 #: Of a Windows guest. Before anything is frozen its agent prepares the writers of VSS, which may take long and holds up
 #: nobody; from the freeze on VSS itself thaws after 10 s, and the agent's answer to the thaw says so.
 VSS_DEADLINE_S = 60.0
+#: A freeze that has less time than this is not begun.
+_LEAST_S = 2.0
 _CLOSE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 15.0
 
@@ -35,6 +37,12 @@ class FileSystems(Protocol):
 
 class ThawWatch(Protocol):
     """Thaws a guest when we do not."""
+
+    def ready(self) -> None:
+        """Wait until it can do so; before anything is frozen.
+
+        :raises GuestError: if it cannot.
+        """
 
     def arm(self, seconds: float) -> None:
         """From now on the guest is thawed after ``seconds`` at the latest.
@@ -66,14 +74,23 @@ class Watchdog:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             start_new_session=True,
         )
+        self._ready = False
+
+    def ready(self) -> None:
+        """Wait until it has found the VM.
+
+        :raises GuestError: if it has not.
+        """
+        self._ready = self._ready or self._answer() == "ready"
+        if not self._ready:
+            raise GuestError("thaw watchdog", "it could not reach the VM")
 
     def arm(self, seconds: float) -> None:
         """From now on the guest is thawed after ``seconds``, or as soon as this process is dead.
 
         :raises GuestError: if the watchdog did not get ready.
         """
-        if self._answer() != "ready":
-            raise GuestError("thaw watchdog", "it could not reach the VM")
+        self.ready()
         self._say(f"armed {seconds}")
 
     def disarm(self) -> bool:
@@ -129,20 +146,26 @@ class Quiesced:
         policy: GuestPolicy,
         record: Callable[[bool], None],
         deadline_s: float = FREEZE_DEADLINE_S,
+        since: float | None = None,
     ) -> None:
-        """``record(True)`` is called before the freeze and must be durable; ``record(False)`` after the thaw."""
+        """``record(True)`` is called before the freeze and must be durable; ``record(False)`` after the thaw.
+
+        :param since: when something in the guest was frozen first, by the monotonic clock; the deadline counts from
+            there. None: nothing was.
+        """
         self._transport = transport
         self._watchdog = watchdog
         self._policy = policy
         self._record = record
         self._deadline_s = deadline_s
+        self._since = since
         self._started = 0.0
         self.result = Quiescing()
 
     def __enter__(self) -> Quiescing:
         self._record(True)
         try:
-            self._watchdog.arm(self._deadline_s)
+            self._arm()
         except GuestError as exc:
             self._record(False)  # nothing was frozen: without a watchdog nothing may be
             self._not_quiesced(exc)
@@ -152,12 +175,23 @@ class Quiesced:
             count = self._transport.freeze(self._deadline_s / 2)
             if count == 0:
                 raise GuestError("freeze", "the guest agent froze no file system")
+            if time.monotonic() - self._started >= self._deadline_s:
+                # The watchdog may have come before it.
+                raise GuestError("freeze", "it was done only after the deadline")
             self.result.frozen = True
         except GuestError as exc:
             # The agent may have frozen some of them, or all of them after we gave up waiting.
             self._thaw()
             self._not_quiesced(exc)
         return self.result
+
+    def _arm(self) -> None:
+        """Arm the watchdog for what is left of the time."""
+        if self._since is not None:
+            self._deadline_s -= time.monotonic() - self._since
+        if self._deadline_s < _LEAST_S:
+            raise GuestError("freeze", "what came before it left no time")
+        self._watchdog.arm(self._deadline_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

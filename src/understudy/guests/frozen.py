@@ -1,4 +1,7 @@
-"""The applications of one guest between ``begin`` and ``end``: what was frozen, whether it was held until the thaw."""
+"""One guest between ``begin`` and ``end``: which applications were frozen, whether they were held until the thaw.
+
+The watchdog in the guest is there as long, whether or not there are applications.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,10 @@ class FrozenApplications:
         self._problem = ""
         #: By the monotonic clock; None before.
         self.began: float | None = None
+        #: Why the guest cannot thaw file systems by itself; empty if it can.
+        self.unwatched = ""
+        #: The program said that it froze what it found, and that the guest's watchdog is armed.
+        self.begun = False
         self.results: tuple[ApplicationResult, ...] = ()
         self.complaints: list[str] = []
         #: File systems that were frozen until the thaw; 0 if they were not held so long.
@@ -53,8 +60,15 @@ class FrozenApplications:
         except UnderstudyError as exc:
             self._problem = str(exc)
             raise
+        self.begun = True
         self.results = begun.applications
+        self.unwatched = begun.unwatched
         return begun.file_systems
+
+    @property
+    def held_since(self) -> float | None:
+        """When it was begun, if it was not thawed since."""
+        return None if self._thawed else self.began
 
     def thaw(self) -> None:
         """Thaw; what goes wrong is in :attr:`failed` and :attr:`complaints`. Nothing if nothing was begun."""
@@ -68,7 +82,8 @@ class FrozenApplications:
             self.lost(f"whether it was held is not known: {exc}")
             self.complaints.append(f"the guest was not told to thaw: {exc}; it does so by itself within "
                                    f"{FREEZE_DEADLINE_S:g} s of the freeze")
-        self._stages.append(GuestStage("frozen", round((time.monotonic() - self.began) * 1000, 1)))
+        if self.results or self._file_systems:
+            self._stages.append(GuestStage("frozen", round((time.monotonic() - self.began) * 1000, 1)))
 
     def _settle(self, ended: Ended) -> None:
         self.held_file_systems = ended.file_systems
@@ -76,7 +91,10 @@ class FrozenApplications:
         self.results = tuple(_together(item, last.get((item.kind, item.name))) for item in self.results)
         if ended.expired_s is not None:
             self.held_file_systems = 0
-            self.lost(f"the guest thawed by itself after {ended.expired_s:g} s")
+            why = f"the guest thawed by itself after {ended.expired_s:g} s"
+            if not self.results:  # nobody else tells it then
+                self.complaints.append(why)
+            self.lost(why)
 
     def lost(self, why: str) -> None:
         """What was quiesced counts as failed."""
@@ -122,6 +140,9 @@ class ByProgram:
 
 class InGuest:
     """The watchdog in the guest, which the program starts before it freezes anything, and which needs nobody."""
+
+    def ready(self) -> None:
+        """It is started with the freeze."""
 
     def arm(self, seconds: float) -> None:
         """It is armed with the freeze."""

@@ -1,56 +1,35 @@
 """Guest processing of one VM: what is done in its guest before, at and after the source snapshot, in which order.
 
-Reach the guest, put the program there, pre-freeze scripts, freeze applications, freeze file systems - the snapshot -
-thaw file systems, thaw applications, post-thaw scripts; when the point is published, what applications do then.
+Reach the guest, put the program there, pre-freeze scripts, start the watchdog in the guest, freeze applications,
+freeze file systems - the snapshot - thaw file systems, thaw applications, post-thaw scripts; when the point is
+published, what applications do then.
 
 The time limits, of which the first four lie inside :data:`FREEZE_DEADLINE_S`: ``BEGIN_S`` for freezing applications;
 half of what remains for file systems; the snapshot; the other half for the thaw. Whatever we wait for after that, the
-watchdogs do not: the one on our host thaws file systems, the one in the guest thaws everything.
+watchdogs do not: the one on our host thaws file systems, the one in the guest thaws everything, a moment later. A guest
+in which no program can run has the first one only, and its report says so.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from understudy.context import Context
-from understudy.errors import GuestError, Refused, UnderstudyError, UsageError
+from understudy.errors import GuestError, UnderstudyError, UsageError
 from understudy.guests.component import component_for
 from understudy.guests.freezing import FREEZE_DEADLINE_S, VSS_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
 from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, timed
 from understudy.guests.program import Program, prepare_program
+from understudy.guests.scripts import Script, load_scripts, run_script
 from understudy.guests.transport import Transport, go_on
 from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage, GuestSystem
 
-BEGIN_S = 4.0
+#: The program in the guest gives applications 4 s; this is with the time that it takes itself.
+BEGIN_S = 5.0
 COMMIT_S = 120.0
-_LEAST_S = 5.0
-
-
-@dataclass(frozen=True)
-class Script:
-    """A script of the administrator, as it was when the task began."""
-
-    name: str
-    content: bytes
-
-
-def load_scripts(paths: Sequence[str]) -> tuple[Script, ...]:
-    """Read scripts from this host, in their order.
-
-    :raises Refused: if one cannot be read.
-    """
-    scripts = []
-    for number, path in enumerate(paths, 1):
-        try:
-            scripts.append(Script(f"{number}-{Path(path).name}", Path(path).read_bytes()))
-        except OSError as exc:
-            todo = "put it there, or change the scripts of the job"
-            raise Refused(f"script {path}", f"it cannot be read: {exc.strerror}", todo) from exc
-    return tuple(scripts)
+_HOST_ALONE = "only the watchdog on the host's side thaws file systems at the deadline"
 
 
 @dataclass(frozen=True)
@@ -142,13 +121,12 @@ class GuestProcessing:
 
     def _reach(self) -> None:
         """Find a way into the guest, and put the program there."""
-        if not (self._settings.applications or self._pre or self._post or self._around.agent is None):
-            return
-        reasons = []
+        reasons, broken = [], False
         for way in self._around.ways:
             try:
                 with self._stage("connect"):
                     self._transport = way()
+                broken = True  # unless all goes well from here on
                 with self._stage("prepare"):
                     self._prepare(self._transport)
             except (GuestError, UsageError) as exc:
@@ -156,20 +134,29 @@ class GuestProcessing:
                 reasons.append(str(exc))
             else:
                 return
-        problem = GuestError("guest processing", "; ".join(reasons) or "there is no way to run a program in the guest")
+        self._unreached("; ".join(reasons) or "there is no way to run a program in the guest", broken)
+
+    def _unreached(self, why: str, broken: bool) -> None:
+        """No program works in the guest.
+
+        :param broken: it should have; otherwise the guest just does not allow it.
+        """
+        problem = GuestError("guest processing", why)
         if self._pre or self._post or self._around.agent is None:
             if self._required:
                 raise problem
-            point = "" if self._around.agent is not None else ", the restore point is crash-consistent"
-            self._around.warn(f"{problem}; no script ran, no application was looked for{point}")
+            left = _HOST_ALONE if self._around.agent is not None else "the restore point is crash-consistent"
+            self._around.warn(f"{problem}; no script ran, no application was looked for, {left}")
+        elif broken:
+            self._around.warn(f"{problem}; no application was looked for, {_HOST_ALONE}")
         else:
-            self._ctx.log(__name__).info("%s; only file systems are frozen", problem)
+            self._note(f"{why}; no application was looked for, {_HOST_ALONE}")
 
     def _prepare(self, transport: Transport) -> None:
         around = self._around
         program = prepare_program(transport, around.key, around.prefix, around.program)
         self._program = program
-        for left in program.cleanup():
+        for left in program.cleanup(around.prefix):
             around.warn(f"the guest had left of an earlier session: {left}")
         self._report = replace(self._report, transport=transport.kind.value, component=program.component,
                                version=program.version)
@@ -179,10 +166,11 @@ class GuestProcessing:
         if not scripts:
             return True
         assert self._program is not None
+        check = self._ctx.check if when == "pre-freeze" else go_on
         with self._stage(f"{when} scripts"):
             for script in scripts:
                 try:
-                    self._script(when, script)
+                    run_script(self._program, when, script, self._settings.script_timeout_s, check)
                 except GuestError as exc:
                     if self._required and when == "pre-freeze":
                         raise
@@ -190,50 +178,39 @@ class GuestProcessing:
                     return False
         return True
 
-    def _script(self, when: str, script: Script) -> None:
-        assert self._program is not None
-        check = self._ctx.check if when == "pre-freeze" else go_on
-        try:
-            status = self._program.script(script.name, script.content, self._settings.script_timeout_s, check)
-        except GuestError as exc:
-            raise GuestError(f"{when} script {script.name}", str(exc)) from exc
-        if status != 0:
-            raise GuestError(f"{when} script {script.name}", f"it ended with status {status}", "see its output")
-
     # --- the freeze ---------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _applications(self, complaints: list[str]) -> Iterator[FrozenApplications | None]:
-        """Applications frozen inside the context; None if nothing in the guest is to be told."""
+        """Applications frozen inside the context, and the guest's watchdog armed; None without a program there."""
         program, own = self._program, self._around.agent is None
-        if program is None or not (own or self._settings.applications):
+        if program is None or not self._watched():
             yield None
             return
-        found = self._settings.applications and self._discover(program, complaints)
-        if not (own or found):
-            yield None
-            return
-        frozen = FrozenApplications(program, own, bool(found), self._stages)
-        self._begun = frozen
+        frozen = FrozenApplications(program, own, bool(self._settings.applications), self._stages)
+        held = self._begun = frozen
         try:
-            if not own:
-                self._freeze_applications(frozen, complaints)
-            yield frozen
+            if not (own or self._begin(frozen, complaints)):
+                held = FrozenApplications(program, False, False, self._stages)
+                self._watch(held, complaints)
+            yield held
         finally:
-            frozen.thaw()
-            complaints.extend(frozen.complaints)
+            held.thaw()
+            complaints.extend(held.complaints)
 
-    def _discover(self, program: Program, complaints: list[str]) -> bool:
+    def _watched(self) -> bool:
+        """Whether the watchdog on our side is ready; it says why not when it is armed, and nothing is frozen then."""
         try:
-            with self._stage("discover"):
-                return bool(program.discover())
-        except GuestError as exc:
-            if self._required:
-                raise
-            complaints.append(f"applications were not looked for: {exc}")
+            if self._around.watchdog is not None:
+                self._around.watchdog.ready()
+        except GuestError:
             return False
+        return True
 
-    def _freeze_applications(self, frozen: FrozenApplications, complaints: list[str]) -> None:
+    def _begin(self, frozen: FrozenApplications, complaints: list[str]) -> bool:
+        """Freeze applications; False if that went wrong, and then nothing is frozen and nobody watches in the guest."""
+        if not self._settings.applications:
+            return False
         try:
             frozen.freeze(BEGIN_S)
             if frozen.failed and self._required:
@@ -242,23 +219,37 @@ class GuestProcessing:
             if self._required:
                 raise
             frozen.thaw()
-            complaints.append(f"applications were not quiesced: {exc}")
+            complaints.extend([f"applications were not quiesced: {exc}", *frozen.complaints])
+            return False
+        self._unwatched(frozen)
+        return True
+
+    def _watch(self, watch: FrozenApplications, complaints: list[str]) -> None:
+        """Arm the watchdog in the guest, and that alone."""
+        try:
+            watch.freeze(BEGIN_S)
+        except GuestError as exc:
+            watch.thaw()
+            complaints.append(f"the guest does not watch by itself: {exc}; {_HOST_ALONE}")
+        else:
+            self._unwatched(watch)
+
+    def _unwatched(self, begun: FrozenApplications) -> None:
+        if begun.unwatched:
+            self._note(f"{begun.unwatched}; {_HOST_ALONE}")
 
     @contextmanager
     def _frozen(self, applications: FrozenApplications | None) -> Iterator[Quiescing]:
         agent, watchdog, policy = self._around.agent, self._around.watchdog, self._settings.policy
         assert policy is not None
-        since = applications.began if applications is not None else None
-        elapsed = 0.0 if since is None else time.monotonic() - since
-        deadline_s = max(_LEAST_S, FREEZE_DEADLINE_S - elapsed)
         by_vss = self._around.system is GuestSystem.WINDOWS
-        if by_vss:
-            deadline_s = VSS_DEADLINE_S
         if agent is not None and watchdog is not None:
-            quiesced = Quiesced(agent, watchdog, policy, self._around.record, deadline_s)
+            # VSS freezes nothing before the agent asks it to.
+            since = None if by_vss or applications is None else applications.held_since
+            deadline_s = VSS_DEADLINE_S if by_vss else FREEZE_DEADLINE_S
+            quiesced = Quiesced(agent, watchdog, policy, self._around.record, deadline_s, since)
         elif applications is not None:
-            by_program = ByProgram(applications, self._required)
-            quiesced = Quiesced(by_program, InGuest(), policy, lambda _: None, deadline_s)
+            quiesced = Quiesced(ByProgram(applications, self._required), InGuest(), policy, lambda _: None)
         else:
             yield Quiescing()
             return
@@ -274,8 +265,8 @@ class GuestProcessing:
     def _judge(self, quiescing: Quiescing, scripts_worked: bool) -> None:
         """Say what was achieved; with ``require``, an application that was not held is an error."""
         frozen = self._begun
-        if frozen is None:
-            return
+        if frozen is None or not self._settings.applications or (frozen.begun and not frozen.results):
+            return  # there was nothing but file systems
         quiescing.applications = frozen.results
         quiescing.application_consistent = (
             quiescing.frozen and scripts_worked and bool(frozen.results) and not frozen.failed
@@ -299,8 +290,6 @@ class GuestProcessing:
         program, self._program = self._program, None
         if program is not None:
             with self._forgiving("leave the guest"), self._stage("remove"):
-                if self._ctx.cancel.cancelled:
-                    program.cleanup()  # it may have been in the middle of a script
                 program.remove()
             self._tell()
         self._disconnect()
@@ -322,6 +311,9 @@ class GuestProcessing:
     def _stage(self, name: str) -> Iterator[None]:
         with timed(self._stages, name):
             yield
+
+    def _note(self, text: str) -> None:
+        self._report = replace(self._report, notes=(*self._report.notes, text))
 
     def _tell(self) -> None:
         results = self._begun.results if self._begun is not None else ()

@@ -29,7 +29,7 @@ _PREPARE_S = 15.0
 _VERSION_S = 10.0
 _DISCOVER_S = 20.0
 _CLEANUP_S = 20.0
-_REMOVE_S = 10.0
+_REMOVE_S = 20.0
 # The program ends a script at its limit; this is for its own work around that.
 _SCRIPT_GRACE_S = 5.0
 _MAX_LINES = 1000
@@ -42,10 +42,14 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 @dataclass(frozen=True)
 class Begun:
-    """What ``begin`` did: what came of each application, and how many file systems are frozen."""
+    """What ``begin`` did: what came of each application, and how many file systems are frozen.
+
+    :ivar unwatched: why the watchdog in the guest cannot thaw file systems; empty if it can.
+    """
 
     applications: tuple[ApplicationResult, ...]
     file_systems: int
+    unwatched: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,9 @@ class Program:
                              "install it again: understudy guest install-agent JOB VM")
         self.version = words[0][1]
 
-    def cleanup(self) -> list[str]:
-        """End and thaw what crashed sessions left; says what it removed."""
-        lines = self._tell("cleanup", (), _CLEANUP_S, "clean")
+    def cleanup(self, prefix: str) -> list[str]:
+        """End and thaw what crashed sessions left whose keys begin with ``prefix``; says what it removed."""
+        lines = self._tell("cleanup", (prefix,), _CLEANUP_S, "clean")
         return [" ".join(words[1:]) for words in lines if words[0] == "removed"]
 
     def discover(self) -> tuple[tuple[str, str, str], ...]:
@@ -96,18 +100,25 @@ class Program:
         return tuple(found)
 
     def begin(self, deadline_s: float, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
-        """Freeze applications, then file systems if wished; after ``deadline_s`` the guest thaws both by itself."""
+        """Freeze applications, then file systems if wished.
+
+        After ``deadline_s`` the guest thaws by itself, also file systems that somebody else froze.
+        """
         options = [*(["--fs"] if file_systems else []), *([] if applications else ["--no-applications"])]
         lines = self._tell("begin", (self._key, str(int(deadline_s)), *options), timeout_s, "ready")
-        results, count = [], 0
+        results, count, unwatched = [], 0, ""
         for words in lines:
+            if words[0] == "unwatched":
+                _expect(words, "unwatched", 2)
+                unwatched = words[1]
+                continue
             if words[0] == "fs":
                 _expect(words, "fs", 3)
                 count = _number(words[1])
                 continue
             _expect(words, "app", 6)
             results.append(ApplicationResult(_kind(words[1]), words[2], _state(words[3], "quiesced"), words[4]))
-        return Begun(tuple(results), count)
+        return Begun(tuple(results), count, unwatched)
 
     def end(self, timeout_s: float) -> Ended:
         """Thaw everything that ``begin`` froze."""
@@ -143,6 +154,10 @@ class Program:
         what = (self._key, str(int(timeout_s)), path)
         lines = self._tell("run", what, timeout_s + _SCRIPT_GRACE_S, check=check)
         ended = [words for words in lines if words[0] != "output"]
+        for words in lines:
+            if words[0] == "output":
+                _expect(words, "output", 2)
+                LOG.info("script %s in the guest wrote: %s", name, _bytes(words[1]).decode(errors="replace"))
         if len(ended) != 1:
             raise GuestError("script in the guest", "its exit status is not known")
         _expect(ended[0], "exit", 2)
@@ -155,8 +170,9 @@ class Program:
         return path
 
     def remove(self) -> None:
-        """Take away all files that were put into the guest."""
-        words = self._shell.leave(self._directory, self._key)
+        """End what of this session still runs in the guest, and take away all files that were put there."""
+        answers = self._path if self.version else ""
+        words = self._shell.leave(self._directory, self._key, answers)
         done = self._transport.run(words, _REMOVE_S + self._shell.start_s)
         _must(done.status, done.stderr, f"remove {self._key} from directory {self._directory} of the guest")
 
@@ -264,6 +280,13 @@ def _number(word: str) -> int:
 
 def _label(word: str) -> str:
     try:
-        return base64.b64decode(word, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as exc:
-        raise GuestError("program in the guest", "a label is not base64 of text") from exc
+        return _bytes(word).decode()
+    except UnicodeDecodeError as exc:
+        raise GuestError("program in the guest", "a label is not text") from exc
+
+
+def _bytes(word: str) -> bytes:
+    try:
+        return base64.b64decode(word, validate=True)
+    except binascii.Error as exc:
+        raise GuestError("program in the guest", "its answer is not base64") from exc

@@ -24,8 +24,11 @@ else
 fi
 printf 'directory\\t%s\\n' "$dir"
 """
-_LEAVE = """rm -f -- "$1/$2".* || exit 1
-case $1 in /tmp/understudy-guest.*) rmdir "$1";; esac
+_LEAVE = """dir=$1 key=$2 program=$3 status=0
+[ -z "$program" ] || /bin/sh "$program" cleanup "$key" >/dev/null || status=1
+rm -f -- "$dir/$key".* || status=1
+case $dir in /tmp/understudy-guest.*) rmdir "$dir";; esac
+exit $status
 """
 
 # The same for Windows. Everybody may make a directory in ProgramData, so one counts only if administrators own it. With
@@ -47,8 +50,8 @@ Get-ChildItem -Force -File -LiteralPath $dir -Filter (@prefix@ + '*') | Remove-I
 """
 _LEAVE_WINDOWS = """
 $ErrorActionPreference = 'Stop'; try { try {
-if (Get-ChildItem -Force -Directory -LiteralPath @directory@ -Filter (@key@ + '*'))
-{ & (Join-Path @directory@ (@key@ + '.ps1')) cleanup @key@ }
+if (@program@ -and (Get-ChildItem -Force -Directory -LiteralPath @directory@ -Filter (@key@ + '*')))
+{ & @program@ cleanup @key@ }
 } finally {
 Get-ChildItem -Force -File -LiteralPath @directory@ -Filter (@key@ + '.*') | Remove-Item -Force
 } } catch { [Console]::Error.WriteLine($_.Exception.Message); exit 1 }
@@ -74,8 +77,8 @@ class Shell(Protocol):
     def program(self, path: str, words: Sequence[str]) -> list[str]:
         """Run the program with ``words``."""
 
-    def leave(self, directory: str, key: str) -> list[str]:
-        """Remove the files of session ``key``."""
+    def leave(self, directory: str, key: str, program: str) -> list[str]:
+        """End what of session ``key`` still runs, by the program at that path if there is one, and remove its files."""
 
     def path(self, text: str) -> PurePath:
         """A path of such a guest."""
@@ -95,9 +98,9 @@ class Posix:
         """Not started by its own name: the directory may be mounted noexec."""
         return ["/bin/sh", path, *words]
 
-    def leave(self, directory: str, key: str) -> list[str]:
+    def leave(self, directory: str, key: str, program: str) -> list[str]:
         """With the directory, if that was made for this session."""
-        return ["/bin/sh", "-c", _LEAVE, "sh", directory, key]
+        return ["/bin/sh", "-c", _LEAVE, "sh", directory, key, program]
 
     def path(self, text: str) -> PurePath:
         """A path of such a guest."""
@@ -119,9 +122,9 @@ class Windows:
         """Whatever the guest's execution policy is, unless a group policy sets it."""
         return [*_POWERSHELL, "-File", path, *words]
 
-    def leave(self, directory: str, key: str) -> list[str]:
-        """After the program has ended what runs. The directory stays: another session may be about to use it."""
-        return _command(_LEAVE_WINDOWS, directory=directory, key=key)
+    def leave(self, directory: str, key: str, program: str) -> list[str]:
+        """The directory stays: another session may be about to use it."""
+        return _command(_LEAVE_WINDOWS, directory=directory, key=key, program=program)
 
     def path(self, text: str) -> PurePath:
         """A path of such a guest."""

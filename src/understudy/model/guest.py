@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class GuestPolicy(enum.StrEnum):
@@ -104,10 +104,12 @@ class GuestReport:
 
     :ivar transport: empty if the guest was not reached.
     :ivar version: of the component; empty if none worked.
+    :ivar notes: what could not be done, and needs nobody's attention.
     """
 
     transport: str = ""
     component: Component = Component.NONE
     version: str = ""
     stages: tuple[GuestStage, ...] = ()
-    applications: tuple[ApplicationResult, ...] = field(default=())
+    applications: tuple[ApplicationResult, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -20,22 +20,25 @@ version/old) printf 'understudy-guest\t0\n';;
 version/*) printf 'understudy-guest\t1\n';;
 discover/none) printf 'discovered\n';;
 discover/*) printf 'app\tpostgresql\t15/main\tport 5432\ndiscovered\n';;
+begin/blocks) case "$*" in *--no-applications*) printf 'ready\n';; *) exec sleep 60;; esac;;
+end/blocks) printf 'ended\n';;
 begin/hangs) exec sleep 60;;
 begin/garbage) printf 'app\tpostgresql\tmain\tfrozen\n\377\n';;
 begin/cut) printf 'app\tpostgresql\t15/main\tquiesced\t\t12\n';;
 begin/refuses) printf 'app\tpostgresql\t15/main\tfailed\tno space left\t12\nready\n';;
+begin/unwatched) printf 'unwatched\tfsfreeze is not installed\nready\n';;
 begin/none) case "$*" in *--fs*) printf 'fs\t2\t3\n';; esac; printf 'ready\n';;
 begin/*) printf 'app\tpostgresql\t15/main\tquiesced\t\t12\n'
     case "$*" in *--fs*) printf 'fs\t2\t3\n';; esac
     printf 'ready\n';;
 end/lost) echo 'no such session' >&2; exit 1;;
 end/late) printf 'expired\t10\napp\tpostgresql\t15/main\tthawed\t\nended\n';;
-end/none) printf 'fs\t2\nended\n';;
+end/none | end/unwatched) printf 'fs\t2\nended\n';;
 end/*) printf 'fs\t2\napp\tpostgresql\t15/main\tthawed\t\nlabel\tpostgresql\t15/main\tU1RBUlQ=\nended\n';;
 commit/*) printf 'committed\n';;
 cleanup/left) printf 'removed\tsession 3\nclean\n';;
 cleanup/*) printf 'clean\n';;
-run/*) sh "$4" >>"$ROOT/script.log" 2>&1; printf 'exit\t%s\n' $?;;
+run/*) sh "$4" >>"$ROOT/script.log" 2>&1; printf 'exit\t%s\noutput\td29yZHM=\n' $?;;
 esac
 """
 

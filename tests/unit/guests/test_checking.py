@@ -33,7 +33,7 @@ def test_it_tells_what_a_session_would_use_and_why_not_the_rest(tmp_path: Path) 
     assert found.applications == (("postgresql", "15/main", "port 5432"),)
     assert found.can_freeze
     assert guest.files == []
-    assert guest.log == ["discover"]
+    assert guest.log == ["discover", "cleanup"]
     assert guest.closed
 
 

@@ -37,6 +37,7 @@ class World:
     by_agent: bool = True
     freeze: int | UnderstudyError = 2
     in_time: bool = True
+    watchdog: UnderstudyError | None = None
     reach: UnderstudyError | None = None
     reports: list[GuestReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -78,7 +79,13 @@ class Watch:
     def __init__(self, world: World) -> None:
         self._world = world
 
+    def ready(self) -> None:
+        self._world.say("ready")
+        if self._world.watchdog is not None:
+            raise self._world.watchdog
+
     def arm(self, seconds: float) -> None:
+        self.ready()
         assert 5 <= seconds <= 10
 
     def disarm(self) -> bool:
@@ -118,8 +125,8 @@ def test_the_order_with_scripts_and_applications(world: World, tmp_path: Path) -
     processing.committed()
     processing.close()
     assert world.guest.log == [
-        "cleanup", "run", "pre-a", "run", "pre-b", "discover", "begin", "freeze", "snapshot", "thaw", "end",
-        "run", "post", "commit",
+        "cleanup", "run", "pre-a", "run", "pre-b", "ready", "begin", "ready", "freeze", "snapshot", "thaw", "end",
+        "run", "post", "commit", "cleanup",
     ]  # fmt: skip
     (application,) = quiescing.applications
     assert (application.state, application.label) == (ApplicationState.QUIESCED, "START")
@@ -139,7 +146,7 @@ def test_without_an_agent_the_program_freezes_file_systems_as_well(world: World)
         world.say("snapshot")
     assert quiescing.frozen
     assert quiescing.application_consistent
-    assert world.guest.log == ["cleanup", "discover", "begin", "snapshot", "end"]
+    assert world.guest.log == ["cleanup", "begin", "snapshot", "end"]
 
 
 @BOTH
@@ -150,8 +157,80 @@ def test_a_guest_without_applications_is_file_system_consistent_and_left_at_once
     with world.processing().quiesced() as quiescing:
         pass
     assert (quiescing.frozen, quiescing.application_consistent, quiescing.warnings) == (True, False, [])
+    assert world.warnings == []
     assert world.guest.files == []
-    assert ("begin" in world.guest.log) is not by_agent
+
+
+@pytest.mark.parametrize("applications", [True, False])
+def test_the_watchdog_in_the_guest_is_armed_before_the_agent_freezes(world: World, applications: bool) -> None:
+    require(world)
+    world.settings = replace(world.settings, applications=applications)
+    world.guest.mode("none")
+    with world.processing().quiesced() as quiescing:
+        world.say("snapshot")
+    assert quiescing.frozen
+    assert world.guest.log == [
+        "cleanup", "ready", "begin", "ready", "freeze", "snapshot", "thaw", "end", "cleanup",
+    ]  # fmt: skip
+    begin = next(line for line in (world.guest.root / "log").read_text().splitlines() if line.startswith("begin"))
+    assert begin.split()[1:] == [KEY, "10", *([] if applications else ["--no-applications"])]
+    assert "frozen" not in {stage.name for stage in world.reports[-1].stages}
+
+
+@pytest.mark.parametrize("mode", ["garbage", "hangs"])
+@pytest.mark.parametrize("policy", [GuestPolicy.TRY, GuestPolicy.REQUIRE])
+def test_a_guest_that_cannot_watch_is_frozen_by_its_agent_and_that_is_told(
+    world: World, mode: str, policy: GuestPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    world.settings = replace(world.settings, applications=False, policy=policy)
+    world.guest.mode(mode)
+    with world.processing().quiesced() as quiescing:
+        world.say("snapshot")
+    assert quiescing.frozen
+    (warning,) = quiescing.warnings
+    assert "the guest does not watch by itself" in warning
+    assert "only the watchdog on the host's side" in warning
+    assert world.guest.log == [
+        "cleanup", "ready", "begin", "end", "ready", "freeze", "snapshot", "thaw", "cleanup",
+    ]  # fmt: skip
+
+
+def test_applications_that_hold_begin_up_do_not_keep_the_guest_from_being_watched(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    world.guest.mode("blocks")
+    with world.processing().quiesced() as quiescing:
+        world.say("snapshot")
+    assert (quiescing.frozen, quiescing.application_consistent) == (True, False)
+    assert any("applications were not quiesced" in warning for warning in quiescing.warnings)
+    assert not any("only the watchdog on the host's side" in warning for warning in quiescing.warnings)
+    assert world.guest.log == [
+        "cleanup", "ready", "begin", "end", "begin", "ready", "freeze", "snapshot", "thaw", "end", "cleanup",
+    ]  # fmt: skip
+
+
+def test_a_watchdog_in_the_guest_that_cannot_thaw_file_systems_is_told(world: World) -> None:
+    world.guest.mode("unwatched")
+    with world.processing().quiesced() as quiescing:
+        pass
+    assert (quiescing.frozen, quiescing.warnings, world.warnings) == (True, [], [])
+    (note,) = world.reports[-1].notes
+    assert note.startswith("fsfreeze is not installed; only the watchdog on the host's side")
+
+
+def test_without_the_watchdog_on_our_side_nothing_at_all_is_frozen(world: World) -> None:
+    world.watchdog = GuestError("thaw watchdog", "it could not reach the VM")
+    with world.processing().quiesced() as quiescing:
+        pass
+    assert not quiescing.frozen
+    assert any("it could not reach the VM" in warning for warning in quiescing.warnings)
+    assert not {"begin", "freeze"} & set(world.guest.log)
+    require(world)
+    with pytest.raises(GuestError, match="it could not reach the VM"), world.processing().quiesced():
+        pass
+    assert not {"begin", "freeze"} & set(world.guest.log)
 
 
 FAULTS = pytest.mark.parametrize("mode", ["refuses", "garbage", "cut", "hangs", "lost", "late"])
@@ -213,7 +292,7 @@ def test_a_failed_snapshot_thaws_runs_the_post_thaw_scripts_and_leaves(world: Wo
     world.settings = replace(world.settings, post_thaw=(script(world, tmp_path, "c", 'echo post >>"$ROOT/log"'),))
     with pytest.raises(ZeroDivisionError), world.processing().quiesced():
         raise ZeroDivisionError
-    assert world.guest.log[-4:] == ["thaw", "end", "run", "post"]
+    assert world.guest.log[-5:] == ["thaw", "end", "run", "post", "cleanup"]
     assert world.guest.files == []
 
 
@@ -232,6 +311,14 @@ def test_a_pre_freeze_script_that_fails_is_a_warning_or_an_error_and_nothing_is_
         pass
     assert "freeze" not in world.guest.log
     assert world.guest.files == []
+
+
+def test_what_a_script_writes_is_logged(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "understudy")
+    world.settings = replace(world.settings, pre_freeze=(script(world, tmp_path, "a", ":"),))
+    with world.processing().quiesced():
+        pass
+    assert "script 1-a in the guest wrote: words" in caplog.text
 
 
 def test_what_a_script_says_on_stderr_does_not_matter(world: World, tmp_path: Path) -> None:
@@ -267,6 +354,21 @@ def test_a_guest_that_runs_no_programs_is_frozen_by_its_agent_as_before(world: W
         with world.processing().quiesced() as quiescing:
             pass
         assert (quiescing.frozen, quiescing.warnings, world.warnings) == (True, [], [])
+        (note,) = world.reports[-1].notes
+        assert "does not allow guest-exec" in note
+        assert "only the watchdog on the host's side" in note
+
+
+def test_a_program_that_does_not_work_in_the_guest_is_a_warning(world: World) -> None:
+    (world.guest.root / "run").rmdir()
+    (world.guest.root / "run").touch()
+    (world.guest.root / "tmp").rmdir()
+    with world.processing().quiesced() as quiescing:
+        pass
+    assert quiescing.frozen
+    (warning,) = world.warnings
+    assert "make a directory in the guest" in warning
+    assert "only the watchdog on the host's side" in warning
 
 
 def test_if_scripts_cannot_run_that_is_told_or_an_error(world: World, tmp_path: Path) -> None:

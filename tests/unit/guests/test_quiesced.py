@@ -20,6 +20,7 @@ class Script:
     freeze: int | UnderstudyError = 2
     thaw: int | UnderstudyError = 2
     arm: UnderstudyError | None = None
+    freeze_s: float = 0.0
     in_time: bool = True
     events: list[str] = field(default_factory=list)
     timeouts: list[float] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Transport:
         self._script = script
 
     def freeze(self, timeout_s: float) -> int:
+        time.sleep(self._script.freeze_s)
         return self._script.answer(self._script.freeze, "freeze", timeout_s)
 
     def thaw(self, timeout_s: float) -> int:
@@ -46,6 +48,9 @@ class Transport:
 class ScriptedWatchdog:
     def __init__(self, script: Script) -> None:
         self._script = script
+
+    def ready(self) -> None:
+        pass
 
     def arm(self, seconds: float) -> None:
         self._script.events.append(f"arm {seconds:g}")
@@ -98,6 +103,39 @@ def test_freeze_and_thaw_together_keep_the_deadline() -> None:
         pass
     assert sum(script.timeouts) <= 8.0
     assert min(script.timeouts) >= 1.0
+
+
+def test_the_deadline_counts_from_what_was_frozen_before() -> None:
+    script = Script()
+    with Quiesced(Transport(script), ScriptedWatchdog(script), GuestPolicy.TRY, lambda _: None, 10.0,
+                  since=time.monotonic() - 4):  # fmt: skip
+        pass
+    armed = float(script.events[0].removeprefix("arm "))
+    assert 5.5 < armed <= 6
+    assert sum(script.timeouts) <= 6
+
+
+def test_without_time_left_nothing_is_frozen() -> None:
+    script = Script()
+    with Quiesced(Transport(script), ScriptedWatchdog(script), GuestPolicy.TRY, lambda _: None, 10.0,
+                  since=time.monotonic() - 9) as result:  # fmt: skip
+        assert not result.frozen
+    assert script.events == []
+    assert "what came before it left no time" in result.warnings[0]
+
+
+@BOTH
+def test_a_freeze_that_is_done_after_the_deadline_is_thawed_at_once_and_does_not_count(policy: GuestPolicy) -> None:
+    script = Script(freeze_s=2.1)
+    quiescing = quiesced(script, policy, deadline_s=2.05)
+    if policy is GuestPolicy.REQUIRE:
+        with pytest.raises(GuestError, match="after the deadline"):
+            quiescing.__enter__()
+    else:
+        with quiescing as result:
+            assert not result.frozen
+        assert "after the deadline" in result.warnings[0]
+    assert script.events[2:5] == ["freeze", "thaw", "disarm"]
 
 
 @pytest.mark.parametrize("freeze", [REFUSED, 0], ids=["refused", "nothing frozen"])

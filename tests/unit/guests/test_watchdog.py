@@ -218,6 +218,9 @@ def test_a_guest_that_is_off_needs_no_thaw(calls: Reader, process: Start, monkey
 
 def test_the_controller_arms_and_disarms_it(calls: Reader) -> None:
     watchdog = Watchdog("stub:///system", "uuid-1")
+    watchdog.ready()
+    assert calls() == ["opened stub:///system", "found uuid-1"]
+    watchdog.ready()
     watchdog.arm(600)
     assert watchdog.disarm()
     watchdog.close()

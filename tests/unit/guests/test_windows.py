@@ -36,6 +36,9 @@ class Watch:
 
     armed_s: list[float] = field(default_factory=list)
 
+    def ready(self) -> None:
+        pass
+
     def arm(self, seconds: float) -> None:
         self.armed_s.append(seconds)
 
@@ -81,7 +84,7 @@ def test_a_session_from_the_program_s_way_in_to_its_way_out(tmp_path: Path) -> N
             assert agent.files[rf"{DIRECTORY}\{KEY}.ps1".lower()] == powershell_component()
         processing.committed()
         processing.close()
-    assert agent.told == ["cleanup", "run", "discover", "begin", "freeze", "thaw", "end", "run", "commit"]
+    assert agent.told == ["cleanup", "run", "begin", "freeze", "thaw", "end", "run", "commit"]
     assert (quiescing.application_consistent, quiescing.warnings, session.warnings) == (True, [], [])
     assert [(item.kind, item.name, item.state) for item in quiescing.applications] == [
         ("vss", name, ApplicationState.QUIESCED) for name, _ in WRITERS]  # fmt: skip
@@ -120,7 +123,7 @@ def test_without_a_freeze_to_the_end_no_writer_counts_as_quiesced(mode: str) -> 
         assert {item.state for item in session.reports[-1].applications} == {ApplicationState.FAILED}
 
 
-@pytest.mark.parametrize("verb", ["discover", "begin", "end", "commit"])
+@pytest.mark.parametrize("verb", ["begin", "end", "commit"])
 def test_a_program_that_crashes_is_told_and_removed(verb: str) -> None:
     with nothing_left(WindowsAgent(f"crashes in {verb}")) as agent:
         session = Session(agent)
@@ -140,7 +143,8 @@ def test_a_program_that_hangs_is_killed_with_all_that_it_started(monkeypatch: py
     with nothing_left(WindowsAgent("hangs in begin")) as agent, Session(agent).processing().quiesced() as quiescing:
         pass
     assert time.monotonic() - started < 3
-    assert agent.told == ["cleanup", "discover", "begin", "killed", "end", "freeze", "thaw"]
+    # The second time without applications.
+    assert agent.told == ["cleanup", *["begin", "killed", "end"] * 2, "freeze", "thaw"]
     assert (quiescing.frozen, quiescing.application_consistent) == (True, False)
 
 

@@ -1,7 +1,7 @@
 """What is copied into a guest: one self-contained program for each kind of guest.
 
-The POSIX sh program is composed of a core and one fragment for each application, in the order in which they are frozen:
-what holds its users up the least comes first. It is kept in parts for readers; in the guest it is one file.
+The POSIX sh program is kept in parts for readers; in the guest it is one file. Applications are frozen in the order in
+which they stand here: what holds its users up the least comes first.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from importlib.resources import files
 
 from understudy.model.guest import GuestSystem
 
+_BASE = ("head", "processes", "state", "file_systems", "client_sessions")
 _APPLICATIONS = ("hooks", "postgresql", "mysql", "mongodb", "redis")
-_PLACE = b"# Applications are put in here.\n"
+_VERBS = ("applications", "watchdog", "session", "scripts", "cleanup", "main")
 
 
 def component_for(system: GuestSystem) -> bytes:
@@ -21,12 +22,12 @@ def component_for(system: GuestSystem) -> bytes:
 
 def shell_component() -> bytes:
     """Return the program for guests with a POSIX shell; it needs nothing but that, /proc and coreutils or busybox."""
-    core = _resource("understudy-guest.sh")
-    if core.count(_PLACE) != 1:
-        raise AssertionError("the core has exactly one place for its applications")
-    fragments = [_resource("applications", f"{kind}.sh") for kind in _APPLICATIONS]
-    kinds = f"readonly KINDS='{' '.join(_APPLICATIONS)}'\n".encode()
-    return core.replace(_PLACE, b"\n".join([kinds, *fragments]))
+    return b"\n".join([
+        *(_resource("shell", f"{part}.sh") for part in _BASE),
+        f"readonly KINDS='{' '.join(_APPLICATIONS)}'\n".encode(),
+        *(_resource("applications", f"{kind}.sh") for kind in _APPLICATIONS),
+        *(_resource("shell", f"{part}.sh") for part in _VERBS),
+    ])  # fmt: skip
 
 
 def powershell_component() -> bytes:

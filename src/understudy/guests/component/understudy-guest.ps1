@@ -11,7 +11,7 @@
 $ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
 $Base = $PSScriptRoot
-# The writers as `discover` saw them; `end` compares.
+# The writers as `begin` saw them; `end` compares.
 $Before = [IO.Path]::ChangeExtension($PSCommandPath, '.writers')
 $System = Join-Path $env:SystemRoot 'System32'
 $PowerShell = Join-Path $System 'WindowsPowerShell\v1.0\powershell.exe'

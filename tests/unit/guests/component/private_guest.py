@@ -102,6 +102,7 @@ class PrivateGuest:
 _FIELDS = {
     "understudy-guest": {2}, "app": {4, 5, 6}, "discovered": {1}, "fs": {2, 3}, "ready": {1}, "label": {4},
     "expired": {2}, "ended": {1}, "committed": {1}, "exit": {2}, "output": {2}, "removed": {2}, "clean": {1},
+    "unwatched": {2},
 }  # fmt: skip
 
 

@@ -74,6 +74,38 @@ def test_the_watchdog_thaws_what_the_agent_has_frozen(disks: PrivateGuest) -> No
     assert disks.ask("end", "s1").of("expired")
 
 
+def test_the_watchdog_thaws_a_read_only_file_system_that_the_agent_has_frozen(disks: PrivateGuest) -> None:
+    disks.ask("begin", "s1", "2")
+    disks.sh("fsfreeze -f /tmp/ro")
+    disks.eventually("[ -e /run/understudy-guest/s1/session/ended ]")
+    assert "Invalid argument" in disks.sh("fsfreeze -u /tmp/ro 2>&1 || :")  # it was not frozen any more
+    disks.ask("end", "s1")
+
+
+def test_a_session_whose_watchdog_was_killed_is_ended_by_another_job_s_once_its_time_is_over(
+    disks: PrivateGuest,
+) -> None:
+    disks.ask("begin", "job1-1", "3")
+    disks.sh(f"kill -9 $(pgrep -f '[w]atch job1-1'); fsfreeze -f '{DISK}'")
+    writer = _writer(disks, f"{DISK}/x")
+    assert "job1-1 is quiescing this guest" in disks.ask("begin", "job2-1", "3").errors
+    assert _is_blocked(writer)
+    times = "/run/understudy-guest/job1-1/session/times"
+    disks.eventually(f"[ $(cut -d. -f1 /proc/uptime)00 -gt $(cut -d' ' -f2 {times}) ]")
+    assert disks.ask("begin", "job2-1", "20").lines == [["ready"]]
+    assert writer.wait(timeout=5) == 0
+    disks.ask("end", "job2-1")
+
+
+def test_end_thaws_though_the_watchdog_was_killed(disks: PrivateGuest) -> None:
+    disks.ask("begin", "s1", "60", "--fs")
+    disks.sh("kill -9 $(pgrep -f '[w]atch s1')")
+    writer = _writer(disks, f"{DISK}/inner/x")
+    assert _is_blocked(writer)
+    assert disks.ask("end", "s1").lines == [["fs", "2"], ["ended"]]
+    assert writer.wait(timeout=5) == 0
+
+
 def test_a_begin_killed_in_the_middle_leaves_nothing_frozen_after_the_deadline(disks: PrivateGuest) -> None:
     disks.write("/etc/understudy/hooks.d/10-a", b"#!/bin/sh\necho $1 >>/tmp/calls; [ $1 = thaw ] || sleep 2\n", 0o755)
     with disks.start("begin", "s1", "3", "--fs") as caller:

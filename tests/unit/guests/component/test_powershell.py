@@ -35,7 +35,8 @@ def test_it_is_what_a_windows_guest_gets_and_in_ascii() -> None:
 
 
 def test_it_and_what_is_run_around_it_are_powershell() -> None:
-    commands = [words[-1].encode() for words in (Windows().prepare("p-"), Windows().leave(r"C:\it's", "p-7"))]
+    told = Windows().prepare("p-"), Windows().leave(r"C:\it's", "p-7", r"C:\it's\p-7.ps1")
+    commands = [words[-1].encode() for words in told]
     for text in (component_for(GuestSystem.WINDOWS), *commands):
         assert not parse(text).has_error
     assert b"'C:\\it''s'" in commands[1]

@@ -85,6 +85,35 @@ def test_a_hook_that_hangs_is_killed_in_time_with_what_it_started(guest: Private
     assert guest.sh("pgrep -f '^sleep 77' || :") == ""
 
 
+def test_all_applications_together_leave_most_of_the_time_to_the_rest(guest: PrivateGuest) -> None:
+    for name in ("10-a", "20-b", "30-c"):
+        _hook(guest, name, b"#!/bin/sh\n[ $1 = thaw ] || sleep 77\n")
+    since = time.monotonic()
+    begun = guest.ask("begin", "s1", "10")
+    assert time.monotonic() - since < 6
+    assert [line[2] for line in begun.of("app")] == ["failed"] * 3
+    assert begun.lines[-1] == ["ready"]
+    assert guest.sh("cat /run/understudy-guest/s1/session/ended 2>&1 || :").endswith("No such file or directory")
+    guest.ask("end", "s1")
+
+
+def test_the_only_application_has_all_of_the_applications_time(guest: PrivateGuest) -> None:
+    _hook(guest, "10-a", b"#!/bin/sh\n[ $1 = thaw ] || sleep 2.5\n")
+    assert [line[2] for line in guest.ask("begin", "s1", "10").of("app")] == ["quiesced"]
+    guest.ask("end", "s1")
+
+
+def test_a_guest_without_fsfreeze_says_that_it_cannot_thaw_what_its_agent_froze(guest: PrivateGuest) -> None:
+    if guest.shell[0] == "busybox":
+        pytest.skip("busybox has an fsfreeze of its own")
+    guest.sh("mv /usr/sbin/fsfreeze /usr/sbin/fsfreeze.away")
+    try:
+        assert guest.ask("begin", "s1", "20").lines == [["unwatched", "fsfreeze is not installed"], ["ready"]]
+    finally:
+        guest.sh("mv /usr/sbin/fsfreeze.away /usr/sbin/fsfreeze")
+    guest.ask("end", "s1")
+
+
 def test_a_hook_that_others_may_write_to_is_not_called(guest: PrivateGuest) -> None:
     _hook(guest, "10-a", mode=0o777)
     _hook(guest, "20-b", mode=0o775)
@@ -115,6 +144,15 @@ def test_a_second_session_is_refused_until_the_first_has_ended(guest: PrivateGue
     guest.ask("end", "s2")
 
 
+def test_a_session_that_has_ended_can_begin_anew(guest: PrivateGuest) -> None:
+    _hook(guest, "10-a")
+    guest.ask("begin", "s1", "20")
+    guest.ask("end", "s1")
+    assert guest.ask("begin", "s1", "20", "--no-applications").lines == [["ready"]]
+    assert guest.sh("pgrep -f '[w]atch s1'") != ""
+    assert guest.ask("end", "s1").lines == [["ended"]]
+
+
 def test_applications_can_be_left_alone(guest: PrivateGuest) -> None:
     _hook(guest, "10-a")
     assert guest.ask("begin", "s1", "20", "--no-applications").lines == [["ready"]]
@@ -141,6 +179,21 @@ def test_cleanup_thaws_a_session_whose_watchdog_was_killed(guest: PrivateGuest) 
     assert guest.ask("cleanup").lines == [["removed", "s1"], ["clean"]]
     assert guest.sh("cat /tmp/calls").splitlines() == ["10-a freeze", "10-a thaw"]
     assert guest.sh("ls -A /run/understudy-guest") == ""
+
+
+def test_cleanup_leaves_what_does_not_begin_with_its_prefix_alone(guest: PrivateGuest) -> None:
+    _hook(guest, "10-a")
+    guest.ask("begin", "job1-vm-7", "60")
+    guest.write("/run/script", b"sleep 98\n", 0o600)
+    with guest.start("run", "job2-vm-3", "90", "/run/script") as caller:
+        guest.eventually("pgrep -f '^sleep 98' >/dev/null")
+        assert guest.ask("cleanup", "job2-vm-").lines == [["removed", "job2-vm-3"], ["clean"]]
+        caller.communicate(timeout=10)
+    assert guest.sh("pgrep -f '^sleep 98' || :") == ""
+    assert guest.sh("cat /tmp/calls").splitlines() == ["10-a freeze"]
+    assert guest.sh("pgrep -f '[w]atch job1-vm-7'") != ""
+    assert guest.ask("end", "job1-vm-7").of("app")[0][2] == "thawed"
+    assert guest.ask("cleanup", "../x").status == 2
 
 
 def test_cleanup_spares_a_process_that_only_has_the_number_of_a_dead_watchdog(guest: PrivateGuest) -> None:
