@@ -57,9 +57,20 @@ class Scene:
     kept: dict[str, dict[str, str]]
     shown: dict[str, dict[str, Path]] = field(default_factory=dict)
 
+    @property
+    def directory(self) -> Path:
+        """The replica's."""
+        return self.installation.store / REPLICA
+
+    def images(self) -> dict[str, dict[str, Path]]:
+        """By point and disk, the layer that shows it, straight from the record."""
+        points = json.loads((self.directory / "replica.json").read_text())["replica"]["points"]
+        return {point["id"]: {disk["name"]: self.directory / "layers" / disk["layer"] for disk in point["disks"]}
+                for point in points}  # fmt: skip
+
     def left_out(self, point: str) -> dict[str, tuple[Extent, ...]]:
         """E of a point, by disk, straight from its file."""
-        path = self.installation.store / REPLICA / "points" / f"{point}.excluded"
+        path = self.directory / "points" / f"{point}.excluded"
         disks = json.loads(path.read_text())["disks"] if path.exists() else []
         return {item["disk"]: unpack(item["packed"]) for item in disks}
 
@@ -74,20 +85,18 @@ class Scene:
 
     def check_points(self, only: str = "") -> None:
         """Points that were compared when they were new show the same."""
-        for point in self.installation.points(REPLICA):
-            if point["id"] in self.shown and only in ("", point["id"]):
-                for disk in point["disks"]:
-                    assert_same(disk["image"], self.shown[point["id"]][disk["name"]])
+        for point, images in self.images().items():
+            if point in self.shown and only in ("", point):
+                for disk, image in images.items():
+                    assert_same(image, self.shown[point][disk])
 
     def look(self, point: str, disk: str, script: str = "true") -> dict[str, str]:
         """Mount a copy of a disk of a point as its guest would, and run a script there; a hash of every file.
 
         :raises CommandFailed: if it cannot be mounted, the script fails, or the file system's checker finds anything.
         """
-        images = {item["name"]: item["image"] for found in self.installation.points(REPLICA) if found["id"] == point
-                  for item in found["disks"]}  # fmt: skip
         raw, place = self.installation.place / f"{disk}.raw", self.installation.place / "look"
-        run(["qemu-img", "convert", "-O", "raw", images[disk], str(raw)])
+        run(["qemu-img", "convert", "-O", "raw", str(self.images()[point][disk]), str(raw)])
         place.mkdir(exist_ok=True)
         said = run(["unshare", "--mount", "sh", "-ec", _LOOK, "sh", str(raw), str(place), FILE_SYSTEMS[disk], script])
         raw.unlink()
@@ -305,7 +314,7 @@ def test_what_is_left_out_no_longer_is_copied_though_nobody_wrote_to_it(scene: S
 
 def test_a_rebuilt_record_knows_e_and_a_replica_that_runs_finds_its_files_and_swap(scene: Scene) -> None:
     installation = scene.installation
-    (installation.store / REPLICA / "replica.json").unlink()
+    (scene.directory / "replica.json").unlink()
     installation.ok("replica", "rebuild", f"ds/{REPLICA}")
     installation.ok("job", "set", "nightly", "--swap", "exclude", *MASKS)
     installation.ok("job", "guest", "nightly", "--policy", "default")
