@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -114,6 +115,14 @@ class Masked(Tracked):
         found = self.verified(self.points[-1])
         assert (found.bad_count, found.problem, found.blocks) == (0, "", 16)
 
+    def retire(self, *points: str) -> None:
+        """These points are gone: what is above them is merged down."""
+        self.attempt += 1
+        request = api.RetirePoints(api.OwnedReplica(self.ref, attempt=self.attempt), points)
+        self.wait(self.target, self.target.client.call(request, api.WorkStarted).work)
+        for point in points:
+            del self.images[point]
+
     def track(self) -> None:
         """Changes are tracked from now on."""
         run("qemu-img", "bitmap", "--clear", self.image, "b")
@@ -181,6 +190,8 @@ def test_random_histories_are_the_snapshots_with_e_zeroed(
         lab.replicate(FULL if lab.standalone else mode, "b" if mode is not FULL else "")
         lab.track()
         lab.check()
+    lab.retire(*lab.points[:-1])
+    lab.check()
     shutil.rmtree(place)
 
 
@@ -240,6 +251,34 @@ def test_what_the_guest_writes_into_e_neither_travels_nor_is_read_nor_makes_trac
     forced = lab.replicate(SCAN, "b")
     assert (forced.sent, forced.mismatched) == (0, 0)
     lab.check()
+
+
+@pytest.mark.parametrize("mode", [INCREMENTAL, SCAN])
+def test_damage_in_e_and_beside_it_is_found_and_repaired_with_zeros_and_what_is_kept(
+    lab: Masked, mode: TransferMode
+) -> None:
+    damaged = lab.image_of(lab.points[0])
+    inside, beside, outside = 10 * PART, 5 * PART, 28 * PART
+    lie(damaged, beside, outside)
+    show_another(damaged, inside // PART, outside // PART)
+    assert lab.verified(lab.points[0]).bad_blocks == (1, 2, 7)
+    del lab.images[lab.points[0]]
+    lab.suspect = tuple(Extent(place // BLOCK * BLOCK, BLOCK) for place in (beside, inside, outside))
+    progress = lab.replicate(mode, "b")
+    lab.check()
+    assert progress.sent == 6 * PART, "what is kept of the two blocks that are not all in E"
+    assert blocks_of_layer(lab.image_of(lab.points[-1])) == {1, 2, 7}
+
+
+def show_another(layer: Path, part: int, other: int) -> None:
+    """Rot in the layer's second table: a part that has nothing there shows what another one has."""
+    with layer.open("r+b") as handle:
+        def entry(table_at: int, number: int) -> int:
+            return int.from_bytes(os.pread(handle.fileno(), 8, table_at + 8 * number), "big")
+
+        table = entry(entry(40, 0), 0) & ~(1 << 63)
+        assert entry(table, part) == 0
+        os.pwrite(handle.fileno(), entry(table, other).to_bytes(8, "big"), table + 8 * part)
 
 
 def test_tracking_that_is_lost_in_the_session_leaves_out_the_same(lab: Masked) -> None:

@@ -15,7 +15,7 @@ from understudy.lab.vm import LabVm
 SCAN = ("digest_scan", "checkpoint_missing")
 
 
-def _take_away(vm: LabVm) -> str:
+def take_away(vm: LabVm) -> str:
     """Power the VM off and undefine it; its definition. The disks, with our bitmaps in them, stay."""
     if vm.is_running():
         vm.destroy()
@@ -26,7 +26,7 @@ def _take_away(vm: LabVm) -> str:
     return definition
 
 
-def _bring(vm: LabVm, host: LabHost, name: str, definition: str, *, start: bool = True) -> LabVm:
+def bring(vm: LabVm, host: LabHost, name: str, definition: str, *, start: bool = True) -> LabVm:
     """Define the VM with the same UUID on a host, under a name."""
     named = re.sub(r"<name>.*?</name>", f"<name>{name}</name>", definition, count=1)
     with host.connection() as connection:
@@ -50,8 +50,8 @@ def test_a_vm_that_is_renamed_or_moved_goes_on_in_its_replica(installation: Inst
     installation.job("nightly", vm.name, options=("--source", "beta", *QUIET))
     instants = [replicate_paused(installation, vm, "nightly")]
 
-    definition = _take_away(vm)
-    vm = _bring(vm, lab.alpha, "store", definition)
+    definition = take_away(vm)
+    vm = bring(vm, lab.alpha, "store", definition)
     _write(vm, 1)
     instants.append(replicate_paused(installation, vm, "nightly"))
     assert set(instants[-1].how().values()) == {SCAN}
@@ -59,16 +59,16 @@ def test_a_vm_that_is_renamed_or_moved_goes_on_in_its_replica(installation: Inst
     assert instants[-1].disk("vdb")["sent_bytes"] == MIB // 16
 
     # A new VM takes the old name: it is somebody else.
-    other = _bring(vm, lab.alpha, "shop", re.sub(r"<uuid>.*?</uuid>", "", definition, count=1), start=False)
+    other = bring(vm, lab.alpha, "shop", re.sub(r"<uuid>.*?</uuid>", "", definition, count=1), start=False)
     _write(vm, 2)
     instants.append(replicate_paused(installation, vm, "nightly"))
     assert set(instants[-1].how().values()) == {INCREMENTAL}
     assert not [warning for warning in instants[-1].task["warnings"] if "is called" in warning]
-    _take_away(other)
+    take_away(other)
 
-    definition = _take_away(vm)
-    vm = _bring(vm, lab.beta, "store", definition)
-    _bring(vm, lab.alpha, "store", definition, start=False)  # what a migration may leave behind
+    definition = take_away(vm)
+    vm = bring(vm, lab.beta, "store", definition)
+    bring(vm, lab.alpha, "store", definition, start=False)  # what a migration may leave behind
     for number, how in ((3, SCAN), (4, INCREMENTAL)):
         _write(vm, number)
         instants.append(replicate_paused(installation, vm, "nightly"))

@@ -71,7 +71,13 @@ def choose_host(vm: str, seen: Mapping[str, Sighting], silent: Mapping[str, Host
 
 
 def job_there(job: Job, vm: str, found: Whereabouts) -> Job:
-    """The job as it holds for ``vm`` where that was found: its source host, and disks excluded by its present name."""
-    excluded = tuple((found.name if name == vm else name, disk) for name, disk in job.excluded_disks)
-    guests = tuple(replace(item, vm=found.name) if vm and item.vm == vm else item for item in job.guests)
-    return replace(job, source=found.host, excluded_disks=excluded, guests=guests)
+    """The job as it holds for ``vm`` where that was found: its source host, and the VM's settings by its present name.
+
+    Settings of other VMs are not in it: one of them may have the same name there.
+    """
+    return replace(
+        job, source=found.host,
+        excluded_disks=tuple((found.name, disk) for name, disk in job.excluded_disks if name == vm),
+        masks=tuple((name and found.name, mask) for name, mask in job.masks if name in ("", vm)),
+        guests=tuple(replace(item, vm=item.vm and found.name) for item in job.guests if item.vm in ("", vm)),
+    )

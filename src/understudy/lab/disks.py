@@ -16,14 +16,18 @@ from understudy.lab.guest import GuestFiles
 
 @dataclass(frozen=True)
 class DataDisk:
-    """A further disk: its size, image format (qcow2 or raw), and the label of its ext4 file system, if it has one.
+    """A further disk: its size, image format (qcow2 or raw), and what is on it: nothing, ext4, or a raw image.
 
-    A disk with a file system is mounted at /mnt/vdb, /mnt/vdc, ... when the guest starts.
+    A disk that is one ext4 or XFS file system is mounted at /mnt/vdb, /mnt/vdc, ... when the guest starts.
+
+    :ivar ext4_label: label of the ext4 file system that it gets.
+    :ivar content: a raw image of ``size`` bytes with which it begins.
     """
 
     size: int
     format: str = "qcow2"
     ext4_label: str | None = None
+    content: Path | None = None
 
 
 def make_disks(directory: Path, guest: GuestFiles, data_disks: Sequence[DataDisk], *, overlay: bool) -> list[VmDisk]:
@@ -52,6 +56,9 @@ def _make_system_disk(directory: Path, guest: GuestFiles, *, overlay: bool) -> P
 
 
 def _make_data_disk(path: Path, disk: DataDisk) -> Path:
+    if disk.content is not None:
+        run(["qemu-img", "convert", "-f", "raw", "-O", disk.format, str(disk.content), str(path)])
+        return path
     if disk.ext4_label is None:
         run(["qemu-img", "create", "-q", "-f", disk.format, str(path), str(disk.size)])
         return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -106,6 +107,9 @@ def _build(package: kernel.KernelPackage, work_dir: Path) -> Path:
     boot = work_dir / "root" / "boot"
     boot.mkdir(parents=True)
     files.image.rename(boot / "vmlinuz")
+    # Not in memory, where the boot loader would have to bring them each time: few guests have such a disk.
+    for number, module in enumerate(files.xfs_modules):
+        shutil.copy2(module, boot / f"xfs-{number}.ko")
     initramfs.build_initramfs(files, work_dir, boot / "initramfs")
     (boot / "extlinux.conf").write_text(_BOOT_CONFIG)
     _make_data_partition(data, work_dir / "root", work_dir / "mount")

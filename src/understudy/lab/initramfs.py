@@ -45,7 +45,12 @@ for node in /dev/vd[b-z]* /dev/sd[b-z]*; do
     [ -b "$node" ] || continue
     place=/mnt/${{node#/dev/}}
     mkdir -p "$place"
-    mount -t ext4 -o discard "$node" "$place" 2>/dev/null || rmdir "$place"
+    type=ext4
+    if [ "$(dd if="$node" bs=4 count=1 2>/dev/null)" = XFSB ]; then
+        type=xfs
+        grep -q xfs /proc/filesystems || for module in {DATA_MOUNT}/boot/xfs-*.ko; do insmod $module; done
+    fi
+    mount -t $type -o discard "$node" "$place" 2>/dev/null || rmdir "$place"
 done
 exit 0
 """
@@ -77,7 +82,7 @@ usleep 200000
 kill -KILL -1
 sync
 swapoff -a
-umount -a -r -t ext4
+umount -a -r -t ext4,xfs
 exec /bin/busybox $action -f
 """
 

@@ -18,6 +18,7 @@ META_PACKAGE = "linux-image-cloud-amd64"
 _DISK_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod")
 _OTHER_MODULES = ("virtio_console", "virtio_net", "button", "evdev")
 WANTED_MODULES = (*_DISK_MODULES, *_OTHER_MODULES)
+XFS_MODULES = ("xfs",)
 
 _MODULE_DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
 
@@ -37,10 +38,11 @@ class KernelPackage:
 
 @dataclass(frozen=True)
 class Kernel:
-    """An unpacked kernel: its boot image and the module files to load, in loading order."""
+    """An unpacked kernel: its boot image and the module files to load, in loading order; and those for XFS."""
 
     image: Path
     modules: tuple[Path, ...]
+    xfs_modules: tuple[Path, ...]
 
 
 def newest_kernel() -> KernelPackage:
@@ -66,7 +68,7 @@ def unpack_kernel(package: KernelPackage, work_dir: Path) -> Kernel:
     tree = work_dir / "kernel"
     run(["dpkg", "-x", str(packages[0]), str(tree)])
     image = tree / "boot" / f"vmlinuz-{package.release}"
-    return Kernel(image=image, modules=modules_in_order(tree, WANTED_MODULES))
+    return Kernel(image, modules_in_order(tree, WANTED_MODULES), modules_in_order(tree, XFS_MODULES))
 
 
 def modules_in_order(tree: Path, wanted: tuple[str, ...]) -> tuple[Path, ...]:

@@ -64,7 +64,7 @@ def estimate_vm(ctx: Context, task: Task, place: Place) -> tuple[DiskEstimate, .
             snapshot, plans = snapshot_held.enter_context(holding)
         with journal.step(Step.READ):
             held = _held(task, site, facts, ready, lease, snapshot, plans)
-            estimates = _estimates(ctx, site, task, held)
+            estimates = _estimates(ctx, site, held)
         with journal.step(Step.COMMIT):
             snapshot_held.close()
         return estimates
@@ -133,9 +133,9 @@ def _held(
     )
 
 
-def _estimates(ctx: Context, site: Site, task: Task, held: HeldTask) -> tuple[DiskEstimate, ...]:
+def _estimates(ctx: Context, site: Site, held: HeldTask) -> tuple[DiskEstimate, ...]:
     with ExitStack() as reading:
-        held = reading.enter_context(surveyed(ctx, site, task.vm, held))
+        held = reading.enter_context(surveyed(ctx, site, held))
         exports = Exports(site, held)
         reading.callback(exports.close_all)
         return tuple(_estimate(ctx, site, held, plan, exports) for plan in held.plans)

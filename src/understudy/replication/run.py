@@ -94,7 +94,7 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             consistency=source.consistency(ready.vm, quiescing), frozen_ms=quiescing.frozen_ms,
             generation=ready.generation, applications=quiescing.applications, excluding=ready.excluding,
         )
-        held = undo.enter_context(surveyed(ctx, site, task.vm, held))
+        held = undo.enter_context(surveyed(ctx, site, held))
         outcome = _complete(ctx, task, site, lease, held, draft, ready.baselines, snapshot_held)
         if processing is not None:
             processing.committed()

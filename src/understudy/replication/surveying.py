@@ -75,17 +75,15 @@ def _fitting(item: Exclusion, size: int) -> str:
 
 
 @contextmanager
-def surveyed(ctx: Context, site: Site, vm: str, held: HeldTask) -> Iterator[HeldTask]:
+def surveyed(ctx: Context, site: Site, held: HeldTask) -> Iterator[HeldTask]:
     """The held task with what its disks leave out.
 
     Images that were opened for that are read on by the transfers, which close them; if the context fails, they are
     closed here too, for the transfers may not have begun.
-
-    :param vm: as the job calls it.
     """
     exports = Exports(site, held)
     try:
-        surveys = _surveys(ctx, site, vm, held, exports)
+        surveys = _surveys(ctx, site, held, exports)
         now = tuple(item.exclusion for item in surveys)
         notes = {item.exclusion.disk: item.notes for item in surveys if item.notes}
         yield replace(held, excluding=replace(held.excluding, now=now, notes=notes), exports=dict(exports.opened))
@@ -94,17 +92,17 @@ def surveyed(ctx: Context, site: Site, vm: str, held: HeldTask) -> Iterator[Held
         raise
 
 
-def _surveys(ctx: Context, site: Site, vm: str, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
-    job = held.spec.job
+def _surveys(ctx: Context, site: Site, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
+    job, vm = held.spec.job, held.vm.name
     if not wants_survey(job, vm):
         return ()
     with site.journal.step(Step.SURVEY):
-        return _found(ctx, site, vm, held, exports)
+        return _found(ctx, site, held, exports)
 
 
-def _found(ctx: Context, site: Site, vm: str, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
+def _found(ctx: Context, site: Site, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
     """The surveys; of a survey that fails, that nothing is left out."""
-    job = held.spec.job
+    job, vm = held.spec.job, held.vm.name
     try:
         sources = {plan.name: replace(exports.open(plan.name, restarted=False), dirty_context="")
                    for plan in held.plans}
@@ -128,7 +126,8 @@ def find_exclusions(
 ) -> tuple[DiskSurvey, ...]:
     """Look into the volumes of the snapshot: what each disk leaves out, by the job's settings; one for each plan.
 
-    :param vm: as the job calls it.
+    :param job: as it holds for this VM.
+    :param vm: as it is called on its host now.
     :param quiesced: its file systems were frozen, or it was off.
     :param former: what the newest point leaves out.
     :raises Cancelled: if the operator ends it.

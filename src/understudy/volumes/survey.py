@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack
 from understudy.model.extent import Extent, merge, subtract, total
@@ -18,12 +18,14 @@ from understudy.volumes.lvm import LogicalVolume
 from understudy.volumes.mounted import Mounted, Told
 from understudy.volumes.mounts import layout_of
 from understudy.volumes.partitions import Partition
-from understudy.volumes.signatures import EMPTY, LVM, SWAP, UNKNOWN
+from understudy.volumes.signatures import EMPTY, LVM, NTFS, SWAP, UNKNOWN
 
 LOG = logging.getLogger(__name__)
 
 #: Notes of one disk, and the characters of one: a guest's names may stand in them.
 MOST_NOTES, LONGEST_NOTE = 100, 500
+#: What a guest may have on its disks if it is Windows.
+_ON_WINDOWS = frozenset({NTFS, EMPTY, UNKNOWN, "vfat", "exfat", "ReFS", "BitLocker"})
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class _Found:
 def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[DiskSurvey, ...]:
     """What each disk can leave out, in the order of ``disks``."""
     found = _Found()
-    volumes = _with_logical(_partitions(disks, readers, found), readers, found)
+    parts = _partitions(disks, readers, found)
+    windows = all(part.kind in _ON_WINDOWS for part in parts)
+    volumes = _with_logical(parts, readers, found)
     for volume in volumes:
         _guarded(volume, found, _open, volume, readers, found)
     opened = [volume for volume in volumes if volume.system is not None]
@@ -108,7 +112,9 @@ def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[Dis
         if volume.kind == SWAP:
             _guarded(volume, found, _find_swap, volume, wanted, readers, found)
     for volume, told in zip(opened, layout, strict=True):
-        _guarded(volume, found, _find, volume, told, wanted, found)
+        # Freezing a Linux guest does not hold NTFS still, which it writes through FUSE.
+        still = wanted if windows or volume.kind != NTFS else replace(wanted, quiesced=False)
+        _guarded(volume, found, _find, volume, told, still, found)
     if found.asleep:
         # It goes on with what it has swapped out and cached, wherever that is (W2, W8).
         found.ranges, found.candidates = {}, {}

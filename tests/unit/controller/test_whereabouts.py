@@ -10,12 +10,16 @@ import pytest
 
 from understudy.controller.whereabouts import Whereabouts, job_there, locate_vm
 from understudy.errors import HostUnreachable, NotFound, Refused
+from understudy.model.guest import GuestSettings
 from understudy.model.inventory import Sighting, VmState
 from understudy.model.job import Job
 from understudy.platforms import SourcePlatform
 
 JOB = Job(id="j", name="nightly", source="alpha", target="beta", datastore="ds", vms=("web", "db"),
-          other_sources=("gamma",), excluded_disks=(("web", "vdb"), ("db", "vdc")))  # fmt: skip
+          other_sources=("gamma",), excluded_disks=(("web", "vdb"), ("db", "vdc")),
+          masks=(("", "/tmp/**"), ("web", "/a"), ("db", "/b")),
+          guests=(GuestSettings(""), GuestSettings("web", address="web.lan"), GuestSettings("db", address="db.lan")),
+          )  # fmt: skip
 RUNS, OFF = VmState.RUNNING, VmState.SHUT_OFF
 SILENT = HostUnreachable("host 'gamma'", "no route")
 
@@ -87,4 +91,15 @@ def test_a_vm_that_no_host_has_is_not_found() -> None:
 
 def test_the_job_holds_for_the_host_and_the_name_where_the_vm_is() -> None:
     there = job_there(JOB, "web", Whereabouts("gamma", "shop"))
-    assert there == replace(JOB, source="gamma", excluded_disks=(("shop", "vdb"), ("db", "vdc")))
+    assert there == replace(
+        JOB, source="gamma", excluded_disks=(("shop", "vdb"),), masks=(("", "/tmp/**"), ("shop", "/a")),
+        guests=(GuestSettings(""), GuestSettings("shop", address="web.lan")),
+    )  # fmt: skip
+    assert job_there(JOB, "web", Whereabouts("alpha", "web")).masks_of("web") == JOB.masks_of("web")
+
+
+def test_a_vm_that_took_the_name_of_another_one_of_the_job_keeps_its_own_settings() -> None:
+    there = job_there(JOB, "web", Whereabouts("alpha", "db"))
+    assert there.masks_of("db") == ("/tmp/**", "/a")
+    assert there.guest("db").address == "web.lan"
+    assert there.excluded_disks == (("db", "vdb"),)

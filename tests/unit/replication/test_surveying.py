@@ -158,7 +158,7 @@ def test_an_image_is_opened_once_for_survey_and_copy_and_closed_once() -> None:
     ends.source_mover.problems[api.SurveyDisks] = MoverError("proxy", "too old")
     run = Copy(ends, (plan("vda"),), (ImageDisk("vda", "/images/a", "qcow2", "b"),), state=VmState.RUNNING)
     held = replace(run.held, spec=replace(run.held.spec, job=replace(run.held.spec.job, exclude_swap=True)))
-    with surveyed(Context(), cast("Any", ends), "web", held) as found:
+    with surveyed(Context(), cast("Any", ends), held) as found:
         assert list(found.exports) == ["vda"]
         assert ends.source_mover.of(api.CloseExport) == []
         copied = Copy(ends, (plan("vda"),), run.disks, exports=dict(found.exports))
@@ -173,6 +173,6 @@ def test_an_image_is_closed_if_the_copy_never_begins() -> None:
     ends.source_mover.problems[api.SurveyDisks] = MoverError("proxy", "too old")
     held = Copy(ends, (plan("vda"),), (ImageDisk("vda", "/images/a", "qcow2", "b"),)).held
     held = replace(held, spec=replace(held.spec, job=replace(held.spec.job, exclude_swap=True)))
-    with pytest.raises(ZeroDivisionError), surveyed(Context(), cast("Any", ends), "web", held):
+    with pytest.raises(ZeroDivisionError), surveyed(Context(), cast("Any", ends), held):
         raise ZeroDivisionError
     assert len(ends.source_mover.of(api.OpenExport)) == len(ends.source_mover.of(api.CloseExport)) == 1

@@ -123,3 +123,18 @@ def test_what_was_seen_last_time_is_given_to_the_volume_of_that_uuid_alone() -> 
     assert again[0].asked.seen == {"/swap.img": "abc"}
     assert again[1].asked is not None
     assert again[1].asked.seen == {}
+
+
+@pytest.mark.parametrize(("other", "still"), [
+    ("empty", True), ("vfat", True), ("unknown", True), ("ext", False), ("swap", False), ("lvm", False),
+    ("btrfs", False), ("LUKS", False),
+])
+def test_ntfs_was_held_still_only_if_the_guest_is_windows(other: str, still: bool) -> None:
+    kinds, ntfs = iter(["ntfs", other]), System("a", "ntfs")
+    readers = Readers(
+        partitions=lambda _: [Partition(0, 16 * MIB, ""), Partition(16 * MIB, 16 * MIB, "")],
+        recognise=lambda _: next(kinds), swap_finding=lambda image, wishes: Finding(),
+        logical_volumes=lambda _: (), file_systems={"ntfs": lambda _: ntfs, "ext": lambda _: System("b")})
+    survey([Disk("vda", Blank())], Wanted(quiesced=True), readers)
+    assert ntfs.asked is not None
+    assert ntfs.asked.quiesced is still

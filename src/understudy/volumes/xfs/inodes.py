@@ -15,6 +15,7 @@ from understudy.volumes.xfs.geometry import Geometry, verified
 from understudy.volumes.xfs.groups import Group
 
 _CORE = 176  # bytes of a version 3 inode before its contents
+_LSN = 112
 _HELD = 256  # pieces of inode space that stay in memory
 _PIECE = 64 * 1024
 _MAP = Form(b"BMA3", 72, 8, 8, 16)
@@ -94,14 +95,11 @@ class Inodes:
 
         :raises Unfit: if it is not in use, or damaged, or none that a directory may name.
         """
-        geometry = self.geometry
-        group = number >> geometry.group_bits + geometry.inode_bits
-        inside = number & (1 << geometry.group_bits + geometry.inode_bits) - 1
-        if number in geometry.hidden or group not in self.groups or not self.groups[group].holds(inside):
+        group, inside = _split(number, self.geometry)
+        if number in self.geometry.hidden or group not in self.groups or not self.groups[group].holds(inside):
             raise Unfit(f"a directory names the XFS inode {number}, which is no file's")
-        start = geometry.extent(group, inside >> geometry.inode_bits).start
-        start += (inside & (1 << geometry.inode_bits) - 1) * geometry.inode_size
-        return _parse(self._read(start), number, start, geometry)
+        start = _place(number, self.geometry)
+        return _parse(self._read(start), number, start, self.geometry)
 
     def pieces(self, inode: Inode) -> list[Piece]:
         """Where the blocks of a file or directory lie, in the order of the file.
@@ -152,12 +150,39 @@ class Inodes:
         return self._pieces[base][start - base : start - base + self.geometry.inode_size]
 
 
-def _parse(raw: bytes, number: int, place: int, geometry: Geometry) -> Inode:
+def written_by(image: Image, geometry: Geometry, number: int) -> int:
+    """The position in the log (LSN) up to which all changes of an inode are in it on the disk.
+
+    :raises Unfit: if there is no such inode, or it is damaged.
+    """
+    place = _place(number, geometry)
+    raw = image.read(place, geometry.inode_size)
+    _verify(raw, number, place, geometry)
+    return int.from_bytes(raw[_LSN : _LSN + 8], "big")
+
+
+def _split(number: int, geometry: Geometry) -> tuple[int, int]:
+    """The AG of an inode, and its number in there."""
+    bits = geometry.group_bits + geometry.inode_bits
+    return number >> bits, number & (1 << bits) - 1
+
+
+def _place(number: int, geometry: Geometry) -> int:
+    group, inside = _split(number, geometry)
+    start = geometry.extent(group, inside >> geometry.inode_bits).start
+    return start + (inside & (1 << geometry.inode_bits) - 1) * geometry.inode_size
+
+
+def _verify(raw: bytes, number: int, place: int, geometry: Geometry) -> None:
     verified(raw, 100, place)
-    magic, mode, version, kind = struct.unpack_from(">2sHBB", raw)
     own, user = struct.unpack_from(">Q16s", raw, 152)
-    if (magic, version, own, user) != (b"IN", 3, number, geometry.meta_uuid):
+    if (raw[:2], raw[4], own, user) != (b"IN", 3, number, geometry.meta_uuid):
         raise Unfit(f"the XFS metadata at {place} is not inode {number}")
+
+
+def _parse(raw: bytes, number: int, place: int, geometry: Geometry) -> Inode:
+    _verify(raw, number, place, geometry)
+    mode, kind = struct.unpack_from(">HxB", raw, 2)
     (links,), (big,) = struct.unpack_from(">I", raw, 16), struct.unpack_from(">Q", raw, 24)
     size, blocks, _hint, extents, _attributes, fork = struct.unpack_from(">QQIIHB", raw, 56)
     flags, more = struct.unpack_from(">H", raw, 90)[0], struct.unpack_from(">Q", raw, 120)[0]

@@ -1,9 +1,11 @@
 """Log: is the metadata on disk the truth, or does the log hold a newer one?
 
 The log is a ring of 512-byte sectors, each marked with the number of the *cycle* that wrote it. Its head is where the
-cycle falls; the last record before it says where the tail is. All that lies between is newer than the metadata. An
+cycle falls; the last record before it says where the tail is. All that lies between may be newer than the metadata. An
 unmounted file system has nothing there but a record that says so; a frozen or idle one only superblocks, by which it
-makes sure that a crash is noticed. Nothing of the log is ever applied: whatever else is found makes the log *dirty*.
+makes sure that a crash is noticed. If a single inode was changed before that, kernels leave its change there as well
+(they take it for one of these superblocks), although it is on disk: the inode there says up to which place in the log
+its changes are in it. Nothing of the log is ever applied: whatever else is found makes the log *dirty*.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from dataclasses import dataclass
 
 from google_crc32c import extend, value
 
-from understudy.volumes import Image
+from understudy.volumes import Image, Unfit
 from understudy.volumes.xfs.geometry import COUNTERS, Geometry
+from understudy.volumes.xfs.inodes import written_by
 
 _SECTOR = 512
 _MAGIC = 0xFEEDBABE
@@ -26,7 +29,8 @@ _LONGEST = (4 << 20) // _SECTOR  # sectors between tail and head that are worth 
 _HEADER_SIZES = (328, 324)  # as computed by kernels of 64 and of 32 bits
 _LITTLE_ENDIAN = 1
 _START, _COMMIT, _UNMOUNT = 1, 2, 0x20
-_TRANSACTION, _BUFFER = 0x5452414E, 0x123C
+_TRANSACTION, _BUFFER, _INODE = 0x5452414E, 0x123C, 0x123B
+_INODE_FORM = 56  # bytes of it, as written by kernels of 64 bits
 _CHUNK = 128  # bytes of a buffer that one bit of its map stands for
 _CANCEL = 2
 
@@ -49,6 +53,11 @@ class _Record:
     tail: int
     operations: int
     body: bytes
+
+    @property
+    def lsn(self) -> int:
+        """What it is called by what it changed."""
+        return self.cycle << 32 | self.start
 
 
 def dirt(image: Image, geometry: Geometry) -> str:
@@ -86,8 +95,30 @@ class _Log:
             behind -= record.end - record.start
             if behind < 0:
                 raise _Dirty("its log is torn")
-            _prove_harmless(record, self._geometry)
+            self._prove_harmless(record, last.lsn)
             at = record.end % self._sectors
+
+    def _prove_harmless(self, record: _Record, newest: int) -> None:
+        """Nothing but superblocks that say what the one on disk says, and inodes whose change is on disk."""
+        waiting = iter(_regions(record))
+        for region in waiting:
+            if len(region) == 16 and int.from_bytes(region[:4], "little") == _TRANSACTION:
+                continue
+            kind, count = struct.unpack_from("<HH", region) if len(region) >= 4 else (0, 0)
+            parts = [next(waiting, b"") for _ in range(count - 1)]
+            if kind == _INODE and len(region) == _INODE_FORM and all(parts):
+                (number,) = struct.unpack_from("<Q", region, 16)
+                harmless = record.lsn <= self._written_by(number) <= newest
+            else:
+                harmless = kind == _BUFFER and _is_superblock(region, parts, self._geometry)
+            if not harmless:
+                raise _Dirty("its log holds changes that are not on disk yet")
+
+    def _written_by(self, inode: int) -> int:
+        try:
+            return written_by(self._image, self._geometry, inode)
+        except Unfit:
+            return 0
 
     def _read(self, at: int, count: int) -> bytes:
         """Sectors of the ring; ``at`` is any number."""
@@ -194,8 +225,8 @@ def _is_unmount(body: bytes) -> bool:
     return len(body) >= 14 and bool(body[9] & _UNMOUNT) and body[12:14] == _UNMOUNT_BYTES
 
 
-def _prove_harmless(record: _Record, geometry: Geometry) -> None:
-    """Nothing but copies of the superblock, which say what the one on disk says."""
+def _regions(record: _Record) -> list[bytes]:
+    """What was logged, in order; a header of 16 bytes begins each transaction, and a description each item of it."""
     at, regions = 0, list[bytes]()
     for _ in range(record.operations):
         if at + 12 > len(record.body):
@@ -207,14 +238,7 @@ def _prove_harmless(record: _Record, geometry: Geometry) -> None:
             raise _Dirty("its log holds changes that are not on disk yet")
         if data:
             regions.append(data)
-    waiting = iter(regions)
-    for region in waiting:
-        if len(region) == 16 and int.from_bytes(region[:4], "little") == _TRANSACTION:
-            continue
-        kind, count = struct.unpack_from("<HH", region) if len(region) >= 4 else (0, 0)
-        parts = [next(waiting, b"") for _ in range(count - 1)]
-        if kind != _BUFFER or not _is_superblock(region, parts, geometry):
-            raise _Dirty("its log holds changes that are not on disk yet")
+    return regions
 
 
 def _is_superblock(form: bytes, parts: list[bytes], geometry: Geometry) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,24 @@ def buffer(data: bytes, *, kind: int = 0x123C, block: int = 0, flags: int = 0, c
     return [struct.pack("<HHHHqII", kind, 2, flags, 1, block, 1, chunks), data]
 
 
+def logged_inode(number: int, *, length: int = 56) -> list[bytes]:
+    """A change of an inode's core, as its two regions."""
+    return [struct.pack("<HHIHHIQ", 0x123B, 2, 1, 0, 0, 0, number).ljust(length, b"\0"), b"c" * 176]
+
+
+def inode_at(image: Path, number: int, lsn: int) -> dict[int, bytes]:
+    """The inode on disk, as if it had been written when the log was at a place."""
+    sb = superblock(image)
+    bits = sb["agblklog"] + sb["inopblog"]
+    block, inside = divmod(number & (1 << bits) - 1, 1 << sb["inopblog"])
+    place = ((number >> bits) * sb["agblocks"] + block) * sb["blocksize"] + inside * sb["inodesize"]
+    raw = bytearray(image_of(image).read(place, sb["inodesize"]))
+    raw[112:120] = lsn.to_bytes(8, "big")
+    raw[100:104] = bytes(4)
+    raw[100:104] = value(bytes(raw)).to_bytes(4, "little")
+    return {place: bytes(raw)}
+
+
 def record(image: Path, regions: Sequence[bytes], *, tail: int = 2, flags: int = 0) -> bytes:
     """A record in sector 2, behind that of mkfs, which holds one transaction."""
     header = operation(0, struct.pack("<IIII", 0x5452414E, 40, 77, len(regions) // 2))
@@ -53,8 +71,8 @@ def record(image: Path, regions: Sequence[bytes], *, tail: int = 2, flags: int =
     return head[:32] + struct.pack("<I", value(head[:328] + bytes(body))) + head[36:] + bytes(body)
 
 
-def notes(image: Path, raw: bytes) -> tuple[str, ...]:
-    found = open_xfs(FileImage(image, {ring(image) + 1024: raw})).find(Wishes(free=True))
+def notes(image: Path, raw: bytes, besides: Mapping[int, bytes] | None = None) -> tuple[str, ...]:
+    found = open_xfs(FileImage(image, {ring(image) + 1024: raw, **(besides or {})})).find(Wishes(free=True))
     assert bool(found.ranges) is not bool(found.notes)
     return found.notes
 
@@ -93,6 +111,28 @@ def test_anything_else_is_not(image: Path, wrong: str) -> None:
     if wrong == "torn":
         raw = changed(raw, 700)
     assert "log" in notes(image, raw)[0]
+
+
+@pytest.mark.parametrize(("lsn", "harmless"), [(1 << 32 | 2, True), (1 << 32 | 1, False), (1 << 32 | 3, False)])
+def test_a_change_of_an_inode_is_passed_over_only_if_the_inode_on_disk_has_it(
+    image: Path, lsn: int, harmless: bool
+) -> None:
+    """One from behind the end of the log is of another life of the file system."""
+    sector, root = image_of(image).read(0, 512), superblock(image)["rootino"]
+    on_disk = inode_at(image, root, lsn)
+    for regions in (logged_inode(root), logged_inode(root) + buffer(sector), buffer(sector) + logged_inode(root)):
+        assert bool(notes(image, record(image, regions), on_disk)) is not harmless
+    assert notes(image, record(image, logged_inode(root) + buffer(changed(sector, 11))), on_disk)
+    assert notes(image, record(image, logged_inode(root, length=52)), on_disk)
+    assert notes(image, record(image, logged_inode(root)[:1]), on_disk)
+
+
+def test_a_change_of_an_inode_that_is_not_there_or_damaged_is_not_on_disk(image: Path) -> None:
+    root = superblock(image)["rootino"]
+    assert notes(image, record(image, logged_inode(root + 1000)))
+    assert notes(image, record(image, logged_inode(1 << 60)))
+    ((place, raw),) = inode_at(image, root, 1 << 32 | 2).items()
+    assert notes(image, record(image, logged_inode(root)), {place: changed(raw, 20)})
 
 
 def test_everything_from_the_tail_on_is_looked_at(image: Path) -> None:
