@@ -26,7 +26,7 @@ from understudy.volumes import FileSystem, Finding, Kind, Unfit, Wishes
 from understudy.volumes.masks import Masks
 from understudy.volumes.ntfs import open_ntfs
 
-CACHE = Masks(["\\cache\\**\\*.BIN", "/CACHE/über long.txt"], ignore_case=True)
+CACHE = Masks(["\\cache\\**\\*.BIN", "/CACHE/Über long.txt"], ignore_case=True)
 EVERYTHING = Masks(["/**/*.*"], ignore_case=True)
 PAGE_FILES = ("/pagefile.sys", "/swapfile.sys", "/hiberfil.sys")
 KEPT = ("/Cache/twice.bin", "/Cache/cloud.bin")
