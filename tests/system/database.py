@@ -35,6 +35,7 @@ CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL, owner text);
 CREATE TABLE transfer (number int PRIMARY KEY, source int NOT NULL, target int NOT NULL, amount int NOT NULL);
 CREATE INDEX ON account (owner);
 INSERT INTO account SELECT id, {BALANCE}, md5(id::text) FROM generate_series(0, {ACCOUNTS - 1}) AS id;
+CHECKPOINT;
 """
 # The client asks for a number only after its commit, and writes out each answer at once.
 _WRITER = f"""n=0
@@ -45,7 +46,7 @@ while :; do
         UPDATE account SET balance = balance + $((n % 50)) WHERE id = $target;
         INSERT INTO transfer VALUES ($n, $source, $target, $((n % 50)));
         COMMIT;
-        SELECT $n FROM pg_sleep(0.2);"
+        SELECT $n FROM pg_sleep(0.1);"
 done | {_PSQL} >{ACKNOWLEDGED}
 """
 # As the first process of a guest, in place of systemd: the database alone, as the power cut left it.
@@ -111,7 +112,7 @@ def prove(image: str, work_dir: Path, timeout_s: float = 200) -> Proof:
     _run("qemu-img", "convert", "--image-opts", part, "-O", "raw", str(boot))
     for name in ("vmlinuz", "initramfs"):
         _run("debugfs", "-R", f"dump /boot/{name} {work_dir / name}", str(boot))
-    options = f"console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on init={_PROOF}"
+    options = f"console=ttyS0 quiet panic=-1 mitigations=off norandmaps random.trust_cpu=on init={_PROOF}"
     _run("qemu-system-x86_64", "-machine", "q35,accel=tcg", "-m", str(MEMORY_MIB), "-nodefaults", "-no-reboot",
          "-display", "none", "-serial", f"file:{console}", "-drive", f"file={disk},if=virtio,format=qcow2",
          "-kernel", str(work_dir / "vmlinuz"), "-initrd", str(work_dir / "initramfs"), "-append", options,
