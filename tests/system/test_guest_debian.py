@@ -96,7 +96,8 @@ def _replicate_by_ssh(installation: Installation, vm: LabVm) -> Any:
     """A run that reaches the guest over the network of alpha, with a key; no host key is taken unseen."""
     key = installation.place / "key"
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
-    vm.write_file(f"/home/{ADMIN}/.ssh/authorized_keys", key.with_name("key.pub").read_bytes())
+    vm.write_file("/run/key.pub", key.with_name("key.pub").read_bytes())
+    vm.run(f"install -o {ADMIN} -m 600 /run/key.pub /home/{ADMIN}/.ssh/authorized_keys")
     with vm.domain() as domain, libvirt_calls("reach the guest's SSH port"):
         libvirt_qemu.qemuMonitorCommand(domain, f"hostfwd_add hostnet0 tcp:127.0.0.1:{SSH_PORT}-:22", _HMP)
     installation.ok("credential", "add", "admin", "--user", ADMIN, "--key", str(key))
