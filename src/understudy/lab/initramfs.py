@@ -90,6 +90,22 @@ _POWER_BUTTON = """#!/bin/sh
 exec /sbin/poweroff
 """
 
+# A step on the way to a system that lies on disk: load drivers, find its root file system, become its init (or what
+# `init=` on the kernel's command line says).
+_SWITCH = """#!/bin/sh
+export PATH=/bin:/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /etc/modules); do insmod /lib/modules/$module; done
+until root=$(findfs LABEL=@LABEL@ 2>/dev/null); do usleep 20000; done
+mount -t ext4 -o discard "$root" /mnt
+init=/sbin/init
+for word in $(cat /proc/cmdline); do case $word in init=*) init=${word#init=} ;; esac; done
+for place in proc sys dev; do mount --move /$place /mnt/$place; done
+exec switch_root /mnt "$init"
+"""
+
 _SCRIPTS = {
     "init": _INIT,
     "etc/rc": _RC,
@@ -114,12 +130,26 @@ def build_initramfs(kernel: Kernel, work_dir: Path, target: Path) -> None:
     _pack(tree, target)
 
 
+def build_boot_initramfs(kernel: Kernel, root_label: str, work_dir: Path, target: Path) -> None:
+    """Write an initramfs that starts `/sbin/init` on the ext4 file system labelled `root_label`."""
+    tree = work_dir / "boot-initramfs"
+    for name in _DIRECTORIES:
+        (tree / name).mkdir(parents=True)
+    _add_script(tree / "init", _SWITCH.replace("@LABEL@", root_label))
+    _add_busybox(tree)
+    _add_modules(tree, kernel)
+    _pack(tree, target)
+
+
+def _add_script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 def _add_scripts(tree: Path) -> None:
     for name, text in _SCRIPTS.items():
-        path = tree / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
+        _add_script(tree / name, text)
     for name in _OWN_SBIN[1:]:
         (tree / "sbin" / name).symlink_to("shutdown")
     (tree / "etc/inittab").write_text(_INITTAB)
