@@ -125,8 +125,8 @@ def _read(console: str) -> Proof:
     assert "end" in said, console[-2000:]
     assert "failed" not in said, said
     total, highest, numbers = map(int, said["bank"].split())
-    words = (said[name] for name in ("state", "checkpoint", "redo", "recovered"))
-    return Proof(*words, total, highest, numbers, said["amcheck"])
+    return Proof(said["state"], said["checkpoint"], said["redo"], said["recovered"], total, highest, numbers,
+                 said["amcheck"])  # fmt: skip
 
 
 def _run(program: str, *arguments: str, timeout_s: float = 60) -> None:
