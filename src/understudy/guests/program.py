@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from understudy.errors import GuestError
 from understudy.guests.shells import shell_of
-from understudy.guests.transport import Transport, go_on
+from understudy.guests.transport import Completed, Transport, go_on
 from understudy.model.guest import ApplicationResult, ApplicationState, Component, GuestSystem
 
 LOG = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Program:
         self._key = key
         self._path = path
         self._directory = directory
+        self._finish: Callable[[float], Completed] | None = None
         self.component = component
         self.version = ""
 
@@ -105,7 +107,10 @@ class Program:
         After ``deadline_s`` the guest thaws by itself, also file systems that somebody else froze.
         """
         options = [*(["--fs"] if file_systems else []), *([] if applications else ["--no-applications"])]
-        lines = self._tell("begin", (self._key, str(int(deadline_s)), *options), timeout_s, "ready")
+        begin, end = (self._shell.program(self._path, words) for words in (
+            ["begin", self._key, str(int(deadline_s)), *options], ["end", self._key]))  # fmt: skip
+        done, self._finish = self._transport.run_pair(begin, end, timeout_s + self._shell.start_s)
+        lines = _answer("begin in the guest", done, "ready")
         results, count, unwatched = [], 0, ""
         for words in lines:
             if words[0] == "unwatched":
@@ -122,9 +127,13 @@ class Program:
 
     def end(self, timeout_s: float) -> Ended:
         """Thaw everything that ``begin`` froze."""
+        finish, self._finish = self._finish, None
+        if finish is None:
+            finish = functools.partial(self._transport.run, self._shell.program(self._path, ["end", self._key]))
+        done = finish(timeout_s + self._shell.start_s)
         results: dict[tuple[str, str], ApplicationResult] = {}
         count, expired = 0, None
-        for words in self._tell("end", (self._key,), timeout_s, "ended"):
+        for words in _answer("end in the guest", done, "ended"):
             match words[0]:
                 case "fs":
                     _expect(words, "fs", 2)
@@ -181,14 +190,9 @@ class Program:
         check: Callable[[], object] = go_on,
     ) -> list[list[str]]:
         """The lines of the answer in words, without the last one, which must be ``last`` if that is not empty."""
-        what = f"{verb} in the guest"
         words = self._shell.program(self._path, [verb, *arguments])
         done = self._transport.run(words, timeout_s + self._shell.start_s, check=check)
-        _must(done.status, done.stderr, what)
-        lines = _lines(what, done.stdout)
-        if last and (not lines or lines.pop() != [last]):
-            raise GuestError(what, "its answer is not complete")
-        return lines
+        return _answer(f"{verb} in the guest", done, last)
 
 
 def prepare_program(
@@ -231,6 +235,15 @@ def _has_agent(transport: Transport) -> bool:
     if transport.system is GuestSystem.WINDOWS:
         return False
     return transport.run(["/bin/sh", "-c", f"test -f {AGENT_PATH}"], _VERSION_S).status == 0
+
+
+def _answer(what: str, done: Completed, last: str) -> list[list[str]]:
+    """The lines of an answer in words, without the last one, which must be ``last`` if that is not empty."""
+    _must(done.status, done.stderr, what)
+    lines = _lines(what, done.stdout)
+    if last and (not lines or lines.pop() != [last]):
+        raise GuestError(what, "its answer is not complete")
+    return lines
 
 
 def _must(status: int, stderr: bytes, what: str) -> None:

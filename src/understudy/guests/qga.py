@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,12 @@ class QgaTransport:
         except BaseException:
             self._kill(pid)
             raise
+
+    def run_pair(
+        self, first: Sequence[str], second: Sequence[str], timeout_s: float
+    ) -> tuple[Completed, Callable[[float], Completed]]:
+        """One after the other: the agent is in the guest already."""
+        return self.run(first, timeout_s), functools.partial(self.run, second)
 
     def _await(
         self, pid: int, argv: Sequence[str], timeout_s: float, deadline: float, check: Callable[[], object]

@@ -9,6 +9,7 @@ import shlex
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _KEEPALIVE_S = 15
 _POLL_S = 0.01
 # A server tells the end of a program before it has sent the last of its output.
 _LINGER_S = 0.5
+# Two commands, and a word that nobody else says; what is read ends when we say so, or with the connection.
+_PAIR = 'eval "$1"; printf "\\n%s %s\\n" "$3" "$?"; while read -r _; do :; done; eval "$2"'
 # In the name by which the SSH server of Windows presents itself.
 _WINDOWS = "OpenSSH_for_Windows"
 
@@ -123,19 +126,43 @@ class SshTransport:
         deadline = time.monotonic() + timeout_s
         with _ssh_errors(f"run {argv[0]} over {self._what}"):
             channel = self._link().open_session(timeout=timeout_s)
-            # The request to run it is waited for without any limit, unless the channel is closed.
-            limit = threading.Timer(max(0.0, deadline - time.monotonic()), channel.close)
-            limit.daemon = True
-            limit.start()
             try:
-                channel.settimeout(max(0.001, deadline - time.monotonic()))
-                channel.exec_command(shlex.join([*self._sudo, *argv]))
-                channel.sendall(stdin)
-                channel.shutdown_write()
-                return self._collect(channel, argv, timeout_s, deadline, check)
+                with _limited(channel, deadline):
+                    channel.exec_command(shlex.join([*self._sudo, *argv]))
+                    channel.sendall(stdin)
+                    channel.shutdown_write()
+                    return self._collect(channel, argv, timeout_s, deadline, check)
             finally:
-                limit.cancel()
                 channel.close()
+
+    def run_pair(
+        self, first: Sequence[str], second: Sequence[str], timeout_s: float
+    ) -> tuple[Completed, Callable[[float], Completed]]:
+        """In one shell, which runs ``second`` also if the connection is lost: sudo waits where / is frozen."""
+        deadline, mark = time.monotonic() + timeout_s, uuid.uuid4().hex
+        what = f"run {first[0]} over {self._what}"
+        with _ssh_errors(what):
+            channel = self._link().open_session(timeout=timeout_s)
+            try:
+                with _limited(channel, deadline):
+                    words = ["/bin/sh", "-c", _PAIR, "sh", shlex.join(first), shlex.join(second), mark]
+                    channel.exec_command(shlex.join([*self._sudo, *words]))
+                    done = _until(channel, f"\n{mark} ".encode(), what, deadline)
+            except BaseException:
+                channel.close()
+                raise
+
+        def finish(limit_s: float) -> Completed:
+            until = time.monotonic() + limit_s
+            with _ssh_errors(f"run {second[0]} over {self._what}"):
+                try:
+                    with _limited(channel, until):
+                        channel.shutdown_write()
+                        return self._collect(channel, second, limit_s, until, go_on)
+                finally:
+                    channel.close()
+
+        return done, finish
 
     def _collect(
         self, channel: paramiko.Channel, argv: Sequence[str], timeout_s: float, deadline: float,
@@ -180,6 +207,34 @@ class SshTransport:
         done = self.run(argv, timeout_s, stdin)
         if done.status != 0:
             raise GuestError(f"{argv[0]} over {self._what}", done.stderr.decode(errors="replace").strip())
+
+
+@contextmanager
+def _limited(channel: paramiko.Channel, deadline: float) -> Iterator[None]:
+    """Close the channel at the deadline; the request to run something is waited for without any limit otherwise."""
+    limit = threading.Timer(max(0.0, deadline - time.monotonic()), channel.close)
+    limit.daemon = True
+    limit.start()
+    try:
+        channel.settimeout(max(0.001, deadline - time.monotonic()))
+        yield
+    finally:
+        limit.cancel()
+
+
+def _until(channel: paramiko.Channel, mark: bytes, what: str, deadline: float) -> Completed:
+    """What was written before ``mark``, behind which the status and a line end come."""
+    stdout, stderr = bytearray(), bytearray()
+    while True:
+        ended = channel.exit_status_ready()
+        took = _drain(channel, stdout, stderr)
+        before, found, behind = bytes(stdout).partition(mark)
+        if found and behind.endswith(b"\n"):
+            return Completed(int(behind), before, bytes(stderr))
+        if (ended and not took) or time.monotonic() >= deadline:
+            said = " ".join(stderr.decode(errors="replace").split())
+            raise GuestError(what, said or ("it has ended" if ended else "it did not end in time"))
+        time.sleep(_POLL_S)
 
 
 def _drain(channel: paramiko.Channel, stdout: bytearray, stderr: bytearray) -> bool:

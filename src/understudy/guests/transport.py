@@ -44,6 +44,17 @@ class Transport(Protocol):
         :raises GuestError: if it did not start, or did not end within ``timeout_s``; whether it ended then is unknown.
         """
 
+    def run_pair(
+        self, first: Sequence[str], second: Sequence[str], timeout_s: float
+    ) -> tuple[Completed, Callable[[float], Completed]]:
+        """Run ``first``; what is returned with its end runs ``second``, within so many seconds.
+
+        For the time between, in which the guest's file systems are frozen: whatever lets us in there may wait for the
+        thaw, as sudo does, so that ``second`` must not need it.
+
+        :raises GuestError: as :meth:`run`; if ``first`` did not end in time ``second`` may be run by itself.
+        """
+
     def put(self, path: str, content: bytes, mode: int, timeout_s: float) -> None:
         """Write a file whose directory nobody else may write to, replacing what was there.
 

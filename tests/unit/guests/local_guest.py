@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -75,6 +76,11 @@ class LocalGuest:
     def files(self) -> list[str]:
         """What lies in the guest."""
         return [path.name for path in (self.root / "run").rglob("*") if path.is_file()]
+
+    def run_pair(
+        self, first: Sequence[str], second: Sequence[str], timeout_s: float
+    ) -> tuple[Completed, Callable[[float], Completed]]:
+        return self.run(first, timeout_s), functools.partial(self.run, second)
 
     def run(
         self, argv: Sequence[str], timeout_s: float, stdin: bytes = b"", check: Callable[[], object] = go_on

@@ -182,6 +182,25 @@ def test_a_program_that_does_not_end_is_given_up_at_its_time_limit(transport: Tr
     assert time.monotonic() - started < 5
 
 
+def test_of_two_programs_the_second_one_runs_when_it_is_told(transport: Transport, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    first = ["/bin/sh", "-c", 'echo "it\'s first"; echo oh >&2; exit 3']
+    done, finish = transport.run_pair(first, ["/bin/sh", "-c", 'echo second; touch "$0"; exit 4', str(said)], 10)
+    assert (done.status, done.stdout, done.stderr) == (3, b"it's first\n", b"oh\n")
+    time.sleep(0.1)
+    assert not said.exists()
+    done = finish(10)
+    assert (done.status, done.stdout) == (4, b"second\n")
+    assert said.exists()
+
+
+def test_of_two_programs_the_first_one_has_a_time_limit(transport: Transport) -> None:
+    started = time.monotonic()
+    with pytest.raises(GuestError):
+        transport.run_pair(["/bin/sleep", "60"], ["true"], 0.3)
+    assert time.monotonic() - started < 10
+
+
 def test_the_last_output_is_not_lost(transport: Transport) -> None:
     done = transport.run(["/bin/sh", "-c", "(sleep 0.05; echo last) & echo first"], 10)
     assert done.stdout == b"first\nlast\n"
@@ -293,6 +312,23 @@ def test_a_server_that_never_speaks_is_not_waited_for_long() -> None:
         with pytest.raises(GuestError):
             SshTransport(access, timeout_s=0.5)
         assert time.monotonic() - started < 10
+
+
+def test_the_second_program_needs_no_new_entrance_and_runs_when_the_connection_is_lost(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    transport = SshTransport(sshd.access)
+    transport.run_pair(["true"], ["touch", str(said)], 10)
+    transport.close()
+    deadline = time.monotonic() + 20
+    while not said.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    transport = SshTransport(sshd.access)
+    with pytest.raises(GuestError, match="no such command"):
+        transport.run_pair(["sh", "-c", 'echo "no such command" >&2; kill -9 $PPID'], ["true"], 10)
+    transport.close()
 
 
 def test_what_a_program_leaves_running_is_not_waited_for(sshd: Sshd) -> None:
