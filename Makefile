@@ -10,7 +10,7 @@ MINUTES := 30
 # Test files at a time: a lab waits for its guests often enough to share the cores.
 WORKERS := 2
 
-.PHONY: demo demo-two-hosts test bench check lint types contracts unit system soak packages packages-test packages-bench clean
+.PHONY: demo demo-two-hosts test proof bench check lint types contracts unit system soak packages packages-test packages-bench clean
 
 demo: packages $(VENV)/runtime  ## run the main job before your eyes
 	$(AS_ROOT) $(BIN)/understudy demo
@@ -19,7 +19,7 @@ demo-two-hosts: packages $(VENV)/runtime  ## the same with a proxy on each host,
 	$(AS_ROOT) $(BIN)/understudy demo --two-hosts
 
 test: packages-test $(VENV)/development check  ## lint, types, import contracts and all tests
-	$(AS_ROOT) $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --durations 20
+	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract tests/lab tests/system -n $(WORKERS) --dist loadfile --durations 20
 
 bench: packages-bench $(VENV)/development  ## measure against nbdcopy and virtnbdbackup
 	$(AS_ROOT) $(BIN)/python -m bench --runs $(RUNS) --json bench-result.json
@@ -40,6 +40,9 @@ unit: packages-test $(VENV)/development  ## the tests that need no lab
 
 system: packages-test $(VENV)/development  ## the tests on real libvirt hosts
 	$(AS_ROOT) $(BIN)/python -m pytest tests/lab tests/system
+
+proof: packages-test $(VENV)/development  ## a Debian guest with a database under load, on a machine that does nothing else
+	$(AS_ROOT) $(BIN)/python -m pytest tests/proof --durations 8
 
 soak: packages-test $(VENV)/development  ## random sessions with faults for MINUTES, from SEED if it is given
 	$(AS_ROOT) $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

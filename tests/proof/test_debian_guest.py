@@ -1,4 +1,7 @@
-"""A real Debian with PostgreSQL under load: each point is application-consistent, boots, and is what its label says."""
+"""A real Debian with PostgreSQL under load: each point is application-consistent, boots, and is what its label says.
+
+No part of `make test`: emulated, PostgreSQL needs most of a core to come to rest within the deadline of a freeze.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from typing import Any
 import libvirt_qemu
 import pytest
 
+from tests.proof.database import ACCOUNTS, BALANCE, MARK, MARKS, Proof, position, prove, start_bank
 from tests.system.aftermath import remove_vms
-from tests.system.database import ACCOUNTS, BALANCE, MARK, MARKS, Proof, position, prove, start_bank
 from tests.system.installation import Installation
 from tests.system.steps import run_in_replica
 from understudy.lab.commands import run
@@ -119,7 +122,7 @@ def _replicate(installation: Installation, vm: LabVm) -> Any:
         (task,) = json.loads(told)["tasks"]
         if task["restore_point"]:
             return task
-        assert any(reason in task["error"] for reason in _NOT_IN_TIME), task
+        assert any(reason in task["error"] for reason in _NOT_IN_TIME), task["error"]
         assert _names(replica) == points
         vm.write_file(MARKS, marks.encode())
     raise AssertionError(task)

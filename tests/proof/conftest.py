@@ -1,0 +1,7 @@
+"""One lab, as for the system tests."""
+
+from __future__ import annotations
+
+from tests.system.conftest import lab
+
+__all__ = ["lab"]
