@@ -185,17 +185,26 @@ def test_the_process_without_rights_finds_the_same_on_all_disks(tmp_path: Path) 
     """Every reader works there: none wants a file, a module or a thread that it cannot have."""
     xfs = empty(tmp_path / "xfs", 300 * MIB)
     run_with("mkfs.xfs", "-q", "-L", "data", xfs)
+    fstab = "/dev/vg/root / ext4\n/dev/vg/ho-me /home ext4\nLABEL=data /data xfs\n"
+    paths = {"vda": tmp_path / "vda", "vdb": xfs, "vdc": tmp_path / "vdc"}
+    paths["vda"].write_bytes(lvm(tmp_path, fstab))
+    paths["vdc"].write_bytes(gpt(tmp_path, [Part(swap(tmp_path), name="Übrig"), Part(swap(tmp_path))]))
+    assert kinds_in_the_process(tmp_path, paths) == [["free", "mask", "swap"], ["free"], ["swap"]]
+
+
+def test_the_process_without_rights_finds_the_same_on_a_disk_of_windows(tmp_path: Path) -> None:
     ntfs = empty(tmp_path / "ntfs", 8 * MIB)
     run_with("mkntfs", "-F", "-q", "-f", "-L", "Data", ntfs)
-    fstab = "/dev/vg/root / ext4\n/dev/vg/ho-me /home ext4\nLABEL=data /data xfs\n"
-    paths = {"vda": tmp_path / "vda", "vdb": xfs, "vdc": ntfs, "vdd": tmp_path / "vdd"}
-    paths["vda"].write_bytes(lvm(tmp_path, fstab))
-    paths["vdd"].write_bytes(gpt(tmp_path, [Part(swap(tmp_path), name="Übrig"), Part(swap(tmp_path))]))
+    assert kinds_in_the_process(tmp_path, {"vda": ntfs}) == [["free"]]
+
+
+def kinds_in_the_process(place: Path, paths: dict[str, Path]) -> list[list[str]]:
+    """What is left out of disks, which must be the same as is found without the process."""
     wanted = Wanted(masks=(*MASKS, "/data/**", "C:\\Temp\\**", "\\Temp\\**"), free=True, quiesced=True)
     here = looked({name: path.read_bytes() for name, path in paths.items()}, wanted)
-    assert [sorted(item.exclusion.by_kind) for item in here] == [["free", "mask", "swap"], ["free"], ["free"], ["swap"]]
     with ExitStack() as exports:
-        disks = tuple(SurveyedDisk(name, exports.enter_context(served(tmp_path, path, "raw")), path.stat().st_size)
+        disks = tuple(SurveyedDisk(name, exports.enter_context(served(place, path, "raw")), path.stat().st_size)
                       for name, path in paths.items())
         request = SurveyDisks(disks, wanted.swap, wanted.masks, wanted.free, wanted.quiesced, wanted.former)
         assert survey_disks(Context(), request, None) == here
+    return [sorted(item.exclusion.by_kind) for item in here]
