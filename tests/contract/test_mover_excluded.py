@@ -179,6 +179,7 @@ def test_random_histories_are_the_snapshots_with_e_zeroed(
         for act, sector, count in before:
             seed += 1
             change(lab.image, act, sector * 512, min(count * 512, SIZE - sector * 512), seed)
+        lab.standalone = how == "standalone"
         if how == "continued":
             lab.excluded = tried
             lab.give_up(SCAN if any(act == "lie" for act, *_ in before) else INCREMENTAL, "b")
@@ -186,7 +187,6 @@ def test_random_histories_are_the_snapshots_with_e_zeroed(
             seed += 1
             change(lab.image, act, sector * 512, min(count * 512, SIZE - sector * 512), seed)
         lab.excluded = excluded
-        lab.standalone = how == "standalone"
         lab.replicate(FULL if lab.standalone else mode, "b" if mode is not FULL else "")
         lab.track()
         lab.check()
