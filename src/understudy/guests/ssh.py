@@ -31,6 +31,7 @@ _KEEPALIVE_S = 15
 _POLL_S = 0.01
 # A server tells the end of a program before it has sent the last of its output.
 _LINGER_S = 0.5
+# sudo tries to make ~/.sudo_as_admin_successful each time, and waits for the thaw, so it is passed once for both.
 # Two commands, and a word that nobody else says; what is read ends when we say so, or with the connection.
 _PAIR = 'eval "$1"; printf "\\n%s %s\\n" "$3" "$?"; while read -r _; do :; done; eval "$2"'
 # In the name by which the SSH server of Windows presents itself.
