@@ -179,7 +179,7 @@ class Program:
         return path
 
     def remove(self) -> None:
-        """End what of this session still runs in the guest, and take away all files that were put there."""
+        """End what still runs in the guest, and take away all files that were put there."""
         answers = self._path if self.version else ""
         words = self._shell.leave(self._directory, self._key, answers)
         done = self._transport.run(words, _REMOVE_S + self._shell.start_s)

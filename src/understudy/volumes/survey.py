@@ -102,7 +102,9 @@ def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[Dis
     """What each disk can leave out, in the order of ``disks``."""
     found = _Found()
     parts = _partitions(disks, readers, found)
-    windows = all(part.kind in _ON_WINDOWS for part in parts)
+    # A disk whose table is refused may be the one of a Linux guest.
+    read = {disk for part in parts for disk in part.disks}
+    windows = all(disk.name in read for disk in disks) and all(part.kind in _ON_WINDOWS for part in parts)
     volumes = _with_logical(parts, readers, found)
     for volume in volumes:
         _guarded(volume, found, _open, volume, readers, found)

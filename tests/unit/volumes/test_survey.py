@@ -138,3 +138,19 @@ def test_ntfs_was_held_still_only_if_the_guest_is_windows(other: str, still: boo
     survey([Disk("vda", Blank())], Wanted(quiesced=True), readers)
     assert ntfs.asked is not None
     assert ntfs.asked.quiesced is still
+
+
+def test_a_disk_whose_table_is_refused_may_be_that_of_a_linux_guest() -> None:
+    ntfs, tables = System("a", "ntfs"), iter([True, False])
+
+    def partitions(_: Image) -> list[Partition]:
+        if not next(tables):
+            raise Unfit("the disk is a member of a software RAID")
+        return [Partition(0, 16 * MIB, "")]
+
+    readers = Readers(
+        partitions=partitions, recognise=lambda _: "ntfs", swap_finding=lambda image, wishes: Finding(),
+        logical_volumes=lambda _: (), file_systems={"ntfs": lambda _: ntfs})
+    survey([Disk("vda", Blank()), Disk("vdb", Blank())], Wanted(quiesced=True), readers)
+    assert ntfs.asked is not None
+    assert not ntfs.asked.quiesced
