@@ -40,7 +40,7 @@ from understudy.mover.process import MoverProcess
 from understudy.replication import failover
 from understudy.replication.target_side import refuse_unreadable
 from understudy.replication.work import finish
-from understudy.storage import DatastoreFacts, RebuiltReplica
+from understudy.storage.values import DatastoreFacts, RebuiltReplica
 
 
 class ControllerServices:

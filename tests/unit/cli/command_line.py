@@ -48,7 +48,7 @@ from understudy.model.replica import (
 from understudy.model.session import DiskReport, SessionKind, SessionReport, SessionState, Step
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
-from understudy.storage import DatastoreFacts, HeadFacts, RebuiltReplica
+from understudy.storage.values import DatastoreFacts, HeadFacts, RebuiltReplica
 from understudy.units import GIB, KIB, MIB
 
 VM = Vm(
