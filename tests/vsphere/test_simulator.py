@@ -6,20 +6,18 @@ import base64
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from pyVim.connect import Disconnect, SmartConnect
-from pyVmomi import vim, vmodl
+from pyVmomi import vim
 
+from tests.vsphere.client import connected
 from tests.vsphere.simulator import Inventory, build, missing, simulator
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -27,44 +25,15 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 USER, PASSWORD = "operator@vsphere.local", "of the simulator"
 
 
-def connect(url: str, password: str) -> Any:
-    address = urlsplit(url)
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return SmartConnect(
-        protocol=address.scheme, host=address.hostname, port=address.port, user=USER, pwd=password,
-        sslContext=context if address.scheme == "https" else None,
-    )  # fmt: skip
-
-
-def names(service: Any, kind: type) -> list[str]:
-    content = service.RetrieveContent()
-    view = content.viewManager.CreateContainerView(content.rootFolder, [kind], True)
-    try:
-        collector = vmodl.query.PropertyCollector
-        walk = collector.TraversalSpec(name="view", path="view", skip=False, type=vim.view.ContainerView)
-        spec = collector.FilterSpec(
-            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
-            propSet=[collector.PropertySpec(type=kind, pathSet=["name"])],
-        )
-        found = content.propertyCollector.RetrievePropertiesEx([spec], collector.RetrieveOptions())
-        return sorted(entry.propSet[0].val for entry in found.objects)
-    finally:
-        view.Destroy()
-
-
 @pytest.mark.parametrize("tls", [False, True])
 def test_the_inventory_has_the_numbers_that_were_asked_for(tls: bool) -> None:
     wanted = Inventory(datacenters=2, hosts=3, vms=4, datastores=2)
     with simulator(wanted, USER, PASSWORD, tls=tls) as running:
-        service = connect(running.url, PASSWORD)
-        try:
-            assert len(names(service, vim.Datacenter)) == 2
-            assert len(names(service, vim.HostSystem)) == 2 * 3
-            assert len(names(service, vim.VirtualMachine)) == 2 * 4
-            assert len(names(service, vim.Datastore)) == 2 * 2
-        finally:
-            Disconnect(service)
+        with connected(running.url, USER, PASSWORD) as client:
+            assert len(client.inventory(vim.Datacenter, "name")) == 2
+            assert len(client.inventory(vim.HostSystem, "name")) == 2 * 3
+            assert len(client.inventory(vim.VirtualMachine, "name")) == 2 * 4
+            assert len(client.inventory(vim.Datastore, "name")) == 2 * 2
         assert sorted((store.datacenter, store.name) for store in running.datastores) == [
             ("DC0", "LocalDS_0"), ("DC0", "LocalDS_1"), ("DC1", "LocalDS_0"), ("DC1", "LocalDS_1")
         ]  # fmt: skip
@@ -75,18 +44,17 @@ def test_the_inventory_has_the_numbers_that_were_asked_for(tls: bool) -> None:
 
 
 def test_only_the_user_with_the_right_password_logs_in() -> None:
-    with simulator(Inventory(vms=1), USER, PASSWORD) as running, pytest.raises(vim.fault.InvalidLogin):
-        connect(running.url, PASSWORD + ".")
+    with simulator(Inventory(vms=1), USER, PASSWORD) as running:
+        client = connected(running.url, USER, PASSWORD + ".")
+        with pytest.raises(vim.fault.InvalidLogin):
+            client.__enter__()
 
 
 def test_a_single_esxi_host_has_its_vms_and_datastore() -> None:
     with simulator(Inventory(vms=3, esx=True), USER, PASSWORD) as running:
-        service = connect(running.url, PASSWORD)
-        try:
-            assert service.content.about.apiType == "HostAgent"
-            assert len(names(service, vim.VirtualMachine)) == 3
-        finally:
-            Disconnect(service)
+        with connected(running.url, USER, PASSWORD) as client:
+            assert client.content.about.apiType == "HostAgent"
+            assert len(client.inventory(vim.VirtualMachine, "name")) == 3
         assert [store.name for store in running.datastores] == ["LocalDS_0"]
 
 
@@ -100,6 +68,13 @@ def test_the_rest_endpoint_answers_for_tags() -> None:
         )  # fmt: skip
         with urllib.request.urlopen(request) as answer:
             assert json.load(answer)["value"]
+
+
+def test_what_changed_block_tracking_needs_is_set_in_every_vm() -> None:
+    with simulator(Inventory(vms=1), USER, PASSWORD) as running, connected(running.url, USER, PASSWORD) as client:
+        asked = ("capability.changeTrackingSupported", "runtime.consolidationNeeded")
+        (found,) = client.inventory(vim.VirtualMachine, *asked).values()
+    assert [found[name] for name in asked] == [True, False]
 
 
 def test_two_builds_at_once_give_one_program() -> None:
