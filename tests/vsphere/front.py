@@ -135,10 +135,6 @@ class Front:
         machine = vim.VirtualMachine(self._machine(vm).moref, self._client.stub)
         self._client.wait(machine.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=settings)))
 
-    def expire_sessions(self) -> None:
-        """All clients have to log in again."""
-        self._gateway.expire_sessions()
-
     def _machine(self, vm: str) -> Machine:
         with self._calls.lock:
             if vm not in self._morefs and vm not in self._machines.known and not self._is_moref(vm):
@@ -160,8 +156,8 @@ class Front:
                 continue  # it has logged out
 
     def _publish(self) -> None:
-        disks = tuple(fact for machine in self._machines.known.values() for fact in machine.facts())
-        write_facts(self.directory, Facts(self.user, self.password, self.thumbprint, disks))
+        facts = Facts(self.user, self.password, self.thumbprint, self._machines.facts())
+        write_facts(self.directory, facts)
 
 
 @contextmanager

@@ -31,6 +31,9 @@ _NOT_PASSED_ON = {
 #: What a client may ask before it has logged in.
 _WITHOUT_SESSION = {"RetrieveServiceContent", "Login", "LoginByToken", "LoginExtensionByCertificate", "CloneSession"}
 
+#: How a connection ends when the other side, or a simulator that has panicked, goes away.
+_GONE = (ConnectionError, ssl.SSLError, http.client.HTTPException)
+
 Handle = Callable[[soap.Request, Callable[[], soap.Answer]], soap.Answer]
 
 
@@ -115,7 +118,7 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients may go away at any time; a defect of ours ends the thread, and pytest fails the test for it."""
         exc = sys.exception()
-        if exc is not None and not isinstance(exc, (OSError, http.client.HTTPException)):
+        if exc is not None and not isinstance(exc, _GONE):
             raise exc
 
 

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("simulator")
@@ -25,7 +26,8 @@ GO_PATH = Path("/usr/share/gocode")
 LIBRARY = GO_PATH / "src/github.com/vmware/govmomi/simulator"
 #: Ten thousand VMs take minutes on a busy machine.
 START_TIMEOUT_S = 540.0
-END_TIMEOUT_S = 20.0
+#: And so does the removal of their files.
+END_TIMEOUT_S = 300.0
 
 
 class SimulatorError(Exception):
@@ -74,6 +76,7 @@ def missing() -> str:
     return ""
 
 
+@cache
 def build() -> Path:
     """The simulator's program, built if this source was not built with this Go before, once for all processes.
 
