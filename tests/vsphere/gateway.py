@@ -203,7 +203,8 @@ class _Connection(BaseHTTPRequestHandler):
         if self.path.startswith("/folder") and not self._gateway.may_read_files(
             self._session(), self.headers.get("Authorization", "")
         ):
-            self.close_connection = True
+            for _ in _pieces(self.rfile, length):
+                pass  # a client reads no answer before it has sent all
             self._send(401, [("WWW-Authenticate", 'Basic realm="vCenter"')], b"")
             return
         headers = {**self._passed_headers(), "Content-Length": str(length)}
