@@ -101,8 +101,9 @@ class Front:
             self._machines.settle(machine)
             return disk.key
 
-    def write(self, vm: str, key: int, offset: int, data: bytes) -> None:
-        """The guest writes `data`, and changed block tracking sees it.
+    def write(self, vm: str, key: int, offset: int, data: bytes, *, tracked: bool = True) -> None:
+        """The guest writes `data`, and changed block tracking sees it; unless it is told to lose it, as it has been
+        known to do while a snapshot was merged.
 
         :raises ValueError: if no guest runs, or beyond the disk's end.
         """
@@ -116,7 +117,8 @@ class Front:
             with disk.file.open("r+b") as file:
                 file.seek(offset)
                 file.write(data)
-            disk.tracker.record(offset, len(data))
+            if tracked:
+                disk.tracker.record(offset, len(data))
 
     def reset_tracking(self, vm: str) -> None:
         """Changed block tracking starts anew, as after a host's crash: new change ids, and the old ones are unknown."""

@@ -199,6 +199,10 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         """Pass on what is no call."""
+        if "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            self._send(411, [], b"")
+            return
         length = int(self.headers.get("Content-Length", 0))
         if self.path.startswith("/folder") and not self._gateway.may_read_files(
             self._session(), self.headers.get("Authorization", "")

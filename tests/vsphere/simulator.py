@@ -87,7 +87,7 @@ def build() -> Path:
     version = subprocess.run(["go", "version"], capture_output=True, check=True, env=_go_environment()).stdout
     sources = sorted(SOURCE.glob("*.go"))
     digest = hashlib.sha256(b"\0".join([version, *(source.read_bytes() for source in sources)])).hexdigest()[:16]
-    directory = _cache() / digest
+    directory = _programs() / digest
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / "vcenter-simulator"
     with (directory / "lock").open("w") as lock:
@@ -169,6 +169,11 @@ def _go_environment() -> dict[str, str]:
     cache = str(_cache() / "go-build")
     tree = {"GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOFLAGS": "", "CGO_ENABLED": "0"}
     return {**os.environ, **tree, "GOCACHE": cache}
+
+
+def _programs() -> Path:
+    """Where the programs are, each in a directory of its source and its Go."""
+    return _cache() / "programs"
 
 
 def _cache() -> Path:

@@ -127,6 +127,55 @@ def test_an_answer_has_a_page_of_areas_and_says_how_far_it_goes(
     assert changed(vm, second, key, since) == [(n * AREA, AREA) for n in range(0, 14, 2)]
 
 
+def test_an_area_begins_where_the_question_begins(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    track(client, vm)
+    since = change_id(client, take(client, vm, "first"), key) or ""
+    vcenter.write(VM, key, 3 * AREA, bytes(2 * AREA))
+    second = take(client, vm, "second")
+    assert changed(vm, second, key, since, start=4 * AREA + 512) == [(4 * AREA + 512, AREA - 512)]
+
+
+def test_a_write_that_tracking_loses_is_in_the_bytes_only(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    track(client, vm)
+    since = change_id(client, take(client, vm, "first"), key) or ""
+    vcenter.write(VM, key, AREA, b"lost", tracked=False)
+    assert vcenter.disks(VM)[0].file.read_bytes()[AREA : AREA + 4] == b"lost"
+    assert changed(vm, take(client, vm, "second"), key, since) == []
+
+
+def test_each_disk_of_a_vm_is_tracked_by_itself(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    second = vim.vm.device.VirtualDisk(
+        key=-1, controllerKey=device(client, vm, key).controllerKey, unitNumber=3, capacityInKB=SIZE // 1024,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName="", diskMode="persistent", thinProvisioned=True),
+    )  # fmt: skip
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=second)
+    client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change], changeTrackingEnabled=True)))
+    (other,) = (disk.key for disk in vcenter.disks(VM) if disk.key != key)
+    before = take(client, vm, "before")
+    vcenter.write(VM, other, AREA, b"x")
+    after = take(client, vm, "after")
+    assert changed(vm, after, key, change_id(client, before, key) or "") == []
+    assert changed(vm, after, other, change_id(client, before, other) or "") == [(AREA, AREA)]
+    with pytest.raises(vmodl.fault.InvalidArgument):
+        vm.QueryChangedDiskAreas(after, other, 0, change_id(client, before, key))
+
+
+def test_a_disk_that_is_added_later_is_tracked_from_the_next_snapshot_on(
+    vcenter: Front, client: Client, vm: Any, key: int
+) -> None:
+    track(client, vm)
+    remove(client, take(client, vm))
+    disk = vim.vm.device.VirtualDisk(
+        key=-1, controllerKey=device(client, vm, key).controllerKey, unitNumber=3, capacityInKB=SIZE // 1024,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName="", diskMode="persistent", thinProvisioned=True),
+    )  # fmt: skip
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=disk)
+    client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+    (added,) = (disk.key for disk in vcenter.disks(VM) if disk.key != key)
+    assert change_id(client, vm, added) is None
+    assert change_id(client, take(client, vm), added)
+
+
 def test_an_area_ends_with_the_disk(vcenter: Front, client: Client, vm: Any, key: int) -> None:
     other = client.named(vim.VirtualMachine, OTHER)
     disk = device(client, other, vcenter.disks(OTHER)[0].key)

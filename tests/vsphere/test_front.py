@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim, vmodl
 
 from tests.vsphere.client import Client, connected
@@ -210,6 +211,18 @@ def test_tags_answer_through_the_front(vcenter: Front) -> None:
     made = json.loads(answer)["value"]
     status, answer = request(vcenter, "GET", "/rest/com/vmware/cis/tagging/category", headers=session)
     assert (status, json.loads(answer)["value"]) == (200, [made])
+
+
+def test_pyvmomi_finds_the_version_and_pins_the_certificate(vcenter: Front) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    place = {"host": "127.0.0.1", "port": vcenter.port, "user": vcenter.user, "pwd": vcenter.password}
+    service = SmartConnect(**place, thumbprint=vcenter.thumbprint, sslContext=context)
+    try:
+        assert service.content.about.apiType == "VirtualCenter"
+    finally:
+        Disconnect(service)
+        service._stub.DropConnections()
 
 
 def test_two_clients_take_snapshots_of_two_vms_at_once(vcenter: Front, client: Client, vm: Any, key: int) -> None:

@@ -62,6 +62,32 @@ def test_a_snapshot_keeps_its_bytes_and_its_file_and_the_vm_writes_into_a_delta(
     assert live(vcenter) == b"after the second" + before[16:]
 
 
+def test_a_snapshot_is_the_same_in_every_way_of_asking(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    snapshot = take(client, vm)
+    for name in ("config", "config.hardware"):
+        found = client.properties(snapshot, name)[name]
+        devices = found.hardware.device if name == "config" else found.device
+        assert [disk.backing.fileName for disk in devices if disk.key == key] == [f"[LocalDS_0] {VM}/disk1.vmdk"]
+    (disk,) = (disk for disk in snapshot.config.hardware.device if disk.key == key)
+    assert disk.backing.fileName == f"[LocalDS_0] {VM}/disk1.vmdk"
+
+
+def test_an_update_tells_of_the_new_delta(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    query = vmodl.query.PropertyCollector
+    path = "config.hardware.device"
+    spec = query.FilterSpec(
+        objectSet=[query.ObjectSpec(obj=vm)], propSet=[query.PropertySpec(type=vim.VirtualMachine, pathSet=[path])]
+    )
+    collector = client.content.propertyCollector
+    watch = collector.CreateFilter(spec, True)
+    version = collector.WaitForUpdatesEx(None, query.WaitOptions(maxWaitSeconds=30)).version
+    take(client, vm)
+    update = collector.WaitForUpdatesEx(version, query.WaitOptions(maxWaitSeconds=30))
+    devices = update.filterSet[0].objectSet[0].changeSet[-1].val
+    assert [disk.backing.fileName for disk in devices if disk.key == key] == [f"[LocalDS_0] {VM}/disk1-000001.vmdk"]
+    watch.Destroy()
+
+
 def test_the_removal_of_a_snapshot_merges_what_came_after_it_into_its_file(
     vcenter: Front, client: Client, vm: Any, key: int
 ) -> None:
