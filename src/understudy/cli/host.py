@@ -9,6 +9,7 @@ import click
 
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.first_contact import confirmed_thumbprint
+from understudy.cli.host_check import facts_shape, show_preflight
 from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
 from understudy.cli.shapes import Shape, host_shape, vm_shape
 from understudy.controller import catalog
@@ -107,22 +108,20 @@ def list_(app: App) -> None:
 @click.argument("name")
 @pass_app
 def check(app: App, name: str) -> None:
-    """Connect to host NAME.
+    """Connect to host NAME; one of VMware vSphere is looked at as a source, and fails only if it can be none at all.
 
-    JSON: {name, hostname, platform_version, hypervisor_version, cpus, memory_bytes, emulator_uid, emulator_gid}.
+    JSON: {name, hostname, platform_version, hypervisor_version, cpus, memory_bytes, emulator_uid, emulator_gid}. Of
+    VMware vSphere: {name, kind, product, version, build, api_version, licences, read_only, usable, problems: [{gravity,
+    subject, why, todo}], privileges: [{privilege, role, purpose, place, granted, asked, missing_on}], tracking: {on,
+    off, unsupported}, vms: [{name, uuid, hardware, tracking, snapshots, deepest, unmerged, obstacle, disks: [{name,
+    obstacle}]}], datastores: [{name, kind, capacity, free, problem}], proxies: [{name, nbdkit, plugin, library,
+    problem}]}.
     """
-    facts = app.services.check_host(name)
-    document = {
-        "name": name,
-        "hostname": facts.hostname,
-        "platform_version": facts.platform_version,
-        "hypervisor_version": facts.hypervisor_version,
-        "cpus": facts.cpus,
-        "memory_bytes": facts.memory_bytes,
-        "emulator_uid": facts.emulator_user[0],
-        "emulator_gid": facts.emulator_user[1],
-    }
-    answer_facts(app, document)
+    checked = app.services.check_host(name)
+    if checked.facts is not None:
+        answer_facts(app, facts_shape(name, checked.facts))
+    else:
+        show_preflight(app, name, checked)
 
 
 @host.command()

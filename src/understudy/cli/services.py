@@ -14,6 +14,7 @@ from understudy.controller.database import Database
 from understudy.controller.leftovers import Swept
 from understudy.controller.records import (
     CheckedGuest,
+    CheckedHost,
     CheckedProxy,
     DueAnswer,
     FailoverAnswer,
@@ -27,7 +28,7 @@ from understudy.controller.records import (
 from understudy.model.access import ServerCertificate
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
-from understudy.model.inventory import HostFacts, Vm
+from understudy.model.inventory import Vm
 from understudy.model.job import Datastore
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
@@ -43,8 +44,9 @@ class Services(Protocol):
         :raises HostUnreachable: if it does not answer.
         """
 
-    def check_host(self, name: str) -> HostFacts:
-        """Connect to the platform of the host and ask what it is.
+    def check_host(self, name: str) -> CheckedHost:
+        """Connect to the platform of the host and ask what it is; of VMware vSphere also whether VMs can be replicated
+        from there, and by which proxies.
 
         :raises NotFound: if there is no such host.
         :raises HostUnreachable: if its platform does not answer.

@@ -71,6 +71,11 @@ def host_proxies(host: Host, proxies: Sequence[Proxy], reachable: Callable[[str]
     return _first_tier(f"proxy on host {host.name!r}", reachable, there) if there else []
 
 
+def library_readers(source: Host, proxies: Sequence[Proxy]) -> tuple[Proxy, ...]:
+    """The proxies among which the reader of a host with a disk library is chosen: those added for it, else all."""
+    return tuple(proxy for proxy in proxies if proxy.host == source.name) or tuple(proxies)
+
+
 def transport(reader: Proxy, source: Host) -> TransportMode:
     """How a proxy reaches the disks of a host."""
     if source.by_library:

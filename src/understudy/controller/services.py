@@ -9,13 +9,14 @@ from pathlib import Path
 
 from understudy import platforms
 from understudy.context import Context
-from understudy.controller import catalog, control, guest_checks, interrupted, jobs, lock, verification
+from understudy.controller import catalog, control, guest_checks, host_checks, interrupted, jobs, lock, verification
 from understudy.controller.database import Database
 from understudy.controller.datastores import marked_datastore, moved_datastore, proved_datastore
 from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedGuest,
+    CheckedHost,
     CheckedProxy,
     DueAnswer,
     FailoverAnswer,
@@ -34,7 +35,7 @@ from understudy.errors import DatastoreError, MoverError, NotFound, Refused
 from understudy.model.access import ServerCertificate
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
-from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
 from understudy.model.session import SessionReport
 from understudy.mover import about, api
@@ -63,9 +64,9 @@ class ControllerServices:
         """Ask a server who it is."""
         return platforms.server_certificate(uri)
 
-    def check_host(self, name: str) -> HostFacts:
+    def check_host(self, name: str) -> CheckedHost:
         """Connect, and ask what the host is."""
-        return self._sites.platforms.get(catalog.get_host(self._database, name)).facts()
+        return host_checks.check_host(self._database, self._sites, name)
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         """All VMs of the host."""

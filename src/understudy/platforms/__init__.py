@@ -16,6 +16,7 @@ from understudy.errors import UsageError
 from understudy.model.access import HostAccess, ServerCertificate
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import LIBRARY_SCHEMES, SnapshotMode
+from understudy.model.preflight import Preflight
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
@@ -201,6 +202,9 @@ class TargetPlatform(Protocol):
 
 class Platform(SourcePlatform, TargetPlatform, Protocol):
     """A host in both roles."""
+
+    def preflight(self) -> Preflight | None:
+        """What must be known before VMs are replicated from it; None where its facts and its VMs tell all."""
 
     def close(self) -> None:
         """Give the connection back."""

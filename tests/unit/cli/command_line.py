@@ -18,6 +18,7 @@ from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedGuest,
+    CheckedHost,
     CheckedProxy,
     DueAnswer,
     DueVerification,
@@ -107,6 +108,7 @@ class FakeServices:
     unmarked: UnderstudyError | None = None
     told: bool | None = None
     certificate: ServerCertificate = CERTIFICATE
+    checked: CheckedHost = CheckedHost(FACTS)
     held: bool = False
     swept: tuple[Swept, ...] = ()
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
@@ -126,9 +128,9 @@ class FakeServices:
         self._called("server_certificate", uri)
         return self.certificate
 
-    def check_host(self, name: str) -> HostFacts:
+    def check_host(self, name: str) -> CheckedHost:
         self._called("check_host", name)
-        return FACTS
+        return self.checked
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         self._called("list_vms", name)
