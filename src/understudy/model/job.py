@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from understudy.model.access import NO_LIBRARY, DiskLibrary
 from understudy.model.guest import (
+    DEFAULT_FREEZE_DEADLINE_S,
     DEFAULT_SCRIPT_TIMEOUT_S,
     DEFAULT_TRANSPORTS,
     GuestPolicy,
@@ -176,6 +177,7 @@ class Job:
             post_thaw=own.post_thaw or common.post_thaw,
             script_timeout_s=own.script_timeout_s or common.script_timeout_s or DEFAULT_SCRIPT_TIMEOUT_S,
             applications=True if applications is None else applications,
+            freeze_deadline_s=own.freeze_deadline_s or common.freeze_deadline_s or DEFAULT_FREEZE_DEADLINE_S,
         )
 
     def _guest(self, vm: str) -> GuestSettings:
