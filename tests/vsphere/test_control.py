@@ -144,7 +144,7 @@ def test_nothing_is_sent_to_a_server_with_another_certificate(
     vcenter: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Asked(vcenter, monkeypatch)
-    with pytest.raises(HostUnreachable, match="its certificate is not the one that was confirmed"):
+    with pytest.raises(HostUnreachable, match=r"and .* was confirmed"):
         Connection(access(vcenter, thumbprint=":".join(["00"] * 32)))
     assert asked._calls == []
 
@@ -172,7 +172,7 @@ def test_an_authority_in_the_environment_does_not_weaken_a_thumbprint(
 ) -> None:
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, str(vcenter.directory / "vcenter.pem"))
-    with pytest.raises(HostUnreachable, match="not the one that was confirmed"):
+    with pytest.raises(HostUnreachable, match="was confirmed"):
         Connection(access(vcenter, thumbprint=":".join(["00"] * 32)))
 
 
@@ -184,7 +184,7 @@ def test_a_certificate_that_changes_later_is_noticed_on_the_next_connection(
     with front(Inventory(vms=1), tmp_path / "other") as impostor:
         connection._stub.DropConnections()
         connection._stub.port = impostor.port
-        with pytest.raises(HostUnreachable, match="not the one that was confirmed"):
+        with pytest.raises(HostUnreachable, match="was confirmed"):
             count(connection)
         connection._stub.port = vcenter.port
     assert count(connection) == VMS

@@ -179,7 +179,7 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
     _check_transfers(what, datastore.max_transfers)
     with database.transaction() as session:
         if _host(host_row(session, datastore.host)).by_library:
-            raise UsageError(what, f"host {datastore.host!r} is one of VMware vSphere, which is a source only",
+            raise UsageError(what, f"host {datastore.host!r} is one of VMware vSphere, which has no directory for it",
                              "keep replicas on a libvirt host")
         refuse_taken(session, DatastoreRow, datastore.name, what)
         _refuse_twin(session, what, datastore.host, path, datastore.name)

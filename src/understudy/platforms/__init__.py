@@ -236,5 +236,8 @@ def server_certificate(uri: str) -> ServerCertificate:
         from understudy.platforms.vsphere.trust import fetch_certificate
 
         address = parse_address(uri)
-        return fetch_certificate(address.host, address.port)
+        found = fetch_certificate(address.host, address.port)
+        return ServerCertificate(
+            found.subject, found.issuer, found.not_before, found.not_after, found.sha256, found.trusted
+        )
     raise UsageError(f"host URI {uri!r}", "its server has no certificate that could be asked for")

@@ -93,6 +93,8 @@ CERTIFICATE = ServerCertificate(
     "CN=vc.example", "CN=own\x1b[2J", "2026-01-01T00:00:00+00:00", "2028-01-01T00:00:00+00:00", "AB:" * 31 + "CD", False
 )
 
+CHECKED = CheckedHost(FACTS)
+
 
 @dataclass
 class FakeServices:
@@ -108,7 +110,7 @@ class FakeServices:
     unmarked: UnderstudyError | None = None
     told: bool | None = None
     certificate: ServerCertificate = CERTIFICATE
-    checked: CheckedHost = CheckedHost(FACTS)
+    checked: CheckedHost = CHECKED
     held: bool = False
     swept: tuple[Swept, ...] = ()
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)

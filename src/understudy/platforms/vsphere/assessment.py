@@ -148,7 +148,8 @@ def _of_snapshots(subject: str, vm: VmCheck) -> Iterator[Finding]:
     elif vm.snapshots:
         yield _note(subject, f"{has}, left alone; after a revert to one the next session reads it all")
     if vm.deepest >= LONG_CHAIN:
-        yield _warning(subject, f"{vm.deepest} snapshots lie upon each other, and ESXi allows 32", "remove some of them")
+        why = f"{vm.deepest} snapshots lie upon each other, and ESXi allows 32"
+        yield _warning(subject, why, "remove some of them")
     if vm.unmerged:
         yield _warning(subject, "its disks need consolidation: deltas of snapshots that are gone are left",
                        "consolidate them in the vSphere client when the VM writes little")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Looking at a vCenter or ESXi host before VMs are replicated from it: only reads, in a few questions about all objects."""
+"""Looking at a vCenter or ESXi host before VMs are replicated from it: only reads, in a few questions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ def look(connection: Connection) -> Preflight:
     """
     vms = dict(trees.each(connection, "VirtualMachine", _VM_PATHS, _vm))
     stores = dict(trees.each(connection, "Datastore", _STORE_PATHS, _datastore))
-    privileges = check_privileges(
-        connection, {moref: vm.name for moref, vm in vms.items()}, {moref: store.name for moref, store in stores.items()}
-    )
+    names = {moref: vm.name for moref, vm in vms.items()}
+    privileges = check_privileges(connection, names, {moref: store.name for moref, store in stores.items()})
     kind = "vcenter" if connection.is_vcenter else "esxi"
     licences = _licences(connection)
     read_only = is_read_only(kind, licences)

@@ -26,7 +26,7 @@ class ServerCertificate:
 
     :ivar sha256: thumbprint, capital hexadecimal pairs with colons: what is pinned.
     :ivar sha1: the same in SHA-1: what the vendor's disk library compares.
-    :ivar not_after: when it ends, ISO 8601.
+    :ivar not_before, not_after: when it begins and ends, ISO 8601.
     :ivar trusted: this machine's authorities accept it for the server's name, so that nothing need be pinned.
     """
 
@@ -34,6 +34,7 @@ class ServerCertificate:
     sha1: str
     subject: str
     issuer: str
+    not_before: str
     not_after: str
     trusted: bool
 
@@ -62,7 +63,7 @@ class ServerConnection(HTTPSConnection):
             self.close()
             raise HostUnreachable(
                 f"server {self.host}", f"its certificate is not trusted: {exc.verify_message}",
-                "confirm its thumbprint, or give it a certificate of an authority that this machine trusts",
+                "confirm it (understudy host set HOST --thumbprint SHA256), or give it one of a trusted authority",
             ) from exc  # fmt: skip
         except BaseException:
             self.close()
@@ -72,8 +73,8 @@ class ServerConnection(HTTPSConnection):
         shown = thumbprint(certificate, "sha256")
         if self._pin and shown != self._pin:
             raise HostUnreachable(
-                f"server {self.host}", f"its certificate is not the one that was confirmed: it is {shown} now",
-                "find out why; if the server got a new certificate, confirm the new thumbprint",
+                f"server {self.host}", f"its certificate is {shown}, and {self._pin} was confirmed",
+                f"find out why; if it has got a new one: understudy host set HOST --thumbprint {shown}",
             )  # fmt: skip
         self._seen(certificate)
 
@@ -126,6 +127,7 @@ def fetch_certificate(host: str, port: int, timeout_s: float = 20.0) -> ServerCe
         sha1=thumbprint(certificates[0], "sha1"),
         subject=shown.subject.rfc4514_string(),
         issuer=shown.issuer.rfc4514_string(),
+        not_before=shown.not_valid_before_utc.isoformat(),
         not_after=shown.not_valid_after_utc.isoformat(),
         trusted=_trusted(host, port, timeout_s, certificates[0]),
     )
