@@ -25,6 +25,7 @@ from understudy.lab.disks import DataDisk
 from understudy.lab.hosts import LabHost, qemu_user
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
+from understudy.model.access import HostAccess
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
@@ -41,13 +42,14 @@ JOB = "0123456789abcdef"
 HOLD = """
 import json, sys, time
 from understudy.context import Context
+from understudy.model.access import HostAccess
 from understudy.model.job import SnapshotMode
 from understudy.model.snapshot import SnapshotRequest, Tag
 from understudy.platforms import open_platform
 uri, name, mode, job, scratch = sys.argv[1:]
-host = open_platform(uri)
+host = open_platform(HostAccess(uri))
 vm = host.describe_vm(name)
-request = SnapshotRequest(Tag(job, vm.uuid, 7), ("vda", "vdb"), (), "", "", (), scratch)
+request = SnapshotRequest(Tag(job, vm.uuid, 7), ("vda", "vdb"), (), None, "", (), scratch)
 with host.snapshot(Context(), vm, SnapshotMode(mode), request):
     print("held", flush=True)
     time.sleep(600)
@@ -106,7 +108,7 @@ def target(lab: Lab) -> Iterator[Platform]:
 
 @contextmanager
 def opened(host: LabHost) -> Iterator[Platform]:
-    platform = open_platform(host.uri)
+    platform = open_platform(HostAccess(host.uri))
     try:
         yield platform
     finally:
@@ -121,7 +123,8 @@ def vm(guest: LabVm, source: Platform) -> Vm:
 def request_of(vm: Vm, scratch: Path, session: int = 1, job: str = JOB, checkpoint: bool = False) -> SnapshotRequest:
     tag = Tag(job, vm.uuid, session)
     tracked = ("vda", "vdb") if checkpoint else ()
-    return SnapshotRequest(tag, ("vda", "vdb", "vdc"), (), "", f"{tag}-cp" if checkpoint else "", tracked, str(scratch))
+    name = f"{tag}-cp" if checkpoint else ""
+    return SnapshotRequest(tag, ("vda", "vdb", "vdc"), (), None, name, tracked, str(scratch))
 
 
 def write(guest: LabVm, text: str, disk: str = "vdb") -> None:
@@ -232,13 +235,13 @@ def test_a_vm_whose_image_is_missing_hides_no_other_vm(lab: Lab, source: Platfor
 
 def test_a_host_that_does_not_answer_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(HostUnreachable, match=r"check the URI, the network and that libvirt runs there") as caught:
-        open_platform(f"qemu+unix:///system?socket={tmp_path}/nowhere")
+        open_platform(HostAccess(f"qemu+unix:///system?socket={tmp_path}/nowhere"))
     assert caught.value.retryable
 
 
 def test_an_unknown_scheme_is_a_wrong_value() -> None:
     with pytest.raises(UsageError, match="unknown scheme"):
-        open_platform("ftp://host/system")
+        open_platform(HostAccess("ftp://host/system"))
 
 
 def test_a_connection_that_was_lost_is_made_again(lab: Lab, guest: LabVm, source: Platform) -> None:
@@ -340,7 +343,7 @@ def test_a_baseline_is_made_with_the_snapshot_and_tells_what_changed_since(
         "vda": Reason.NONE, "vdb": Reason.NONE, "vdc": Reason.TRACKING_UNSUPPORTED,
     }  # fmt: skip
     write(guest, "changed")
-    second = replace(request_of(vm, scratch, 11), incremental=("vdb",), since=first.checkpoint)
+    second = replace(request_of(vm, scratch, 11), incremental=("vdb",), since=Baseline(first.checkpoint, ("vdb",)))
     with source.snapshot(Context(), vm, mode, second) as snapshot:
         disks = {disk.name: disk for disk in snapshot.disks}
         served, whole = disks["vdb"], disks["vda"]
@@ -350,6 +353,7 @@ def test_a_baseline_is_made_with_the_snapshot_and_tells_what_changed_since(
             assert whole.dirty_context == ""
             assert dirty_bytes(served) == 65536
         else:
+            assert isinstance(served, ImageDisk)
             assert isinstance(whole, ImageDisk)
             assert (served.bitmap, whole.bitmap) == (first.checkpoint, "")
 
@@ -390,7 +394,7 @@ def test_why_a_disk_cannot_be_incremental_is_told_for_each_disk(
 def test_an_incremental_snapshot_since_nothing_is_lost_tracking_and_a_whole_one_still_works(
     guest: LabVm, source: Platform, vm: Vm, scratch: Path
 ) -> None:
-    request = replace(request_of(vm, scratch, 30), incremental=("vdb",), since="understudy-gone")
+    request = replace(request_of(vm, scratch, 30), incremental=("vdb",), since=Baseline("understudy-gone", ("vdb",)))
     with pytest.raises(TrackingLost) as caught:
         source.snapshot(Context(), vm, SnapshotMode.BACKUP, request).__enter__()
     assert caught.value.reason in set(Reason)
@@ -600,7 +604,7 @@ def test_after_a_crash_of_the_hypervisor_no_bitmap_is_trusted(
     vm = source.describe_vm(guest.name)
     known = source.tracking(vm, Baseline(request.checkpoint, ("vda", "vdb")))
     assert not {known["vda"], known["vdb"]} & {Reason.NONE}
-    again = replace(request_of(vm, scratch, 71), incremental=("vdb",), since=request.checkpoint)
+    again = replace(request_of(vm, scratch, 71), incremental=("vdb",), since=Baseline(request.checkpoint, ("vdb",)))
     with pytest.raises(TrackingLost):
         source.snapshot(Context(), vm, SnapshotMode.BACKUP, again).__enter__()
     assert not backup_runs(guest)

@@ -73,6 +73,8 @@ def host_proxies(host: Host, proxies: Sequence[Proxy], reachable: Callable[[str]
 
 def transport(reader: Proxy, source: Host) -> TransportMode:
     """How a proxy reaches the disks of a host."""
+    if source.by_library:
+        return TransportMode.LIBRARY
     is_there = reader.host == source.name or _is_local(reader, source)
     return TransportMode.LOCAL if is_there else TransportMode.NETWORK
 

@@ -77,7 +77,7 @@ class Control:
             LOG.warning("session=%s was left by a controller that died", session_id)
         for guest in list_frozen(self._database):
             try:
-                platform = self._sites.platforms.get(catalog.get_host(self._database, guest.host).uri)
+                platform = self._sites.platforms.get(catalog.get_host(self._database, guest.host))
                 platform.thaw(guest.vm_uuid, _THAW_TIMEOUT_S)
             except UnderstudyError as exc:
                 # It stays recorded, and is tried again when the next controller starts.

@@ -14,8 +14,9 @@ from understudy.controller.naming import check_name, has_control_characters
 from understudy.controller.schema import CredentialRow, GuestHostKeyRow, JobRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.guests.ssh import Secret, SshAccess
+from understudy.model.access import HostAccess
 from understudy.model.inventory import Vm
-from understudy.model.job import Job
+from understudy.model.job import Host, Job
 
 
 class CredentialKind(enum.StrEnum):
@@ -71,6 +72,18 @@ def get_credential(database: Database, name: str) -> Credential:
     with database.reading() as session:
         row = credential_row(session, name)
         return Credential(row.name, row.user, CredentialKind(row.kind), vault.unseal(database.home, row.secret))
+
+
+def host_access(database: Database, host: Host) -> HostAccess:
+    """How a host is reached.
+
+    :raises NotFound: if its credential is gone.
+    :raises DatabaseError: if the secret cannot be decrypted.
+    """
+    if not host.credential:
+        return HostAccess(host.uri, thumbprint=host.thumbprint, library=host.library)
+    credential = get_credential(database, host.credential)
+    return HostAccess(host.uri, credential.user, credential.secret, host.thumbprint, host.library)
 
 
 def remove_credential(database: Database, name: str) -> None:

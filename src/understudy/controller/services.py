@@ -59,11 +59,11 @@ class ControllerServices:
 
     def check_host(self, name: str) -> HostFacts:
         """Connect, and ask what the host is."""
-        return self._sites.platforms.get(catalog.get_host(self._database, name).uri).facts()
+        return self._sites.platforms.get(catalog.get_host(self._database, name)).facts()
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         """All VMs of the host."""
-        return self._sites.platforms.get(catalog.get_host(self._database, name).uri).list_vms()
+        return self._sites.platforms.get(catalog.get_host(self._database, name)).list_vms()
 
     def check_guests(self, job: str, vm: str, accept: bool) -> tuple[CheckedGuest, ...]:
         """Look at the guests of a job."""
@@ -278,7 +278,7 @@ class ControllerServices:
 
     def _site_at(self, store: Datastore, replica: str) -> failover.FailoverSite:
         """:raises DatastoreError: if the datastore is not there, or is another one."""
-        target = self._sites.platforms.get(catalog.get_host(self._database, store.host).uri)
+        target = self._sites.platforms.get(catalog.get_host(self._database, store.host))
         mover = self._sites.mover_at(store.host)
         proved_datastore(self._database, mover, store)
         return failover.FailoverSite(api.ReplicaRef(store.kind, store.path, replica), mover, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from understudy.context import Context
 from understudy.controller import catalog, throttles
 from understudy.controller.choice import best_route, host_proxies, possible_routes, target_proxies
-from understudy.controller.credentials import ssh_access
+from understudy.controller.credentials import host_access, ssh_access
 from understudy.controller.database import Database
 from understudy.controller.datastores import proved_datastore
 from understudy.controller.ledger import Claim, Kind, Resource
@@ -25,6 +26,7 @@ from understudy.controller.whereabouts import Whereabouts, locate_vm
 from understudy.errors import UnderstudyError, UsageError
 from understudy.guests.freezing import Watchdog
 from understudy.guests.ssh import SshAccess
+from understudy.model.access import HostAccess
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
@@ -55,32 +57,37 @@ def commit_patience(environment: Mapping[str, str]) -> CommitPatience:
 
 
 class PlatformPool:
-    """One connection per host URI."""
+    """One connection for each way to reach a host; hosts of several names may share one."""
 
-    def __init__(self, patience: CommitPatience | None = None) -> None:
-        """:param patience: with merges of snapshot deltas."""
+    def __init__(self, access: Callable[[Host], HostAccess], patience: CommitPatience | None = None) -> None:
+        """:param access: how a host is reached.
+
+        :param patience: with merges of snapshot deltas.
+        """
+        self._access = access
         self._patience = patience
-        self._open: dict[str, Platform] = {}
+        self._open: dict[HostAccess, Platform] = {}
         self._lock = threading.Lock()
 
-    def get(self, uri: str) -> Platform:
-        """The platform at ``uri``.
+    def get(self, host: Host) -> Platform:
+        """The platform of a host.
 
         :raises HostUnreachable: if it does not answer.
         """
+        access = self._access(host)
         with self._lock:
-            if uri not in self._open:
-                self._open[uri] = open_platform(uri, self._patience)
-            return self._open[uri]
+            if access not in self._open:
+                self._open[access] = open_platform(access, self._patience)
+            return self._open[access]
 
     def close(self) -> None:
         """Give all connections back; one that cannot be closed does not keep the others open."""
         with self._lock:
-            for uri, platform in self._open.items():
+            for access, platform in self._open.items():
                 try:
                     platform.close()
                 except UnderstudyError as exc:
-                    LOG.warning("connection to %s: %s", uri, exc)
+                    LOG.warning("connection to %s: %s", access.uri, exc)
             self._open.clear()
 
 
@@ -112,7 +119,7 @@ class SiteBuilder:
 
     def __init__(self, home: Path, database: Database) -> None:
         self._database = database
-        self.platforms = PlatformPool(commit_patience(os.environ))
+        self.platforms = PlatformPool(functools.partial(host_access, database), commit_patience(os.environ))
         self.movers = MoverPool(home, database)
         self._pool = ResourcePool()
         self.rates = RatePusher(lambda: throttles.list_throttles(database), self.movers.get)
@@ -129,14 +136,14 @@ class SiteBuilder:
 
     def locate(self, job: Job, vm: str, uuid: str) -> Whereabouts:
         """Where a VM of ``job`` is now; see :func:`understudy.controller.whereabouts.locate_vm`."""
-        return locate_vm(job, vm, uuid, lambda host: self.platforms.get(catalog.get_host(self._database, host).uri))
+        return locate_vm(job, vm, uuid, lambda host: self.platforms.get(catalog.get_host(self._database, host)))
 
     def source_of(self, job: Job) -> SourcePlatform:
         """The platform of the job's source host.
 
         :raises HostUnreachable: if it does not answer.
         """
-        return self.platforms.get(catalog.get_host(self._database, job.source).uri)
+        return self.platforms.get(catalog.get_host(self._database, job.source))
 
     def guests_of(self, job: Job) -> Guests:
         """Who starts watchdogs for guests of the job's source host, and knows who may log in to them."""
@@ -153,8 +160,8 @@ class SiteBuilder:
             source_host=source_host,
             target_host=target_host,
             datastore=catalog.get_datastore(self._database, job.datastore),
-            source=self.platforms.get(source_host.uri),
-            target=self.platforms.get(target_host.uri),
+            source=self.platforms.get(source_host),
+            target=self.platforms.get(target_host),
             journal=journal,
             resources=TaskResources(self._database, self._pool, self.movers, self._reach, self.rates, journal),
             guests=_HostGuests(self._database, source_host),

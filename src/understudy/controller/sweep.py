@@ -132,7 +132,7 @@ class Sweeping:
     # --- source -------------------------------------------------------------------------------------------------------
 
     def _platform(self, host: str) -> Platform:
-        return self._sites.platforms.get(catalog.get_host(self._database, host).uri)
+        return self._sites.platforms.get(catalog.get_host(self._database, host))
 
     def _vm(self, item: Leftover) -> tuple[HostVm, Vm, Tag]:
         found = next(vm for vm in self._facts.vms if (vm.host, vm.traces.name) == (item.place, item.owner))

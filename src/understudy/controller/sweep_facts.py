@@ -144,7 +144,7 @@ class Looking:
         return SurveyedPlace(datastore, survey)
 
     def _traces(self, host: Host) -> tuple[VmTraces, ...]:
-        return self._sites.platforms.get(host.uri).traces()
+        return self._sites.platforms.get(host).traces()
 
     def _proxies_on(self, host: Host) -> list[Proxy]:
         proxy = self._sites.proxy_on(host)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from understudy.model.access import NO_LIBRARY, DiskLibrary
 from understudy.model.guest import (
     DEFAULT_SCRIPT_TIMEOUT_S,
     DEFAULT_TRANSPORTS,
@@ -21,6 +22,8 @@ DEFAULT_BLOCK_SIZE = MIB
 DEFAULT_CONNECTIONS = 4
 DEFAULT_PATIENCE_S = 1800
 DEFAULT_SNAPSHOTS = 4
+#: Addresses of VMware vSphere: a vCenter, or a single ESXi host.
+LIBRARY_SCHEMES = ("vpx", "esx")
 
 
 class SnapshotMode(enum.StrEnum):
@@ -47,6 +50,9 @@ class Host:
     :ivar scratch_dir: directory on the host for copy-before-write files; the emulator must be able to write there.
     :ivar max_snapshots: source snapshots that may be open at the same time on each of the host's datastores.
     :ivar nbd_address: name or address at which its emulators serve disks to proxies elsewhere; empty: as in the URI.
+    :ivar credential: name of the stored credential with which we log in; empty where the URI alone is enough.
+    :ivar thumbprint: see :class:`understudy.model.access.HostAccess`.
+    :ivar library: the vendor's disk library, by which proxies reach its disks if :attr:`by_library`.
     """
 
     name: str
@@ -54,6 +60,14 @@ class Host:
     scratch_dir: str
     max_snapshots: int = DEFAULT_SNAPSHOTS
     nbd_address: str = ""
+    credential: str = ""
+    thumbprint: str = ""
+    library: DiskLibrary = NO_LIBRARY
+
+    @property
+    def by_library(self) -> bool:
+        """Whether its disks are reached by the vendor's disk library from anywhere, never as files or by NBD."""
+        return urlsplit(self.uri).scheme in LIBRARY_SCHEMES
 
     @property
     def serve_address(self) -> str:

@@ -32,12 +32,19 @@ class Baseline:
     :ivar disks: the disks that the marker tracks.
     :ivar point: the restore point at whose instant the marker was made; empty in records of older versions.
     :ivar made_at: when the marker was made, in the platform's own words; empty if that is not known.
+    :ivar change_ids: per disk, in the order of ``disks``, what the platform calls its state then (vSphere: changeId);
+        empty where the marker's name is enough.
     """
 
     checkpoint: str
     disks: tuple[str, ...]
     point: str = ""
     made_at: str = ""
+    change_ids: tuple[str, ...] = ()
+
+    def change_id(self, disk: str) -> str:
+        """What the platform called the state of ``disk``; empty if that is not known."""
+        return dict(zip(self.disks, self.change_ids, strict=False)).get(disk, "")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from understudy.model.access import LibraryLogin
 from understudy.model.replica import Baseline
+from understudy.model.transfer import Reason
 
 #: How every name of ours on a platform begins.
 TAGGED = "understudy-"
@@ -85,25 +87,67 @@ class ImageDisk:
 
 
 @dataclass(frozen=True)
+class LibraryDisk:
+    """A disk that is read through the vendor's disk library, as it was at the snapshot.
+
+    :ivar vm, snapshot: the platform's references of the VM and of the snapshot.
+    :ivar file: the disk's file in the platform's own notation (vSphere: ``[datastore] folder/disk.vmdk``).
+    :ivar key: the platform's number of the disk in the VM.
+    :ivar since: the change id since which the changed areas are wanted; empty if they are not.
+    """
+
+    name: str
+    vm: str
+    snapshot: str
+    file: str
+    key: int
+    since: str = ""
+
+
+@dataclass(frozen=True)
+class LibraryExport:
+    """What a proxy needs to serve a :class:`LibraryDisk`.
+
+    :ivar changed: the areas that changed, packed as :func:`understudy.model.exclusion.pack` does, or more than them;
+        None if the disk is not to be read incrementally.
+    """
+
+    login: LibraryLogin
+    disk: LibraryDisk
+    changed: str | None = None
+
+
+HeldDisk = ServedDisk | ImageDisk | LibraryDisk
+
+
+@dataclass(frozen=True)
 class SnapshotRequest:
     """What to hold still.
 
-    :ivar incremental: the disks that are to be read incrementally, since ``since``.
+    :ivar incremental: the disks that are to be read incrementally, since ``since``, which is not None then.
     :ivar checkpoint: the new marker to make at the same instant, or empty.
     :ivar tracked: the disks that the new marker covers.
     :ivar scratch_dir: where copy-before-write files and sockets go.
     :ivar serve_at: name or address of the source host where the disks are to be served by TLS to other hosts; empty:
         they are read on that host.
+    :ivar quiesce: the platform itself is to quiesce the guest for the snapshot, if it can; see
+        :attr:`SourceSnapshot.quiesced`.
     """
 
     tag: Tag
     disks: tuple[str, ...]
     incremental: tuple[str, ...]
-    since: str
+    since: Baseline | None
     checkpoint: str
     tracked: tuple[str, ...]
     scratch_dir: str
     serve_at: str = ""
+    quiesce: bool = False
+
+    @property
+    def since_name(self) -> str:
+        """The name of the marker since which changes are wanted; empty if there is none."""
+        return self.since.checkpoint if self.since else ""
 
 
 @dataclass(frozen=True)
@@ -112,8 +156,14 @@ class SourceSnapshot:
 
     :ivar taken_at: the instant, ISO 8601 in UTC.
     :ivar baseline: where the next incremental may start once this session has published.
+    :ivar lost: ``(disk, reason)`` of disks that were to be incremental, and must be scanned.
+    :ivar quiesced: the platform had quiesced the guest's file systems.
+    :ivar notes: what the operator should know of it.
     """
 
     taken_at: str
-    disks: tuple[ServedDisk | ImageDisk, ...]
+    disks: tuple[HeldDisk, ...]
     baseline: Baseline | None
+    lost: tuple[tuple[str, Reason], ...] = ()
+    quiesced: bool = False
+    notes: tuple[str, ...] = ()

@@ -17,10 +17,11 @@ class TransferMode(enum.StrEnum):
 
 
 class TransportMode(enum.StrEnum):
-    """How the source proxy reaches a disk: a Unix socket on the disk's host, or NBD over TLS from another host."""
+    """How the source proxy reaches a disk: on the disk's host, by NBD over TLS, or by the vendor's disk library."""
 
     LOCAL = "local"
     NETWORK = "network"
+    LIBRARY = "library"
 
 
 class Reason(enum.StrEnum):

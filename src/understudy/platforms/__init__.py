@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 from understudy.context import Context
 from understudy.errors import UsageError
+from understudy.model.access import HostAccess
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
-from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
 
 
@@ -118,6 +119,13 @@ class SourcePlatform(Protocol):
         :raises PlatformError: if it is not held any more.
         """
 
+    def library_export(self, disk: LibraryDisk) -> LibraryExport:
+        """How a proxy reaches a disk of a snapshot that is held, and which areas of it changed.
+
+        :raises TrackingLost: if the platform does not tell the areas any more.
+        :raises PlatformError: if it refuses, or knows no such disks.
+        """
+
     def markers(self, vm: Vm) -> dict[str, str]:
         """All markers of changes on ``vm``, also those of others: by name, when made, in the platform's words."""
 
@@ -198,16 +206,16 @@ class Platform(SourcePlatform, TargetPlatform, Protocol):
         """Give the connection back."""
 
 
-def open_platform(uri: str, patience: CommitPatience | None = None) -> Platform:
-    """Connect to the host at ``uri``.
+def open_platform(access: HostAccess, patience: CommitPatience | None = None) -> Platform:
+    """Connect to a host.
 
     :param patience: with merges of snapshot deltas.
-    :raises UsageError: if no platform has that scheme.
-    :raises HostUnreachable: if the host does not answer.
+    :raises UsageError: if no platform has the scheme of its URI.
+    :raises HostUnreachable: if the host does not answer, or is not the one that the administrator has confirmed.
     """
-    scheme = uri.split(":", 1)[0].split("+", 1)[0]
+    scheme = access.uri.split(":", 1)[0].split("+", 1)[0]
     if scheme == "qemu":
         from understudy.platforms.libvirt.host import LibvirtHost
 
-        return LibvirtHost(uri, patience or CommitPatience())
-    raise UsageError(f"host URI {uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")
+        return LibvirtHost(access.uri, patience or CommitPatience())
+    raise UsageError(f"host URI {access.uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")

@@ -157,11 +157,14 @@ def no_longer_replicated(vm: Vm, disks: Sequence[Disk], newest: RestorePoint | N
     )
 
 
-def without_tracking(plans: Sequence[DiskPlan], reason: Reason) -> tuple[DiskPlan, ...]:
-    """The plans after the platform refused the incremental part: incremental disks are scanned for ``reason``."""
+def without_tracking(plans: Sequence[DiskPlan], reason: Reason, only: str = "") -> tuple[DiskPlan, ...]:
+    """The plans after the platform refused the incremental part: incremental disks are scanned for ``reason``.
+
+    :param only: of this disk alone.
+    """
     return tuple(
         replace(plan, mode=TransferMode.DIGEST_SCAN, reason=reason, since_point="")
-        if plan.mode is TransferMode.INCREMENTAL
+        if plan.mode is TransferMode.INCREMENTAL and plan.name == (only or plan.name)
         else plan
         for plan in plans
     )

@@ -133,6 +133,11 @@ class Site(Place):
     target_proxy: Proxy
 
     @property
+    def sees_files(self) -> bool:
+        """Whether the source proxy is on the source host, so that it can touch files there."""
+        return self.transport is TransportMode.LOCAL
+
+    @property
     def by_socket(self) -> bool:
         """Whether the proxies reach each other by a Unix socket: both are children of this controller."""
         return {self.source_proxy.kind, self.target_proxy.kind} == {ProxyKind.CHILD}

@@ -9,7 +9,6 @@ from understudy.errors import UnderstudyError
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.replica import ImageGeneration, SourceGeneration
 from understudy.model.snapshot import Tag
-from understudy.model.transfer import TransportMode
 from understudy.mover import api
 from understudy.replication.site import Site
 
@@ -17,8 +16,8 @@ Images = Mapping[str, api.ImageFacts]
 
 
 def look_at_images(site: Site, disks: Iterable[Disk]) -> dict[str, api.ImageFacts]:
-    """What the images are that may hold changed block tracking, by disk name; over the network nobody can look."""
-    if site.transport is TransportMode.NETWORK:
+    """What the images are that may hold changed block tracking, by disk name; from elsewhere nobody can look."""
+    if not site.sees_files:
         return {}
     return {
         disk.name: site.source_mover.call(api.ProbeImage(disk.path, disk.image_format), api.ImageFacts)

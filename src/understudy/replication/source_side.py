@@ -25,8 +25,8 @@ from understudy.replication.source_images import Images
 
 
 def prepare_scratch(site: Site) -> None:
-    """Make the scratch directory writable for the source host's emulator; over the network there is none."""
-    if site.transport is TransportMode.NETWORK:
+    """Make the scratch directory writable for the source host's emulator; from elsewhere there is none."""
+    if not site.sees_files:
         return
     uid, gid = site.source.facts().emulator_user
     site.source_mover.call(api.PrepareScratch(site.source_host.scratch_dir, uid, gid), api.ScratchFacts)
@@ -55,7 +55,7 @@ def check_transport(site: Site, vm: Vm, job: Job, disks: Sequence[Disk]) -> None
 
     :raises Refused: if the VM cannot be replicated like that.
     """
-    if site.transport is TransportMode.LOCAL:
+    if site.transport is not TransportMode.NETWORK:
         return
     block_devices = [disk.name for disk in disks if PurePosixPath(disk.path).is_relative_to("/dev")]
     host, address = site.source_host.name, site.source_host.serve_address
@@ -89,7 +89,7 @@ def remove_snapshot_files(site: Site, name: str, tag: Tag) -> Vm:
     :return: the VM as it is now.
     """
     vm = site.source.describe_vm(name)
-    if site.transport is TransportMode.NETWORK:
+    if not site.sees_files:
         return vm
     in_use = tuple(PurePosixPath(disk.path).name for disk in vm.disks if disk.path)
     images = tuple((disk.path, disk.image_format) for disk in vm.disks if disk.path)
@@ -127,7 +127,7 @@ def snapshot_request(
     newest: RestorePoint | None,
 ) -> SnapshotRequest:
     """What is asked of the platform; a powered-off VM gets no new checkpoint, because libvirt cannot make one."""
-    since = newest.baseline.checkpoint if newest and newest.baseline else ""
+    since = newest.baseline if newest else None
     # A forced scan counts what tracking conceals, if there is tracking.
     audited = {disk.name for disk in disks if disk.tracked and since}
     tracked = () if vm.state is VmState.SHUT_OFF else tuple(disk.name for disk in disks if disk.tracked)
@@ -199,6 +199,8 @@ def held_snapshot(
             plans = without_tracking(plans, Reason(exc.reason))
             whole = replace(request, incremental=())
             snapshot = held.enter_context(source.snapshot(ctx, vm, job.snapshot_mode, whole))
+        for disk, reason in snapshot.lost:
+            plans = without_tracking(plans, reason, only=disk)
         yield snapshot, plans
 
 

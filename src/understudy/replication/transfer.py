@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from understudy.context import Context
-from understudy.errors import PlatformError, TransferError, UnderstudyError
+from understudy.errors import PlatformError, TrackingLost, TransferError, UnderstudyError
 from understudy.faults import fault_point
 from understudy.model.inventory import VmState
 from understudy.model.session import DiskReport
-from understudy.model.snapshot import ImageDisk, ServedDisk
+from understudy.model.snapshot import HeldDisk, ImageDisk, LibraryDisk, ServedDisk
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.replication.disk_transfer import DiskTransfer, stop_works
@@ -181,14 +181,14 @@ class Exports:
         :param restarted: the source proxy was restarted since, and its servers ended with it.
         :raises TransferError: if it is not certain that the disk is still as it was.
         """
-        disk: ServedDisk | ImageDisk = self._disks[name]
+        disk: HeldDisk = self._disks[name]
         if isinstance(disk, ServedDisk):
             return api.NbdSource(disk.socket, disk.export, disk.dirty_context, disk.address)
         known = self.opened.get(name)
         if known and name in self._unread and not restarted:
             self._unread.discard(name)
             return known.source
-        if known and self._held.vm.state is VmState.SHUT_OFF:
+        if known and isinstance(disk, ImageDisk) and self._held.vm.state is VmState.SHUT_OFF:
             if restarted:
                 why = "the source proxy was restarted, and the VM, which is off, may have run in between"
                 raise TransferError(f"read disk {name!r}", why, "run the job again")
@@ -196,8 +196,18 @@ class Exports:
         if known:
             self._site.source_mover.call(api.CloseExport(known.id), api.Nothing)
             del self.opened[name]
-        self.opened[name] = self._serve(disk)
+        self.opened[name] = self._serve_library(disk) if isinstance(disk, LibraryDisk) else self._serve(disk)
         return self.opened[name].source
+
+    def _serve_library(self, disk: LibraryDisk) -> api.OpenedExport:
+        """Serve a disk through the vendor's disk library; without its changed areas if the platform lost them."""
+        try:
+            export = self._site.source.library_export(disk)
+        except TrackingLost as exc:
+            self._site.journal.warn(f"disk {disk.name}: its changed areas are not known any more: {exc.why}")
+            export = self._site.source.library_export(replace(disk, since=""))
+        request = api.OpenLibraryExport(export, str(self._held.request.tag))
+        return self._site.source_mover.call(request, api.OpenedExport)
 
     def _serve(self, disk: ImageDisk) -> api.OpenedExport:
         """Serve an image; without its dirty map if only that is in the way, whoever needs one will say so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +16,9 @@ from understudy.controller.jobs import get_job
 from understudy.controller.sites import COMMIT_PAUSES, PlatformPool, SiteBuilder, commit_patience
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, DatastoreError, HostUnreachable, MoverError, UsageError
+from understudy.model.access import HostAccess
 from understudy.model.inventory import Disk, Vm, VmState
-from understudy.model.job import Job, Proxy, ProxyKind
+from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.model.transfer import TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
@@ -28,6 +29,11 @@ from understudy.storage import DatastoreFacts
 pytestmark = pytest.mark.timeout(60)
 
 MARKER = "11111111-2222-3333-4444-555555555555"
+HOST_A, HOST_B = Host("a", "qemu:///a", "/s"), Host("b", "qemu:///b", "/s")
+
+
+def pool_of_hosts(patience: CommitPatience | None = None) -> PlatformPool:
+    return PlatformPool(lambda host: HostAccess(host.uri), patience)
 
 
 class Platform:
@@ -36,10 +42,10 @@ class Platform:
     opened: list[str]
     closed: list[str]
 
-    def __init__(self, uri: str, patience: CommitPatience | None = None) -> None:
-        self.uri = uri
+    def __init__(self, access: HostAccess, patience: CommitPatience | None = None) -> None:
+        self.uri = access.uri
         self.patience = patience
-        Platform.opened.append(uri)
+        Platform.opened.append(access.uri)
 
     def close(self) -> None:
         Platform.closed.append(self.uri)
@@ -52,13 +58,13 @@ def _platforms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_host_is_connected_to_once_until_the_pool_is_closed() -> None:
-    pool = PlatformPool()
-    assert pool.get("qemu:///a") is pool.get("qemu:///a")
-    assert pool.get("qemu:///b") is not pool.get("qemu:///a")
+    pool = pool_of_hosts()
+    assert pool.get(HOST_A) is pool.get(replace(HOST_A, name="another"))
+    assert pool.get(HOST_B) is not pool.get(HOST_A)
     assert Platform.opened == ["qemu:///a", "qemu:///b"]
     pool.close()
     assert sorted(Platform.closed) == ["qemu:///a", "qemu:///b"]
-    pool.get("qemu:///a")
+    pool.get(HOST_A)
     assert Platform.opened[2:] == ["qemu:///a"]
 
 
@@ -66,7 +72,7 @@ def test_every_host_gets_the_patience_that_the_environment_tells() -> None:
     assert commit_patience({}) == CommitPatience()
     patience = commit_patience({COMMIT_PAUSES: "0.5,2"})
     assert patience.pauses == (0.5, 2.0)
-    assert cast("Platform", PlatformPool(patience).get("qemu:///a")).patience == patience
+    assert cast("Platform", pool_of_hosts(patience).get(HOST_A)).patience == patience
     for wrong in ("soon", "1,,2", "-1", "nan", "1e9"):
         with pytest.raises(UsageError, match=COMMIT_PAUSES):
             commit_patience({COMMIT_PAUSES: wrong})
@@ -75,17 +81,17 @@ def test_every_host_gets_the_patience_that_the_environment_tells() -> None:
 def test_a_host_that_does_not_answer_is_asked_again_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([HostUnreachable("host qemu:///a", "no route"), None])
 
-    def open_platform(uri: str, _patience: CommitPatience | None) -> Platform:
+    def open_platform(access: HostAccess, _patience: CommitPatience | None) -> Platform:
         problem = next(answers)
         if problem is not None:
             raise problem
-        return Platform(uri)
+        return Platform(access)
 
     monkeypatch.setattr(sites, "open_platform", open_platform)
-    pool = PlatformPool()
+    pool = pool_of_hosts()
     with pytest.raises(HostUnreachable):
-        pool.get("qemu:///a")
-    assert isinstance(pool.get("qemu:///a"), Platform)
+        pool.get(HOST_A)
+    assert isinstance(pool.get(HOST_A), Platform)
 
 
 @dataclass

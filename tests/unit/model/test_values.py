@@ -61,7 +61,7 @@ def test_a_changed_job_or_vm_changes_the_prefix() -> None:
 
 @given(TAGS)
 def test_a_snapshot_socket_has_a_path_that_unix_allows(tag: Tag) -> None:
-    request = SnapshotRequest(tag, ("vda",), (), "", "", (), DEFAULT_SCRATCH_DIR)
+    request = SnapshotRequest(tag, ("vda",), (), None, "", (), DEFAULT_SCRATCH_DIR)
     assert len(socket_path(request).encode()) <= 107
     # An operator's own scratch directory has room as well.
     assert len(socket_path(request).encode()) - len(DEFAULT_SCRATCH_DIR) <= 50

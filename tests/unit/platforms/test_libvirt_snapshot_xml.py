@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from understudy.errors import PlatformError
 from understudy.model.inventory import Disk, Vm, VmState
+from understudy.model.replica import Baseline
 from understudy.model.snapshot import ServedDisk, SnapshotRequest, Tag
 from understudy.platforms.libvirt.backup import PORTS, backup_snapshot, backup_xml, is_ours, socket_path
 from understudy.platforms.libvirt.checkpoints import checkpoint_xml
@@ -27,7 +28,8 @@ DISKS = (
 )
 VM = Vm("web", "u", VmState.RUNNING, "x86_64", "q35", "bios", 1, 1, DISKS, (), True, True, "<domain/>")
 REQUEST = SnapshotRequest(
-    TAG, ("vda", "vdb"), ("vdb",), "understudy-old", f"{TAG}-beef", ("vda", "vdb"), "/var/tmp/scratch"
+    TAG, ("vda", "vdb"), ("vdb",), Baseline("understudy-old", ("vdb",)), f"{TAG}-beef", ("vda", "vdb"),
+    "/var/tmp/scratch",
 )
 SUBSETS = st.sets(st.sampled_from(["vda", "sda", "vdb"]))
 

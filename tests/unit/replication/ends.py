@@ -23,7 +23,7 @@ from understudy.replication.site import Lease, Site
 from understudy.replication.transfer import Copying, copy_disks
 
 SPEC = TransferSpec(Job("1", "nightly", "a", "b", "ds", ("web",)), "replica-1", "p0", "p1")
-REQUEST = SnapshotRequest(Tag("1", "uuid-1", 7), ("vda",), (), "", "", (), "/scratch")
+REQUEST = SnapshotRequest(Tag("1", "uuid-1", 7), ("vda",), (), None, "", (), "/scratch")
 TAG = str(REQUEST.tag)
 IDENTITY = ReplicaIdentity("replica-1", "web_replica", "1", "nightly", "web", "uuid-1", "uuid-2")
 BEGIN = api.BeginPoint(api.ReplicaRef("qcow2", "/srv", "web_replica"), IDENTITY, 4, "p1", ())

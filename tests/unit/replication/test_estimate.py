@@ -45,7 +45,7 @@ def test_the_source_is_held_without_a_marker_and_without_a_delta(mode: SnapshotM
     estimate(world)
     assert world.request is not None
     assert (world.request.checkpoint, world.request.tracked) == ("", ())
-    assert (world.request.since, world.request.incremental) == ("cp-old", ("vda",))
+    assert (world.request.since_name, world.request.incremental) == ("cp-old", ("vda",))
     assert world.mode is SnapshotMode.BACKUP
 
 

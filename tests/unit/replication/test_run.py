@@ -161,7 +161,7 @@ class Source:
         self._world.checkpoint = request.checkpoint
         self._world.request = request
         try:
-            baseline = Baseline(request.checkpoint or request.since, ("vda",))
+            baseline = Baseline(request.checkpoint or request.since_name, ("vda",))
             yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),), baseline)
         finally:
             self._world.act("snapshot ended")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.model.access import DiskLibrary
 from understudy.model.replica import FileMark
+from understudy.model.snapshot import LibraryExport
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,44 @@ class OpenExport:
 
 
 @dataclass(frozen=True)
+class OpenLibraryExport:
+    """Serve a disk through the vendor's disk library, read-only."""
+
+    export: LibraryExport
+    tag: str
+
+
+@dataclass(frozen=True)
+class ProbeLibrary:
+    """Ask whether the vendor's disk library can be used."""
+
+    library: DiskLibrary
+
+
+@dataclass(frozen=True)
+class LibraryFacts:
+    """What a proxy has to reach disks through the vendor's disk library.
+
+    :ivar server_version: of nbdkit; empty if it is missing.
+    :ivar plugin_version: of its plugin; empty if it is missing.
+    :ivar library_version: of the library, as far as it tells; empty if it cannot be loaded.
+    :ivar problem: why it cannot be used, and what to do; empty if it can.
+    """
+
+    server_version: str = ""
+    plugin_version: str = ""
+    library_version: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class NbdSource:
     """Where to read one disk.
 
     :ivar socket: Unix socket of the NBD server; empty if ``address`` is given.
     :ivar export: export name.
     :ivar dirty_context: NBD meta context that tells dirty areas, or empty: no tracking, everything may have changed.
+        Of an :class:`OpenLibraryExport` it is no server's: the proxy itself keeps the areas with the export.
     :ivar address: ``HOST:PORT`` of an NBD server on another host, which is only talked to by TLS.
     """
 
@@ -104,7 +138,7 @@ class NbdSource:
 
 @dataclass(frozen=True)
 class OpenedExport:
-    """An export that :class:`CloseExport` ends."""
+    """An export of :class:`OpenExport` or :class:`OpenLibraryExport`, which :class:`CloseExport` ends."""
 
     id: str
     source: NbdSource
@@ -112,7 +146,7 @@ class OpenedExport:
 
 @dataclass(frozen=True)
 class CloseExport:
-    """End an export of :class:`OpenExport`; unknown ids are no error."""
+    """End an export; unknown ids are no error."""
 
     id: str
 

@@ -68,7 +68,7 @@ def backup_xml(vm: Vm, request: SnapshotRequest, listen: tuple[str, int] | None 
         element = ET.SubElement(disks, "disk", name=disk.name, backup="yes", type="file", exportname=exported)
         if disk.name in request.incremental:
             element.set("backupmode", "incremental")
-            element.set("incremental", request.since)
+            element.set("incremental", request.since_name)
             element.set("exportbitmap", _bitmap(disk.name))
         else:
             element.set("backupmode", "full")
@@ -131,7 +131,7 @@ def _begin(
     try:
         domain.backupBegin(backup_xml(vm, request, listen), checkpoint)
     except libvirt.libvirtError as exc:
-        if request.incremental and _is_about_tracking(exc, request.since):
+        if request.incremental and _is_about_tracking(exc, request.since_name):
             raise TrackingLost(what, error_text(exc)) from exc
         raise PlatformError(what, error_text(exc), _advice(exc, request)) from exc
 

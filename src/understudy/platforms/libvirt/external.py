@@ -85,5 +85,5 @@ def _drives(domain: libvirt.virDomain, vm: Vm) -> list[str]:
 
 
 def _image(disk: Disk, request: SnapshotRequest) -> ImageDisk:
-    bitmap = request.since if disk.name in request.incremental else ""
+    bitmap = request.since_name if disk.name in request.incremental else ""
     return ImageDisk(name=disk.name, image=disk.path, image_format=disk.image_format, bitmap=bitmap)

@@ -17,7 +17,7 @@ from understudy.errors import GuestError, NotFound, PlatformError, Refused
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
-from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
 from understudy.platforms import CommitPatience, ReplicaVmSpec, VmTraces
 from understudy.platforms.libvirt import backup, checkpoints, commit, external
@@ -130,6 +130,10 @@ class LibvirtHost:
             yield snapshot
         finally:
             end()
+
+    def library_export(self, disk: LibraryDisk) -> LibraryExport:
+        """No disk of a libvirt host is read like that."""
+        raise PlatformError(f"disk {disk.name} of {self._connection.uri}", "a libvirt host has no disk library")
 
     def markers(self, vm: Vm) -> dict[str, str]:
         """The domain's checkpoints, with the times of their creation."""

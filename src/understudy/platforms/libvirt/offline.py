@@ -21,10 +21,10 @@ def offline_snapshot(vm: Vm, request: SnapshotRequest) -> Iterator[SourceSnapsho
     disks = []
     for name in request.disks:
         disk = vm.disk(name)
-        bitmap = request.since if name in request.incremental else ""
+        bitmap = request.since_name if name in request.incremental else ""
         disks.append(ImageDisk(name=name, image=disk.path, image_format=disk.image_format, bitmap=bitmap))
     yield SourceSnapshot(
         taken_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         disks=tuple(disks),
-        baseline=Baseline(request.since, request.incremental) if request.since and request.incremental else None,
+        baseline=Baseline(request.since_name, request.incremental) if request.incremental else None,
     )

@@ -227,7 +227,8 @@ def _baseline(fields: Fields) -> Baseline:
         checkpoint=fields.text("checkpoint"),
         disks=fields.texts("disks"),
         point=fields.text("point", lambda text: not text or _is_point_id(text)) if fields.has("point") else "",
-        made_at=fields.text("made_at") if fields.has("made_at") else "")
+        made_at=fields.text("made_at") if fields.has("made_at") else "",
+        change_ids=fields.texts("change_ids") if fields.has("change_ids") else ())
 
 
 def _generation(fields: Fields) -> SourceGeneration:
