@@ -6,8 +6,8 @@
  *
  * It is strict: what the real one may let pass is refused here, for its refusals are what the tests are for.
  *
- * Environment: UNDERSTUDY_DISKLIB_FACTS, a file of tab separated lines (see kit.py):
- *     user NAME | password WORDS | thumbprint SHA1 | disk VM PATH FILE SNAPSHOT WRITABLE
+ * Environment: UNDERSTUDY_DISKLIB_FACTS, a JSON file that says who may connect and which disks there are; it is read
+ * for each connection and each disk that is opened.
  * UNDERSTUDY_DISKLIB_LOG, a file that gets a line for each call; never the password, only whether it was right.
  * UNDERSTUDY_DISKLIB_FAULTS, a file of lines "NAME NUMBER" that is read again for each call; see fault().
  */
@@ -25,12 +25,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define PUBLIC __attribute__((visibility("default")))
 
 enum { SECTOR = 512, MIN_CHUNK = 128, MAX_CHUNKS = 512 * 1024 };
+enum { FIELD = 1024, MOST_DISKS = 64 };
 
 /* Error numbers; the words are below, in error_words(). */
 enum {
@@ -116,11 +118,22 @@ struct block_list {
 };
 
 struct connection {
-    char vm[256];
-    char snapshot[256];
+    char vm[FIELD];
+    char snapshot[FIELD];
     bool read_only;
-    char session[1024];
+    char session[FIELD];
     long requests;
+};
+
+struct fact {
+    char vm[FIELD], path[FIELD], file[FIELD], snapshot[FIELD];
+    bool writable;
+};
+
+struct facts {
+    char user[FIELD], password[FIELD], thumbprint[FIELD];
+    int count;
+    struct fact disks[MOST_DISKS];
 };
 
 struct disk {
@@ -194,72 +207,134 @@ static const char *text(const char *value)
     return value != NULL ? value : "";
 }
 
-/* ---- the facts ---- */
+/* ---- the facts: JSON of one object with strings, and a list of objects with strings and truth values ---- */
 
-static FILE *open_facts(void)
+static void skip_space(const char **text_at)
 {
-    const char *path = getenv("UNDERSTUDY_DISKLIB_FACTS");
-    FILE *facts = path != NULL ? fopen(path, "re") : NULL;
-    if (facts == NULL)
-        say(say_warning, "stand-in: there is no facts file %s", text(path));
-    return facts;
+    *text_at += strspn(*text_at, " \t\r\n,");
 }
 
-/* The fields of the next line; false at the end. Fields may be empty. */
-static bool next_line(FILE *facts, char *line, int size, char **fields, int count)
+/* A string into "out"; what does not fit, or no string, is an error. */
+static bool parse_string(const char **text_at, char *out, size_t size)
 {
-    int index;
-    if (fgets(line, size, facts) == NULL)
+    const char *at = *text_at;
+    unsigned code;
+    size_t length = 0;
+    if (*at++ != '"')
         return false;
-    line[strcspn(line, "\n")] = '\0';
-    for (index = 0; index < count; index++)
-        fields[index] = line != NULL ? strsep(&line, "\t") : "";
+    while (*at != '"') {
+        if (*at == '\0' || length + 4 >= size)
+            return false;
+        if (*at != '\\') {
+            out[length++] = *at++;
+        } else if (at[1] != 'u') {
+            const char *plain = strchr("nrtbf", at[1]);
+            out[length++] = plain != NULL ? "\n\r\t\b\f"[plain - "nrtbf"] : at[1];
+            at += 2;
+        } else {
+            /* As UTF-8; nothing in the tests is outside of the basic plane. */
+            if (sscanf(at + 2, "%4x", &code) != 1 || (code >= 0xD800 && code < 0xE000))
+                return false;
+            if (code < 0x80) {
+                out[length++] = code;
+            } else if (code < 0x800) {
+                out[length++] = 0xC0 | code >> 6;
+                out[length++] = 0x80 | (code & 0x3F);
+            } else {
+                out[length++] = 0xE0 | code >> 12;
+                out[length++] = 0x80 | (code >> 6 & 0x3F);
+                out[length++] = 0x80 | (code & 0x3F);
+            }
+            at += 6;
+        }
+    }
+    out[length] = '\0';
+    *text_at = at + 1;
     return true;
 }
 
-static bool fact_is(const char *name, const char *value, bool any_case)
+static char *field(struct facts *facts, struct fact *fact, const char *name)
 {
-    char line[8192], *fields[2];
-    FILE *facts = open_facts();
-    bool found = false;
-    while (facts != NULL && next_line(facts, line, sizeof line, fields, 2))
-        if (strcmp(fields[0], name) == 0)
-            found = any_case ? strcasecmp(fields[1], text(value)) == 0 : strcmp(fields[1], text(value)) == 0;
-    if (facts != NULL)
-        fclose(facts);
-    return found;
+    if (strcmp(name, "user") == 0) return facts->user;
+    if (strcmp(name, "password") == 0) return facts->password;
+    if (strcmp(name, "thumbprint") == 0) return facts->thumbprint;
+    if (strcmp(name, "vm") == 0) return fact->vm;
+    if (strcmp(name, "path") == 0) return fact->path;
+    if (strcmp(name, "file") == 0) return fact->file;
+    if (strcmp(name, "snapshot") == 0) return fact->snapshot;
+    return NULL;
 }
 
-static bool vm_known(const char *vm)
+static bool parse_object(const char **at, struct facts *facts, struct fact *fact);
+
+static bool parse_value(const char **at, struct facts *facts, struct fact *fact, const char *name)
 {
-    char line[8192], *fields[2];
-    FILE *facts = open_facts();
-    bool found = false;
-    while (facts != NULL && next_line(facts, line, sizeof line, fields, 2))
-        found = found || (strcmp(fields[0], "disk") == 0 && strcmp(fields[1], vm) == 0);
-    if (facts != NULL)
-        fclose(facts);
-    return found;
+    char *known = field(facts, fact, name);
+    if (**at == '"')
+        return known != NULL && parse_string(at, known, FIELD);
+    if (strncmp(*at, "true", 4) == 0 || strncmp(*at, "false", 5) == 0) {
+        fact->writable = **at == 't';
+        *at += fact->writable ? 4 : 5;
+        return true;
+    }
+    if (**at != '[')
+        return false;
+    for (++*at, skip_space(at); **at != ']'; skip_space(at))
+        if (facts->count == MOST_DISKS || !parse_object(at, facts, &facts->disks[facts->count++]))
+            return false;
+    ++*at;
+    return true;
 }
 
-/* The local file of a disk; NOT_FOUND if nobody has such a path, NO_ACCESS if it is another VM's or snapshot's. */
-static error_t64 find_disk(const struct connection *connection, const char *path, char *file, size_t size, bool *writable)
+static bool parse_object(const char **at, struct facts *facts, struct fact *fact)
 {
-    char line[8192], *fields[6];
-    FILE *facts = open_facts();
+    char name[64];
+    if (*(*at)++ != '{')
+        return false;
+    for (skip_space(at); **at != '}'; skip_space(at)) {
+        if (!parse_string(at, name, sizeof name))
+            return false;
+        *at += strspn(*at, " :");
+        if (!parse_value(at, facts, fact, name))
+            return false;
+    }
+    ++*at;
+    return true;
+}
+
+/* What the facts file says now; everything empty if it cannot be understood, and then nobody is let in. */
+static struct facts *read_facts(void)
+{
+    const char *path = getenv("UNDERSTUDY_DISKLIB_FACTS"), *at;
+    struct facts *facts = calloc(1, sizeof *facts);
+    struct fact nobody;
+    FILE *file = path != NULL ? fopen(path, "re") : NULL;
+    char *content = NULL;
+    size_t size = 0;
+    if (file == NULL || getdelim(&content, &size, '\0', file) < 0 || (at = content, !parse_object(&at, facts, &nobody))) {
+        say(say_warning, "stand-in: there are no facts in %s", text(path));
+        memset(facts, 0, sizeof *facts);
+    }
+    if (file != NULL)
+        fclose(file);
+    free(content);
+    return facts;
+}
+
+/* A disk is found by VM, path and snapshot: NOT_FOUND if nobody has such a path, NO_ACCESS if it is another's. */
+static error_t64 find_disk(const struct facts *facts, const struct connection *connection, const char *path, struct fact *found)
+{
     error_t64 result = NOT_FOUND;
-    while (facts != NULL && result != OK && next_line(facts, line, sizeof line, fields, 6)) {
-        if (strcmp(fields[0], "disk") != 0 || strcmp(fields[2], path) != 0)
+    for (int index = 0; index < facts->count; index++) {
+        const struct fact *disk = &facts->disks[index];
+        if (strcmp(disk->path, path) != 0)
             continue;
         result = NO_ACCESS;
-        if (strcmp(fields[1], connection->vm) != 0 || strcmp(fields[4], connection->snapshot) != 0)
-            continue;
-        snprintf(file, size, "%s", fields[3]);
-        *writable = strcmp(fields[5], "1") == 0;
-        result = OK;
+        if (strcmp(disk->vm, connection->vm) == 0 && strcmp(disk->snapshot, connection->snapshot) == 0) {
+            *found = *disk;
+            return OK;
+        }
     }
-    if (facts != NULL)
-        fclose(facts);
     return result;
 }
 
@@ -364,25 +439,38 @@ PUBLIC void VixDiskLib_FreeConnectParams(struct connect_params *params)
     free(params);
 }
 
+static bool same(const char *fact, const char *given)
+{
+    return *fact != '\0' && strcmp(fact, text(given)) == 0;
+}
+
+static bool has_vm(const struct facts *facts, const char *vm)
+{
+    for (int index = 0; index < facts->count; index++)
+        if (strcmp(facts->disks[index].vm, vm) == 0)
+            return true;
+    return false;
+}
+
 /* Whether these parameters are let in; says why not. */
-static error_t64 admit(const struct connect_params *params, bool read_only, const char *snapshot)
+static error_t64 admit(const struct facts *facts, const struct connect_params *params, bool read_only, const char *snapshot)
 {
     const char *vm = text(params->vm);
     if (fault("connect") != 0)
         return fault("connect");
-    if (!fact_is("thumbprint", params->thumbprint, true)) {
+    if (*facts->thumbprint == '\0' || strcasecmp(facts->thumbprint, text(params->thumbprint)) != 0) {
         say(say_info, "VixDiskLibVim: Failed to verify SSL certificate: actual thumbprint=(of the stand-in) expected=%s",
             text(params->thumbprint));
         return CERTIFICATE;
     }
     if (params->credential_kind != CREDENTIALS_PASSWORD)
         return NOT_SUPPORTED;
-    if (!fact_is("user", params->credentials.password.user, false)
-        || !fact_is("password", params->credentials.password.password, false))
+    if (!same(facts->user, params->credentials.password.user)
+        || !same(facts->password, params->credentials.password.password))
         return BAD_CREDENTIALS;
     if (params->object_kind != OBJECT_VM || strncmp(vm, "moref=", 6) != 0)
         return INVALID_ARGUMENT;
-    if (!vm_known(vm + 6))
+    if (!has_vm(facts, vm + 6))
         return NOT_FOUND;
     if (!read_only && *text(snapshot) != '\0')
         return NOT_SUPPORTED;
@@ -394,13 +482,14 @@ PUBLIC error_t64 VixDiskLib_ConnectEx(
     struct connection **connected)
 {
     struct connection *connection;
+    struct facts *facts = read_facts();
     bool by_password = params->credential_kind == CREDENTIALS_PASSWORD;
-    error_t64 result;
+    error_t64 result = admit(facts, params, read_only, snapshot);
     note("ConnectEx\tserver=%s\tport=%u\tuser=%s\tpassword=%s\tthumbprint=%s\tvm=%s\tread_only=%d\tsnapshot=%s\ttransports=%s\n",
          text(params->server), params->port, by_password ? text(params->credentials.password.user) : "",
-         by_password && fact_is("password", params->credentials.password.password, false) ? "right" : "wrong",
+         by_password && same(facts->password, params->credentials.password.password) ? "right" : "wrong",
          text(params->thumbprint), text(params->vm), read_only, text(snapshot), text(transports));
-    result = admit(params, read_only, snapshot);
+    free(facts);
     if (result != OK) {
         say(say_info, "VixDiskLib: VixDiskLib_ConnectEx: Cannot connect. Error %d (%s) at 1.", (int)result, error_words(result));
         return result;
@@ -429,22 +518,39 @@ PUBLIC error_t64 VixDiskLib_Disconnect(struct connection *connection)
     return OK;
 }
 
-static error_t64 open_disk(struct connection *connection, const char *path, uint32_t flags, struct disk *disk)
+/* A live disk that is not writable belongs to a VM that runs: not even reading opens it. */
+static error_t64 find_file(struct connection *connection, const char *path, bool read_only, struct fact *found)
 {
-    char file[4096];
-    bool writable = false;
-    struct stat facts;
-    error_t64 result = fault("open") != 0 ? (error_t64)fault("open") : find_disk(connection, path, file, sizeof file, &writable);
+    struct facts *facts = read_facts();
+    error_t64 result = find_disk(facts, connection, path, found);
+    free(facts);
+    if (fault("open") != 0)
+        return fault("open");
     if (result != OK)
         return result;
-    disk->read_only = flags & OPEN_READ_ONLY;
-    /* The VM is powered on, or it is a snapshot's file. */
-    if (!disk->read_only && (connection->read_only || !writable))
+    if (!found->writable && (!read_only || *found->snapshot == '\0'))
         return NO_ACCESS;
-    disk->file = open(file, (disk->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+    return read_only || !connection->read_only ? OK : NO_ACCESS;
+}
+
+static error_t64 open_disk(struct connection *connection, const char *path, uint32_t flags, struct disk *disk)
+{
+    struct fact found;
+    struct stat facts;
+    error_t64 result;
+    disk->read_only = flags & OPEN_READ_ONLY;
+    result = find_file(connection, path, disk->read_only, &found);
+    if (result != OK)
+        return result;
+    disk->file = open(found.file, (disk->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
     if (disk->file < 0)
         return errno == ENOENT ? NOT_FOUND : NO_ACCESS;
-    if (fstat(disk->file, &facts) != 0 || facts.st_size % SECTOR != 0) {
+    /* Others keep off while it is open: the simulator neither starts such a VM nor merges what is being read. */
+    if (flock(disk->file, (disk->read_only ? LOCK_SH : LOCK_EX) | LOCK_NB) != 0 || fstat(disk->file, &facts) != 0) {
+        close(disk->file);
+        return NO_ACCESS;
+    }
+    if (facts.st_size % SECTOR != 0) {
         close(disk->file);
         return INVALID_ARGUMENT;
     }
