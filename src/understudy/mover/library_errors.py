@@ -14,6 +14,8 @@ from understudy.errors import HostUnreachable, NotFound, PlatformError, Understu
 
 _LINE = re.compile(r"nbdkit: (?:\S+: )?(debug|error): (.*)")
 _NUMBER = re.compile(r"\bError (\d+) \(([^)]*)\)")
+#: What it says of a new client. The library may have got over complaints from before.
+_CONNECTED = "nbdkit: debug: accepted connection"
 #: What says nothing of the cause: a client went away.
 _NOISE = ("reading initial client flags", "conn->recv", "read: Connection reset", "write reply", "client closed")
 
@@ -74,8 +76,9 @@ _RULES = (
 
 
 def reason_in(said: str) -> Reason | None:
-    """The reason in what nbdkit wrote; None if it complained of nothing."""
-    lines = [(match[1], match[2]) for match in map(_LINE.match, said.splitlines()) if match]
+    """The reason in what nbdkit wrote since a client last connected; None if it complained of nothing."""
+    since = said.rsplit(_CONNECTED, maxsplit=1)[-1]
+    lines = [(match[1], match[2]) for match in map(_LINE.match, since.splitlines()) if match]
     errors = [text for level, text in lines if level == "error" and not any(noise in text for noise in _NOISE)]
     numbered = [(int(match[1]), match[2]) for _, text in lines if (match := _NUMBER.search(text))]
     refused = [text for _, text in lines if "Failed to verify SSL certificate" in text]

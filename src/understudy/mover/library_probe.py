@@ -20,7 +20,9 @@ def probe_library(request: ProbeLibrary) -> LibraryFacts:
     """Ask nbdkit and its plugin; whatever goes wrong is the answer's problem, not an error."""
     try:
         version = _run("--version")
-        dumped = _run("--dump-plugin", request.library.plugin, f"libdir={request.library.directory or '/'}")
+        # With a directory that is not there, the plugin would not even tell its version.
+        directory = request.library.directory if Path(request.library.directory).is_dir() else "/"
+        dumped = _run("--dump-plugin", request.library.plugin, f"libdir={directory}")
     except OSError as exc:
         return LibraryFacts(problem=f"nbdkit cannot be started ({exc.strerror}); install {PACKAGES}")
     except subprocess.TimeoutExpired:
