@@ -119,7 +119,7 @@ def test_tracking_snapshots_and_what_needs_consolidation_are_told(vcenter: Front
 def test_a_disk_that_no_snapshot_takes_is_told(vcenter: Front, client: Client) -> None:
     vm = client.named(vim.VirtualMachine, VM)
     devices = client.properties(vm, "config.hardware.device")["config.hardware.device"]
-    (disk,) = [device for device in devices if isinstance(device, vim.vm.device.VirtualDisk)]
+    disk: Any = next(device for device in devices if isinstance(device, vim.vm.device.VirtualDisk))
     disk.backing.diskMode = "independent_persistent"
     change = vim.vm.device.VirtualDeviceSpec(operation="edit", device=disk)
     client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
