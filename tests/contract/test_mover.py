@@ -584,7 +584,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
     from understudy.mover.operations import HANDLERS
 
     answers = {
-        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "NbdSource", "NvramContent",
+        "ReplicaRef", "MoverInfo", "Nothing", "ScratchFacts", "ImageFacts", "LibraryFacts", "SampleRead", "NbdSource", "NvramContent",
         "OpenedExport", "Removed", "DigestHolding", "DatastoreAnswer", "ReplicaNames", "ReplicaFacts",
         "DraftOpened", "PublishedPoint", "OwnedReplica", "HeadBound", "VerifiedDisk", "ReadSpec", "ReceiveStarted",
         "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus", "RateLimit", "TargetAddress",

@@ -10,6 +10,7 @@ import click
 from understudy.cli.app import App, Group, pass_app
 from understudy.cli.first_contact import confirmed_thumbprint
 from understudy.cli.host_check import facts_shape, show_preflight
+from understudy.cli.live_test import DEFAULT_REPORT, ReportWish, run_live_test
 from understudy.cli.output import answer, answer_facts, answer_line, answer_table, table
 from understudy.cli.shapes import Shape, host_shape, vm_shape
 from understudy.controller import catalog
@@ -17,6 +18,7 @@ from understudy.controller.host_rules import MAX_SNAPSHOTS
 from understudy.errors import Refused
 from understudy.model.access import DiskLibrary
 from understudy.model.job import DEFAULT_SNAPSHOTS, Host
+from understudy.model.live_test import LiveTestWish
 from understudy.units import format_size
 
 SNAPSHOTS_HELP = "Source snapshots that may be open at the same time on each of its datastores."
@@ -106,8 +108,15 @@ def list_(app: App) -> None:
 
 @host.command()
 @click.argument("name")
+@click.option("--live-test", "vm", default="", metavar="VM",
+              help="Make every call of a session on this VM of a vSphere host: two snapshots, removed at the end.")  # fmt: skip
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), default=Path(DEFAULT_REPORT),
+              show_default=True, help="File for the report of the live test; it must not exist.")  # fmt: skip
+@click.option("--hash-names", is_flag=True, help="The report has hashes for names of VMs, datastores and the server.")
+@click.option("--proxy", default="", help="Proxy that reads in the live test; without it, the first that can.")
+@click.option("--yes", is_flag=True, help="Make the live test without being asked.")
 @pass_app
-def check(app: App, name: str) -> None:
+def check(app: App, name: str, vm: str, report: Path, hash_names: bool, proxy: str, yes: bool) -> None:
     """Connect to host NAME; one of VMware vSphere is looked at as a source, and fails only if it can be none at all.
 
     JSON: {name, hostname, platform_version, hypervisor_version, cpus, memory_bytes, emulator_uid, emulator_gid}. Of
@@ -115,8 +124,12 @@ def check(app: App, name: str) -> None:
     subject, why, todo}], privileges: [{privilege, role, purpose, place, granted, asked, missing_on}], tracking: {on,
     off, unsupported}, vms: [{name, uuid, hardware, tracking, snapshots, deepest, unmerged, obstacle, disks: [{name,
     obstacle}]}], datastores: [{name, kind, capacity, free, problem}], proxies: [{name, nbdkit, plugin, library,
-    problem}]}.
+    problem}]}. Of a live test: {host, version, made_at, ok, report, steps: [{name, seconds, facts, error}]}, as in its
+    report; status 1 if a step failed.
     """
+    if vm:
+        run_live_test(app, name, LiveTestWish(vm, proxy), ReportWish(report, hash_names), confirmed=yes)
+        return
     checked = app.services.check_host(name)
     if checked.facts is not None:
         answer_facts(app, facts_shape(name, checked.facts))

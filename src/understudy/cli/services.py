@@ -30,6 +30,7 @@ from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
 from understudy.model.inventory import Vm
 from understudy.model.job import Datastore
+from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
 from understudy.storage.values import DatastoreFacts, RebuiltReplica
@@ -50,6 +51,16 @@ class Services(Protocol):
 
         :raises NotFound: if there is no such host.
         :raises HostUnreachable: if its platform does not answer.
+        """
+
+    def live_test(self, name: str, wish: LiveTestWish, on_step: Callable[[LiveStep], None]) -> LiveTestReport:
+        """Make every call of a session on one VM of a host of VMware vSphere, and clean up; a step that fails is told
+        in the report. Ctrl-C stops it, after it has cleaned up.
+
+        :raises NotFound: if there is no such host, or proxy.
+        :raises Refused: if the host is of another kind.
+        :raises HostUnreachable: if its platform does not answer.
+        :raises MoverError: if no proxy can read its disks.
         """
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:

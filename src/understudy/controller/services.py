@@ -37,6 +37,7 @@ from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
+from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.session import SessionReport
 from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
@@ -67,6 +68,10 @@ class ControllerServices:
     def check_host(self, name: str) -> CheckedHost:
         """Connect, and ask what the host is."""
         return host_checks.check_host(self._database, self._sites, name)
+
+    def live_test(self, name: str, wish: LiveTestWish, on_step: Callable[[LiveStep], None]) -> LiveTestReport:
+        """Make every call of a session on one VM."""
+        return host_checks.live_test(self._database, self._sites, name, wish, on_step)
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         """All VMs of the host."""

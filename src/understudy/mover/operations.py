@@ -42,6 +42,7 @@ HANDLERS: dict[type, Handler] = {
     api.OpenExport: source.open_export,
     api.OpenLibraryExport: source.open_library_export,
     api.ProbeLibrary: lambda _mover, request: probe_library(request),
+    api.ReadSample: source.read_sample,
     api.CloseExport: source.close_export,
     api.EndLeftovers: source.end_leftovers,
     api.RemoveTagged: source.remove_tagged,

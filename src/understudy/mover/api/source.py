@@ -149,6 +149,27 @@ class OpenedExport:
 
 
 @dataclass(frozen=True)
+class ReadSample:
+    """Read some bytes of an export, spread over the disk: whether it can be read, and how fast. Nothing is kept.
+
+    :ivar length: at most so many bytes; the whole disk if it is smaller.
+    """
+
+    source: NbdSource
+    length: int
+
+
+@dataclass(frozen=True)
+class SampleRead:
+    """What was read of ``size`` bytes; ``zero_bytes`` of the ``read_bytes`` were in pieces of zeros."""
+
+    size: int
+    read_bytes: int
+    zero_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CloseExport:
     """End an export; unknown ids are no error."""
 
