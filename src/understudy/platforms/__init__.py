@@ -66,6 +66,7 @@ class VmTraces:
     :ivar backup: the name in a running backup job that begins as ours do, or empty.
     :ivar deltas: ``(disk, file)`` of disks that write to a snapshot delta of ours.
     :ivar images: ``(file, format)`` of the active image of each disk.
+    :ivar snapshots: names of snapshots that begin as ours do, where a snapshot has a name of its own.
     :ivar copied: disks of which another program makes a copy just now, so that nothing can be merged.
     :ivar by_hand: what an administrator types, by the name of what is to be removed; and for ``thaw``.
     """
@@ -78,6 +79,7 @@ class VmTraces:
     deltas: tuple[tuple[str, str], ...]
     images: tuple[tuple[str, str], ...]
     copied: tuple[str, ...] = ()
+    snapshots: tuple[str, ...] = ()
     by_hand: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 

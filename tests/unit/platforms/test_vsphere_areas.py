@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -78,7 +79,7 @@ def test_what_is_too_much_for_memory_becomes_fewer_areas_that_hold_all_of_it(
 def test_the_smallest_gaps_are_closed(disk: tuple[int, list[Extent]], most: int) -> None:
     _, changed = disk
     joined = join_nearest(changed, most)
-    gaps = sorted(after.start - before.end for before, after in zip(changed, changed[1:], strict=False))
+    gaps = sorted(after.start - before.end for before, after in itertools.pairwise(changed))
     closed = gaps[: max(0, len(changed) - most)]
     assert total(joined) == total(changed) + sum(closed)
 
