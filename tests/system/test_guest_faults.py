@@ -53,7 +53,7 @@ kill -CONT $(pidof qemu-ga)
 """
 _HANGING = "sleep 611 &\nsleep 612\n"
 
-FREEZING, FROZEN, RESET, FULL = "freezing", "frozen", "reset", "full"
+FREEZING, FROZEN, RESET, FULL = "stuck-freezing", "stuck-frozen", "reset-frozen", "full-frozen"
 
 
 @dataclass
@@ -140,7 +140,7 @@ def test_a_guest_whose_agent_never_thaws_is_thawed_by_the_program_in_it(story: S
 
 
 TOLD = {
-    FREEZING: ("freeze VM 'freezing'", "crash"),
+    FREEZING: (f"freeze VM '{FREEZING}'", "crash"),
     FROZEN: ("it could not be thawed in order", "crash"),
     RESET: ("freeze", "crash"),
     FULL: (f"killed after {SCRIPT_LIMIT_S} s", "filesystem"),

@@ -54,6 +54,7 @@ class Wishes:
     :ivar masks: files to leave out, by their paths from the volume's root; None for none.
     :ivar free: blocks that hold no file.
     :ivar quiesced: the guest's file systems were frozen when the snapshot was taken.
+    :ivar doubt: why that is not said of this volume though the guest was frozen, to an administrator; else empty.
     :ivar seen: :attr:`Finding.candidates` of the survey before, of the same volume.
     """
 
@@ -62,6 +63,7 @@ class Wishes:
     masks: Masks | None = None
     free: bool = False
     quiesced: bool = False
+    doubt: str = ""
     seen: Mapping[str, str] = field(default_factory=dict)
 
 

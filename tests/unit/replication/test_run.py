@@ -51,7 +51,7 @@ from understudy.replication import power
 from understudy.replication.held import HeldTask
 from understudy.replication.run import replicate_vm, resume_vm
 from understudy.replication.site import Lease, Place, Task, TaskOutcome
-from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
+from understudy.storage.values import DatastoreFacts, HeadFacts, PointMeta
 from understudy.units import GIB, MIB
 
 JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF,

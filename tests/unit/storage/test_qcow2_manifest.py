@@ -45,7 +45,7 @@ MARK = FileMark(inode=1234, size=5 * MIB, mtime_ns=1_795_571_942_123_456_789, ct
 GENERATION = SourceGeneration((
     ImageGeneration("vda", MARK, ("understudy-1", "größe")), ImageGeneration("vdb", MARK, None)))
 # Fields that records of older versions do not have.
-LATER = {"generation", "point", "made_at", "excluded", "applications"}
+LATER = {"generation", "point", "made_at", "change_ids", "excluded", "applications"}
 
 
 def disk(name: str, point: str, backing: str = "", size: int = MIB) -> PointDisk:
@@ -88,7 +88,7 @@ def test_a_record_of_an_older_version_is_read(place: Place) -> None:
     for item in document["replica"]["points"]:
         del item["generation"], item["excluded"], item["applications"]
         if item["baseline"]:
-            del item["baseline"]["point"], item["baseline"]["made_at"]
+            del item["baseline"]["point"], item["baseline"]["made_at"], item["baseline"]["change_ids"]
     place.record.write_bytes(json.dumps(document | {"checksum": checksum(document)}).encode())
     older = load_record(place).replica.points
     assert [(item.generation, item.excluded, item.applications) for item in older] == 3 * [(None, "", ())]

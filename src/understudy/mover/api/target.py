@@ -9,7 +9,7 @@ from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.mover.api.common import ReplicaRef
-from understudy.storage import DatastoreFacts, HeadFacts, NewDisk, PointMeta
+from understudy.storage.values import DatastoreFacts, HeadFacts, NewDisk, PointMeta
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""VMware vSphere: a vCenter (``vpx://``) or a single ESXi host (``esx://``). No pyVmomi type leaves this package."""
+"""VMware vSphere: vCenter and single ESXi hosts."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from understudy.errors import NotFound, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, RestorePoint
-from understudy.storage import KeptLayer, LayerWriter, NewDisk, PointMeta
+from understudy.storage import LayerWriter
 from understudy.storage.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.check import disk_damage
 from understudy.storage.qcow2.exclusions import render_exclusions, worth_storing
@@ -34,6 +34,7 @@ from understudy.storage.qcow2.names import (
 from understudy.storage.qcow2.sidecar import Sidecar, content_hash, render_sidecar
 from understudy.storage.qcow2.sweep import remove_files
 from understudy.storage.qcow2.takeover import Opened, inherited_layer, new_layer, own_layer
+from understudy.storage.values import KeptLayer, NewDisk, PointMeta
 
 
 class Qcow2Draft:

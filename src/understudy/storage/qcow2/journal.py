@@ -42,7 +42,7 @@ class JournalHeader:
     :ivar point: id of the restore point that it was begun, or taken over, for.
     :ivar size: of the disk.
     :ivar backing: name of the layer below, or empty if it stands alone.
-    :ivar mark: see :class:`understudy.storage.NewDisk`.
+    :ivar mark: see :class:`understudy.storage.values.NewDisk`.
     """
 
     point: str

@@ -11,7 +11,6 @@ from xml.etree import ElementTree as ET
 from understudy.errors import Refused, ReplicaError, UnderstudyError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState, RestorePoint
-from understudy.storage import DigestFacts, RebuiltReplica
 from understudy.storage.files import datastore_errors
 from understudy.storage.qcow2.chains import contradictions
 from understudy.storage.qcow2.format import layer_is_empty, read_header
@@ -21,6 +20,7 @@ from understudy.storage.qcow2.manifest import Record, previous_record, record_pr
 from understudy.storage.qcow2.names import Place, digest_parts, excluded_name, layer_parts, nvram_name
 from understudy.storage.qcow2.rebuild import Candidates, Findings, FoundDigest, FoundLayer, FoundPoint, candidates
 from understudy.storage.qcow2.sidecar import Sidecar, altered, read_sidecar
+from understudy.storage.values import DigestFacts, RebuiltReplica
 
 ReadDigest = Callable[[Path], DigestFacts | None]
 

@@ -11,7 +11,6 @@ from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.exclusion import Exclusion
 from understudy.model.health import DiskHealth
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
-from understudy.storage import HeadFacts, NewDisk, StoreLeftovers
 from understudy.storage.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
@@ -23,6 +22,7 @@ from understudy.storage.qcow2.manifest import REBUILD, Record, load_record, reco
 from understudy.storage.qcow2.names import Place, directory_name, partial, replica_name
 from understudy.storage.qcow2.salvage import Qcow2Salvage, ReadDigest
 from understudy.storage.qcow2.sweep import find_leftovers, remove_files, remove_unneeded
+from understudy.storage.values import HeadFacts, NewDisk, StoreLeftovers
 
 
 def replica_names(datastore: Path) -> tuple[str, ...]:
