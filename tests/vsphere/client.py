@@ -17,7 +17,8 @@ from pyVmomi import SoapStubAdapter, vim, vmodl
 from pyVmomi.VmomiSupport import versionMap
 
 TASK_TIMEOUT_S = 300.0
-_API_VERSION = "vim25/6.5"
+#: The version of the API that the simulator speaks.
+VERSION = versionMap["vim25/6.5"]
 
 
 class Client:
@@ -107,7 +108,7 @@ def connected(url: str, user: str, password: str) -> Iterator[Client]:
 def _stub(url: str) -> Iterator[Any]:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    stub = SoapStubAdapter(url=url, version=versionMap[_API_VERSION], sslContext=context)
+    stub = SoapStubAdapter(url=url, version=VERSION, sslContext=context)
     try:
         yield stub
     finally:
