@@ -110,6 +110,7 @@ class SourcePlatform(Protocol):
         """Hold one consistent instant of all disks; leaving the context commits the snapshot.
 
         :raises TrackingLost: if only the incremental part was refused.
+        :raises GuestError: if the platform has to quiesce the guest, and cannot.
         :raises PlatformError: if the platform refused.
         """
 
