@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pyVmomi import vim, vmodl
@@ -23,7 +23,7 @@ from understudy.platforms.vsphere.faults import (
     reference,
     remedy,
 )
-from understudy.platforms.vsphere.stub import connector, open_stub
+from understudy.platforms.vsphere.stub import RawCalls, TimeLimits, connector, open_stub
 from understudy.platforms.vsphere.trust import pinned, thumbprint, tls_context
 
 LOG = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ T = TypeVar("T")
 class Limits:
     """Time limits of a connection.
 
-    :ivar silence_s: a server that says nothing for so long has failed, when connecting and in every call.
+    :ivar calls: of each call.
     :ivar keepalive_s: a session that nobody used for so long is used; servers end idle ones after half an hour.
     :ivar refused_s: how long refused credentials are not tried again: each try counts towards locking the account.
     """
 
-    silence_s: float = 120.0
+    calls: TimeLimits = field(default_factory=TimeLimits)
     keepalive_s: float = 300.0
     refused_s: float = 60.0
 
@@ -82,7 +82,7 @@ class Connection:
         self._certificate = b""
         self._closed = threading.Event()
         pin = pinned(access.thumbprint)
-        self._stub = open_stub(self.address, connector(tls_context(pin), pin, self._saw), self._limits.silence_s)
+        self._stub = open_stub(self.address, connector(tls_context(pin), pin, self._saw), self._limits.calls)
         self._keeper = threading.Thread(target=self._keep_alive, name=f"keepalive {self.address.name}", daemon=True)
         try:
             self.content: Any = self._greet()
@@ -114,6 +114,10 @@ class Connection:
     def managed(self, kind: str, moref: str) -> Any:
         """pyVmomi's object of a reference, to make calls on; nothing is asked."""
         return GetWsdlType("urn:vim25", kind)(moref, self._stub)
+
+    def raw(self, item: Any) -> Any:
+        """``item`` with methods that return the server's answers as they are, for those too long for pyVmomi."""
+        return type(item)(item._moId, RawCalls(self._stub))
 
     def library_login(self) -> LibraryLogin:
         """How the vendor's disk library logs in to this server."""
@@ -198,7 +202,6 @@ class Connection:
         what = f"log in to {self.address.name} as {self._user}"
         if self._refused and time.monotonic() - self._refused[0] < self._limits.refused_s:
             raise self._refused[1]
-        self._stub.SetSessionId(None)
         try:
             self.content.sessionManager.Login(self._user, self._access.password, _LOCALE)
         except vim.fault.InvalidLogin as exc:

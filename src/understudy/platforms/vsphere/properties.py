@@ -47,8 +47,8 @@ def collect(connection: Connection, kind: str, paths: Sequence[str], page: int =
     """
 
     def everything() -> list[Entry]:
-        with _view(connection, kind) as view:
-            return list(_pages(connection, _spec_of_view(view, kind, paths), page))
+        with view_spec(connection, kind, paths) as spec:
+            return list(_pages(connection, spec, page))
 
     return connection.read(f"list {kind} objects of {connection.address.name}", everything)
 
@@ -70,10 +70,7 @@ def of_many(connection: Connection, items: Sequence[Any], paths: Sequence[str]) 
         return []
     kind = items[0]._wsdlName
     what = f"read {kind} {items[0]._moId} of {connection.address.name}"
-    spec = _QUERY.FilterSpec(
-        objectSet=[_QUERY.ObjectSpec(obj=item) for item in items],
-        propSet=[_QUERY.PropertySpec(type=type(items[0]), pathSet=list(paths))],
-    )
+    spec = object_spec(items, paths)
     entries = connection.read(what, lambda: list(_pages(connection, spec, PAGE)))
     found = {entry.moref: entry for entry in entries}
     if gone := [item._moId for item in items if item._moId not in found]:
@@ -82,21 +79,26 @@ def of_many(connection: Connection, items: Sequence[Any], paths: Sequence[str]) 
 
 
 @contextmanager
-def _view(connection: Connection, kind: str) -> Iterator[Any]:
-    content = connection.content
-    view = content.viewManager.CreateContainerView(content.rootFolder, [GetWsdlType("urn:vim25", kind)], True)
+def view_spec(connection: Connection, kind: str, paths: Sequence[str]) -> Iterator[Any]:
+    """What to ask for ``paths`` of all objects of ``kind``; it holds inside the context."""
+    content, type_ = connection.content, GetWsdlType("urn:vim25", kind)
+    view = content.viewManager.CreateContainerView(content.rootFolder, [type_], True)
+    walk = _QUERY.TraversalSpec(name="view", path="view", skip=False, type=type(view))
     try:
-        yield view
+        yield _QUERY.FilterSpec(
+            objectSet=[_QUERY.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
+            propSet=[_QUERY.PropertySpec(type=type_, pathSet=list(paths))],
+        )
     finally:
         with suppress(vmodl.fault.ManagedObjectNotFound):  # it went with its session
             view.Destroy()
 
 
-def _spec_of_view(view: Any, kind: str, paths: Sequence[str]) -> Any:
-    walk = _QUERY.TraversalSpec(name="view", path="view", skip=False, type=type(view))
+def object_spec(items: Sequence[Any], paths: Sequence[str]) -> Any:
+    """What to ask for ``paths`` of objects of one kind."""
     return _QUERY.FilterSpec(
-        objectSet=[_QUERY.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
-        propSet=[_QUERY.PropertySpec(type=GetWsdlType("urn:vim25", kind), pathSet=list(paths))],
+        objectSet=[_QUERY.ObjectSpec(obj=item) for item in items],
+        propSet=[_QUERY.PropertySpec(type=type(items[0]), pathSet=list(paths))],
     )
 
 
