@@ -100,7 +100,7 @@ def remove_tagged(
     # What was begun goes to its end, whether the task was cancelled or not: it is the undoing.
     steady = Context(fields=ctx.fields)
     removed, stay, hopeless = [], [], False
-    for snapshot in snapshots_of(machine):
+    for snapshot in reversed(snapshots_of(machine)):  # the youngest first: none is merged into one that goes next
         if not chosen(snapshot.name):
             continue
         try:
