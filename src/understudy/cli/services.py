@@ -24,6 +24,7 @@ from understudy.controller.records import (
     VerifyAnswer,
     VerifyWish,
 )
+from understudy.model.access import ServerCertificate
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
 from understudy.model.inventory import HostFacts, Vm
@@ -35,6 +36,12 @@ from understudy.storage.values import DatastoreFacts, RebuiltReplica
 
 class Services(Protocol):
     """The controller's acts. Each raises an error of our tree, or returns a complete answer."""
+
+    def server_certificate(self, uri: str) -> ServerCertificate:
+        """Ask a server of VMware vSphere who it is, without logging in.
+
+        :raises HostUnreachable: if it does not answer.
+        """
 
     def check_host(self, name: str) -> HostFacts:
         """Connect to the platform of the host and ask what it is.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from understudy import platforms
 from understudy.context import Context
 from understudy.controller import catalog, control, guest_checks, interrupted, jobs, lock, verification
 from understudy.controller.database import Database
@@ -30,6 +31,7 @@ from understudy.controller.replicas import forget_replica, get_replica, list_rep
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.sweep import list_leftovers, sweep_as_controller
 from understudy.errors import DatastoreError, MoverError, NotFound, Refused
+from understudy.model.access import ServerCertificate
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
 from understudy.model.inventory import HostFacts, Vm, VmState
@@ -56,6 +58,10 @@ class ControllerServices:
         self._sites.close()
 
     # --- hosts, datastores, proxies -----------------------------------------------------------------------------------
+
+    def server_certificate(self, uri: str) -> ServerCertificate:
+        """Ask a server who it is."""
+        return platforms.server_certificate(uri)
 
     def check_host(self, name: str) -> HostFacts:
         """Connect, and ask what the host is."""

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from understudy.context import Context
 from understudy.errors import UsageError
-from understudy.model.access import HostAccess
+from understudy.model.access import HostAccess, ServerCertificate
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
-from understudy.model.job import SnapshotMode
+from understudy.model.job import LIBRARY_SCHEMES, SnapshotMode
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
@@ -222,3 +222,18 @@ def open_platform(access: HostAccess, patience: CommitPatience | None = None) ->
 
         return LibvirtHost(access.uri, patience or CommitPatience())
     raise UsageError(f"host URI {access.uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")
+
+
+def server_certificate(uri: str) -> ServerCertificate:
+    """Who the server at a host's address says that it is; nobody logs in, nothing is sent.
+
+    :raises UsageError: if the scheme is not of VMware vSphere.
+    :raises HostUnreachable: if nothing answers there.
+    """
+    if uri.split(":", 1)[0] in LIBRARY_SCHEMES:
+        from understudy.platforms.vsphere.address import parse_address
+        from understudy.platforms.vsphere.trust import fetch_certificate
+
+        address = parse_address(uri)
+        return fetch_certificate(address.host, address.port)
+    raise UsageError(f"host URI {uri!r}", "its server has no certificate that could be asked for")

@@ -54,7 +54,8 @@ def test_hosts(cli: CommandLine) -> None:
     assert cli.json("host", "list") == []
     assert "No hosts" in cli.ok("host", "list").out
     host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/lib/libvirt/understudy",
-            "max_snapshots": 4, "nbd_address": ""}  # fmt: skip
+            "max_snapshots": 4, "nbd_address": "", "credential": "", "thumbprint": "", "library_dir": "",
+            "library_plugin": ""}  # fmt: skip
     assert cli.json("host", "add", "kvm", "qemu:///system") == host
     other = cli.json("host", "add", "b", "qemu+ssh://b/system", "--scratch-dir", "/fast/scratch")
     assert other["scratch_dir"] == "/fast/scratch"

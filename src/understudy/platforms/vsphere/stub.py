@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from typing import Any
 from xml.etree import ElementTree as ET
 from xml.parsers.expat import ExpatError
@@ -107,6 +107,8 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]
             pieces.append(piece)
             if time.monotonic() > until:
                 raise TimeoutError(f"the answer was not complete after {self._limits.call_s:.0f} s")
+        if answer.length:  # http.client takes the end of the connection for the end of the answer
+            raise IncompleteRead(b"", answer.length)
         text = b"".join(pieces)
         if login and answer.status == _OK:
             self.cookie = (answer.getheader("Set-Cookie") or "").split(";")[0]
