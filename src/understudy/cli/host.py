@@ -109,7 +109,8 @@ def list_(app: App) -> None:
 @host.command()
 @click.argument("name")
 @click.option("--live-test", "vm", default="", metavar="VM",
-              help="Make every call of a session on this VM of a vSphere host: two snapshots, removed at the end.")  # fmt: skip
+              help="Make every call of a session on this VM of VMware vSphere: two snapshots, removed at the"
+                   " end.")  # fmt: skip
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), default=Path(DEFAULT_REPORT),
               show_default=True, help="File for the report of the live test; it must not exist.")  # fmt: skip
 @click.option("--hash-names", is_flag=True, help="The report has hashes for names of VMs, datastores and the server.")

@@ -79,7 +79,8 @@ def _reader(database: Database, sites: SiteBuilder, host: Host, wanted: str) -> 
     for item in asked:
         if item.usable:
             return item.proxy
-    raise MoverError(f"disks of host {host.name!r}", "no proxy can read them", f"see 'understudy host check {host.name}'")
+    raise MoverError(f"disks of host {host.name!r}", "no proxy can read them",
+                     f"see 'understudy host check {host.name}'")
 
 
 def _ask(sites: SiteBuilder, host: Host, proxy: str) -> ProxyLibrary:

@@ -112,10 +112,9 @@ class LiveTest:
             facts |= {"state": vm.state.value, "firmware": vm.firmware, "machine": vm.machine, "vcpus": vm.vcpus,
                       "memory_bytes": vm.memory_bytes, "obstacle": vm.obstacle}  # fmt: skip
             for disk in vm.disks:
-                facts[f"disk {disk.name}"] = (
-                    f"{disk.size} bytes on {disk.bus}, {disk.image_format}, "
-                    f"{'tracked' if disk.tracked else 'cannot be tracked'}{f', {disk.obstacle}' if disk.obstacle else ''}"
-                )  # fmt: skip
+                words = [f"{disk.size} bytes", disk.bus, disk.image_format, "" if disk.tracked else "cannot be tracked",
+                         disk.obstacle]  # fmt: skip
+                facts[f"disk {disk.name}"] = ", ".join(filter(None, words))
             if vm.obstacle or not _readable(vm):
                 raise Refused(f"live test of VM {vm.name!r}", vm.obstacle or "none of its disks can be replicated",
                               "choose another VM")  # fmt: skip

@@ -179,6 +179,8 @@ def _snapshots(facts: Facts) -> Iterator[Leftover]:
         if not item.traces.active:
             proposed = (Action.KEEP, "the VM is off and this file holds its newest changes: start it, then sweep again")
         found += [_of_vm(facts, item, Kind.DELTA, path, proposed) for _, path in item.traces.deltas]
+        found += [_of_vm(facts, item, Kind.SNAPSHOT, name, (Action.COMMIT, "its session is dead"))
+                  for name in item.traces.snapshots]  # fmt: skip
         yield from filter(None, found)
 
 

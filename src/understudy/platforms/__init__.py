@@ -67,6 +67,7 @@ class VmTraces:
     :ivar backup: the name in a running backup job that begins as ours do, or empty.
     :ivar deltas: ``(disk, file)`` of disks that write to a snapshot delta of ours.
     :ivar images: ``(file, format)`` of the active image of each disk.
+    :ivar snapshots: names of snapshots that begin as ours do, where a snapshot has a name of its own.
     :ivar copied: disks of which another program makes a copy just now, so that nothing can be merged.
     :ivar by_hand: what an administrator types, by the name of what is to be removed; and for ``thaw``.
     """
@@ -79,6 +80,7 @@ class VmTraces:
     deltas: tuple[tuple[str, str], ...]
     images: tuple[tuple[str, str], ...]
     copied: tuple[str, ...] = ()
+    snapshots: tuple[str, ...] = ()
     by_hand: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -109,6 +111,7 @@ class SourcePlatform(Protocol):
         """Hold one consistent instant of all disks; leaving the context commits the snapshot.
 
         :raises TrackingLost: if only the incremental part was refused.
+        :raises GuestError: if the platform has to quiesce the guest, and cannot.
         :raises PlatformError: if the platform refused.
         """
 
@@ -236,8 +239,5 @@ def server_certificate(uri: str) -> ServerCertificate:
         from understudy.platforms.vsphere.trust import fetch_certificate
 
         address = parse_address(uri)
-        found = fetch_certificate(address.host, address.port)
-        return ServerCertificate(
-            found.subject, found.issuer, found.not_before, found.not_after, found.sha256, found.trusted
-        )
+        return fetch_certificate(address.host, address.port)
     raise UsageError(f"host URI {uri!r}", "its server has no certificate that could be asked for")

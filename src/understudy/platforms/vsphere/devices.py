@@ -36,6 +36,7 @@ _NICS = {
 }
 _FILE_BACKINGS = frozenset({"VirtualDiskFlatVer2BackingInfo", "VirtualDiskSeSparseBackingInfo"})
 _RDM = "VirtualDiskRawDiskMappingVer1BackingInfo"
+_PASSED_THROUGH = frozenset({"VirtualPCIPassthrough", "VirtualSCSIPassthrough"})
 _FREE_MODES = frozenset({"", "persistent"})
 _UNSHARED_BUS = frozenset({"", "noSharing"})
 _DELTA = re.compile(r"-\d{6}(?=\.vmdk$)")
@@ -84,7 +85,7 @@ class VirtualNic:
     """One network card.
 
     :ivar kind: ``network`` (of a host), ``dvportgroup``, ``opaque``, or empty if it is connected to none.
-    :ivar network: moref, key or id of it, as the device tells it; see :ivar:`network_name`.
+    :ivar network: moref, key or id of it, as the device tells it; see ``network_name``.
     :ivar network_name: its name, where the device itself tells it.
     """
 
@@ -111,7 +112,7 @@ class VirtualDrive:
 class Devices:
     """What of a VM's devices matters here.
 
-    :ivar unknown: kinds of devices of the host that are passed through to the guest.
+    :ivar passed_through: kinds of devices of the host that are passed through to the guest.
     """
 
     disks: tuple[VirtualDisk, ...] = ()
@@ -134,11 +135,15 @@ def read_devices(listed: ET.Element | None) -> Devices:
         drives=tuple(_drive(device, controllers) for device in devices if kind_of(device) == "VirtualCdrom"),
         tpm=any(kind_of(device) == "VirtualTPM" for device in devices),
         video_bytes=0 if video is None else _number(video, "videoRamSizeInKB") << 10,
-        passed_through=tuple(kind for device in devices if (kind := kind_of(device)) in _PASSED_THROUGH),
+        passed_through=tuple(kind_of(device) for device in devices if _passed_through(device)),
     )
 
 
-_PASSED_THROUGH = frozenset({"VirtualPCIPassthrough", "VirtualSCSIPassthrough"})
+def _passed_through(device: ET.Element) -> bool:
+    """A device of the host. A part of a graphics card is none: a VM with it can have snapshots."""
+    backing = device.find("backing")
+    shared = backing is not None and kind_of(backing) == "VirtualPCIPassthroughVmiopBackingInfo"
+    return kind_of(device) in _PASSED_THROUGH and not shared
 
 
 def _controllers(devices: list[ET.Element]) -> Iterator[tuple[int, Controller]]:

@@ -9,34 +9,15 @@ from __future__ import annotations
 import hashlib
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.client import HTTPSConnection
 from typing import Any
 
 from cryptography import x509
 
 from understudy.errors import HostUnreachable, UsageError
+from understudy.model.access import ServerCertificate
 
 _SHA256_DIGITS = 64
-
-
-@dataclass(frozen=True)
-class ServerCertificate:
-    """The certificate that a server shows, for an administrator who is to confirm it.
-
-    :ivar sha256: thumbprint, capital hexadecimal pairs with colons: what is pinned.
-    :ivar sha1: the same in SHA-1: what the vendor's disk library compares.
-    :ivar not_before, not_after: when it begins and ends, ISO 8601.
-    :ivar trusted: this machine's authorities accept it for the server's name, so that nothing need be pinned.
-    """
-
-    sha256: str
-    sha1: str
-    subject: str
-    issuer: str
-    not_before: str
-    not_after: str
-    trusted: bool
 
 
 class ServerConnection(HTTPSConnection):
@@ -123,12 +104,11 @@ def fetch_certificate(host: str, port: int, timeout_s: float = 20.0) -> ServerCe
         raise HostUnreachable(f"server {host}", why, "check the name, the port and the network") from exc
     shown = x509.load_der_x509_certificate(certificates[0])
     return ServerCertificate(
-        sha256=thumbprint(certificates[0], "sha256"),
-        sha1=thumbprint(certificates[0], "sha1"),
         subject=shown.subject.rfc4514_string(),
         issuer=shown.issuer.rfc4514_string(),
         not_before=shown.not_valid_before_utc.isoformat(),
         not_after=shown.not_valid_after_utc.isoformat(),
+        thumbprint=thumbprint(certificates[0], "sha256"),
         trusted=_trusted(host, port, timeout_s, certificates[0]),
     )
 
