@@ -40,6 +40,7 @@ from understudy.model.guest import Component, GuestTransport
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.job import Datastore
+from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.replica import (
     Consistency,
     PointDisk,
@@ -94,6 +95,11 @@ CERTIFICATE = ServerCertificate(
 )
 
 CHECKED = CheckedHost(FACTS)
+LIVE = LiveTestReport(
+    (LiveStep("first snapshot", 1.5, {"note 1": "disk [fast] web/web.vmdk", "quiesced": True, "size": 9}),
+     LiveStep("second snapshot", 0.25)),
+    ("web", "fast", "vc.example"),
+)  # fmt: skip
 
 
 @dataclass
@@ -111,6 +117,7 @@ class FakeServices:
     told: bool | None = None
     certificate: ServerCertificate = CERTIFICATE
     checked: CheckedHost = CHECKED
+    live: LiveTestReport = LIVE
     held: bool = False
     swept: tuple[Swept, ...] = ()
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
@@ -133,6 +140,12 @@ class FakeServices:
     def check_host(self, name: str) -> CheckedHost:
         self._called("check_host", name)
         return self.checked
+
+    def live_test(self, name: str, wish: LiveTestWish, on_step: Callable[[LiveStep], None]) -> LiveTestReport:
+        self._called("live_test", name, wish)
+        for step in self.live.steps:
+            on_step(step)
+        return self.live
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         self._called("list_vms", name)
