@@ -143,8 +143,8 @@ def _of_vm(vm: VmCheck) -> Iterator[Finding]:
 def _of_snapshots(subject: str, vm: VmCheck) -> Iterator[Finding]:
     has = f"it has {vm.snapshots} snapshot{'s' if vm.snapshots > 1 else ''}"
     if vm.snapshots and vm.tracking is Tracking.OFF:
-        why = f"{has}, and changed block tracking, which is off, is only complete if it begins without any"
-        yield _warning(subject, why, "remove them before its first session, or let that read the whole disk")
+        why = f"{has}, and changed block tracking is not switched on while it has any: each session reads it all"
+        yield _warning(subject, why, "remove them before its first session")
     elif vm.snapshots:
         yield _note(subject, f"{has}, left alone; after a revert to one the next session reads it all")
     if vm.deepest >= LONG_CHAIN:
