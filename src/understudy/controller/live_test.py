@@ -126,8 +126,7 @@ class LiveTest:
             done = self._platform.sweep(Context(), vm, tag)
             facts["swept"] = len(done)
             left = [trace for trace in self._platform.traces() if trace.uuid == vm.uuid]
-            ours = [snapshot for trace in left for snapshot in (*trace.checkpoints, trace.backup)
-                    if snapshot.startswith(tag.prefix)]  # fmt: skip
+            ours = [snapshot for trace in left for snapshot in trace.snapshots if snapshot.startswith(tag.prefix)]
             if ours:
                 raise PlatformError(f"VM {vm.name!r}", f"it still has our snapshot {ours[0]}",
                                     "remove it in the vSphere client")  # fmt: skip

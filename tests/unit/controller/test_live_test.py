@@ -86,8 +86,8 @@ class Ends:
         return [f"removed {name}" for name in sorted(self.held)]
 
     def traces(self) -> tuple[VmTraces, ...]:
-        of_another = VmTraces("other", "u-2", True, ("x",), "", (), ())
-        return VmTraces("web", "u-1", True, tuple(self.held), "", (), ()), of_another
+        of_another = VmTraces("other", "u-2", True, (), "", (), (), snapshots=("understudy-live-test-0-1",))
+        return VmTraces("web", "u-1", True, (), "", (), (), snapshots=tuple(self.held)), of_another
 
     @contextmanager
     def snapshot(

@@ -100,7 +100,7 @@ def test_a_server_without_a_vm_to_replicate_blocks() -> None:
     ("change", "gravity", "why"),
     [
         ({"tracking": Tracking.UNSUPPORTED, "hardware": "vmx-04"}, Gravity.WARNING, "not possible (vmx-04)"),
-        ({"tracking": Tracking.OFF, "snapshots": 2, "deepest": 1}, Gravity.WARNING, "2 snapshots, and changed block tracking is not switched on"),
+        ({"tracking": Tracking.OFF, "snapshots": 2, "deepest": 1}, Gravity.WARNING, "2 snapshots, and changed block tracking is not"),
         ({"snapshots": 1, "deepest": 1}, Gravity.NOTE, "it has 1 snapshot, left alone"),
         ({"unmerged": True}, Gravity.WARNING, "need consolidation"),
         ({"disks": (("scsi0:1", "it is shared"),)}, Gravity.WARNING, "disk scsi0:1 cannot be replicated: it is shared"),
