@@ -70,7 +70,8 @@ def snapshots(vcenter: Front) -> list[str]:
 
 def test_a_vcenter_is_checked_with_its_proxies(operator: Operator) -> None:
     found = operator.json("host", "check", "vc")
-    assert (found["kind"], found["usable"], found["tracking"]) == ("vcenter", True, {"on": 0, "off": 2, "unsupported": 0})
+    assert (found["kind"], found["usable"]) == ("vcenter", True)
+    assert found["tracking"] == {"on": 0, "off": 2, "unsupported": 0}
     (proxy,) = found["proxies"]
     assert (proxy["name"], proxy["problem"]) == ("local", "")
     assert proxy["nbdkit"]

@@ -144,8 +144,8 @@ def check(app: App, name: str, vm: str, report: Path, hash_names: bool, proxy: s
 def vms(app: App, name: str) -> None:
     """List the VMs of host NAME.
 
-    JSON: [{name, uuid, state, firmware, memory_bytes, vcpus, has_agent_channel, agent_connected, obstacle, disks,
-    nics}].
+    JSON: [{name, uuid, state, firmware, memory_bytes, vcpus, has_agent_channel, agent_connected, obstacle, notes,
+    disks, nics}].
     """
     documents = [vm_shape(vm) for vm in app.services.list_vms(name)]
     answer(app, documents, lambda: _show_vms(documents))
@@ -196,7 +196,8 @@ def _show_vms(documents: list[Shape]) -> None:
 
 def _vm_row(vm: Shape) -> tuple[str, ...]:
     disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in vm["disks"])
-    obstacles = [vm["obstacle"], *(f"{disk['name']}: {disk['obstacle']}" for disk in vm["disks"] if disk["obstacle"])]
+    obstacles = [vm["obstacle"], *(f"{disk['name']}: {disk['obstacle']}" for disk in vm["disks"] if disk["obstacle"]),
+                 *(f"note: {note}" for note in vm["notes"])]  # fmt: skip
     agent = "answers" if vm["agent_connected"] else "silent" if vm["has_agent_channel"] else "no channel"
     return (vm["name"], vm["state"], format_size(vm["memory_bytes"]), str(vm["vcpus"]), disks, agent,
             "; ".join(filter(None, obstacles)) or "-")  # fmt: skip

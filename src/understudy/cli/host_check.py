@@ -19,6 +19,7 @@ from understudy.units import format_size
 
 def facts_shape(name: str, facts: HostFacts) -> Shape:
     """A libvirt host that answered."""
+    uid, gid = facts.emulator_user or (None, None)
     return {
         "name": name,
         "hostname": facts.hostname,
@@ -26,8 +27,8 @@ def facts_shape(name: str, facts: HostFacts) -> Shape:
         "hypervisor_version": facts.hypervisor_version,
         "cpus": facts.cpus,
         "memory_bytes": facts.memory_bytes,
-        "emulator_uid": facts.emulator_user[0],
-        "emulator_gid": facts.emulator_user[1],
+        "emulator_uid": uid,
+        "emulator_gid": gid,
     }
 
 

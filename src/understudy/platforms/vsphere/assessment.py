@@ -64,12 +64,17 @@ def assess(
     privileges: Sequence[PrivilegeCheck],
     vms: Sequence[VmCheck],
     datastores: Sequence[DatastoreSpace],
+    unusable: Sequence[str] = (),
 ) -> tuple[Finding, ...]:
-    """Everything worth telling, the gravest first."""
+    """Everything worth telling, the gravest first.
+
+    :param unusable: names of ESXi hosts that are in maintenance, or not connected.
+    """
     found = [
         *_of_server(api_version, read_only),
         *_of_account(privileges),
         *_of_inventory(vms),
+        *(_note(f"ESXi host {name}", "it is in maintenance, or not connected") for name in unusable),
         *(finding for vm in vms for finding in _of_vm(vm)),
         *(finding for store in datastores for finding in _of_datastore(store)),
     ]

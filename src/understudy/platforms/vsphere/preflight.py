@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
@@ -9,15 +10,13 @@ from understudy.model.preflight import DatastoreSpace, Preflight, Tracking, VmCh
 from understudy.platforms.vsphere import properties, trees
 from understudy.platforms.vsphere.assessment import Licence, assess, is_read_only
 from understudy.platforms.vsphere.connection import Connection
-from understudy.platforms.vsphere.devices import read_devices
+from understudy.platforms.vsphere.inventory import LISTED, read_vm
+from understudy.platforms.vsphere.places import directory_of, folders, vm_node
 from understudy.platforms.vsphere.privileges import check_privileges
+from understudy.platforms.vsphere.surroundings import hosts
 from understudy.platforms.vsphere.trees import Tree
 
-_VM_PATHS = (
-    "name", "config.instanceUuid", "config.version", "config.changeTrackingEnabled", "config.template",
-    "config.hardware.device", "capability.changeTrackingSupported", "snapshot.rootSnapshotList",
-    "runtime.consolidationNeeded", "runtime.connectionState",
-)  # fmt: skip
+_VM_PATHS = (*LISTED, "config.changeTrackingEnabled", "snapshot.rootSnapshotList")
 _STORE_PATHS = (
     "name", "summary.type", "summary.capacity", "summary.freeSpace", "summary.accessible", "summary.maintenanceMode",
 )  # fmt: skip
@@ -28,11 +27,12 @@ def look(connection: Connection) -> Preflight:
 
     :raises UnderstudyError: if it does not answer, or does not list its VMs.
     """
-    vms = dict(trees.each(connection, "VirtualMachine", _VM_PATHS, _vm))
+    vms = _vms(connection)
     stores = dict(trees.each(connection, "Datastore", _STORE_PATHS, _datastore))
     names = {moref: vm.name for moref, vm in vms.items()}
     privileges = check_privileges(connection, names, {moref: store.name for moref, store in stores.items()})
     kind = "vcenter" if connection.is_vcenter else "esxi"
+    unusable = [host.name for host in hosts(connection) if not host.usable]
     licences = _licences(connection)
     read_only = is_read_only(kind, licences)
     by_name = tuple(sorted(vms.values(), key=lambda vm: vm.name))
@@ -49,39 +49,33 @@ def look(connection: Connection) -> Preflight:
         privileges=privileges,
         vms=by_name,
         datastores=space,
-        findings=assess(product.api, read_only, privileges, by_name, space),
+        findings=assess(product.api, read_only, privileges, by_name, space, unusable),
     )
 
 
-def _vm(tree: Tree) -> tuple[str, VmCheck]:
-    devices = read_devices(tree.values.get("config.hardware.device"))
+def _vms(connection: Connection) -> dict[str, VmCheck]:
+    """By moref; each is called as everywhere else."""
+    found = dict(trees.each(connection, "VirtualMachine", _VM_PATHS, lambda tree: (vm_node(tree), _vm(tree))))
+    directory = directory_of(list(found), folders(connection))
+    called = {place.moref: directory.called(place) for place in directory.places}
+    return {node.moref: replace(vm, name=called[node.moref]) for node, vm in found.items() if node.moref in called}
+
+
+def _vm(tree: Tree) -> VmCheck:
+    vm = read_vm(tree, {})
     roots = tree.values.get("snapshot.rootSnapshotList")
     snapshots = [] if roots is None else list(roots)
-    obstacle = _obstacle(tree)
-    if devices.passed_through and not obstacle:
-        obstacle = f"a device of the host is passed through to it ({', '.join(devices.passed_through)})"
-    return tree.moref, VmCheck(
-        name=unquote(tree.text("name")),
-        uuid=tree.text("config.instanceUuid"),
-        hardware=tree.text("config.version"),
+    return VmCheck(
+        name=vm.name,
+        uuid=vm.uuid,
+        hardware=vm.machine,
         tracking=_tracking(tree),
         snapshots=sum(_count(item) for item in snapshots),
         deepest=max((_depth(item) for item in snapshots), default=0),
         unmerged=tree.flag("runtime.consolidationNeeded"),
-        obstacle=obstacle,
-        disks=tuple((disk.name, disk.obstacle) for disk in devices.disks if disk.obstacle),
+        obstacle=vm.obstacle,
+        disks=tuple((disk.name, disk.obstacle) for disk in vm.disks if disk.obstacle),
     )
-
-
-def _obstacle(tree: Tree) -> str:
-    if tree.flag("config.template"):
-        return "it is a template"
-    state = tree.text("runtime.connectionState", "connected")
-    if state != "connected":
-        return f"the server has no access to it just now ({state})"
-    if "config.version" not in tree.values:
-        return "the server does not tell its configuration"
-    return ""
 
 
 def _tracking(tree: Tree) -> Tracking:

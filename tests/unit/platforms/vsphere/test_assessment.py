@@ -100,7 +100,7 @@ def test_a_server_without_a_vm_to_replicate_blocks() -> None:
     ("change", "gravity", "why"),
     [
         ({"tracking": Tracking.UNSUPPORTED, "hardware": "vmx-04"}, Gravity.WARNING, "not possible (vmx-04)"),
-        ({"tracking": Tracking.OFF, "snapshots": 2, "deepest": 1}, Gravity.WARNING, "2 snapshots, and changed block tracking is not"),
+        ({"tracking": Tracking.OFF, "snapshots": 2, "deepest": 1}, Gravity.WARNING, "2 snapshots, and changed block"),
         ({"snapshots": 1, "deepest": 1}, Gravity.NOTE, "it has 1 snapshot, left alone"),
         ({"unmerged": True}, Gravity.WARNING, "need consolidation"),
         ({"disks": (("scsi0:1", "it is shared"),)}, Gravity.WARNING, "disk scsi0:1 cannot be replicated: it is shared"),
@@ -130,6 +130,11 @@ def test_a_datastore_with_little_room_is_told(capacity: int, free: int, told: bo
 def test_a_datastore_that_cannot_be_used_is_told_with_the_reason() -> None:
     found = only(findings(stores=(replace(STORE, free=0, problem="no host has access to it"),)))
     assert found == (Gravity.WARNING, "datastore ds1", "no host has access to it")
+
+
+def test_an_esxi_host_that_cannot_be_used_is_noted() -> None:
+    found = assess("8.0", False, GRANTED, (VM,), (STORE,), ["esxi1"])
+    assert only(found) == (Gravity.NOTE, "ESXi host esxi1", "it is in maintenance, or not connected")
 
 
 def test_no_privilege_is_asked_for_twice() -> None:
