@@ -30,7 +30,7 @@ from understudy.model.inventory import HostFacts, Vm
 from understudy.model.job import Datastore
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
-from understudy.storage import DatastoreFacts, RebuiltReplica
+from understudy.storage.values import DatastoreFacts, RebuiltReplica
 
 
 class Services(Protocol):

@@ -19,7 +19,7 @@ from understudy.errors import MoverError
 from understudy.lab.demo import DemoOutcome
 from understudy.model.exclusion import Exclusion
 from understudy.model.session import SessionReport, SessionState, TaskReport
-from understudy.storage import DatastoreFacts
+from understudy.storage.values import DatastoreFacts
 from understudy.units import GIB, MIB
 
 
