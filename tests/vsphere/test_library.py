@@ -16,7 +16,7 @@ import pytest
 
 from tests.vsphere.library.kit import LIBRARY, PASSWORD, THUMBPRINT, StandIn
 from tests.vsphere.library.lab import DATA, OTHER_PATH, OTHER_VM, PATH, SECTOR, SIZE, SNAPSHOT, VM, disk, wish
-from understudy.errors import HostUnreachable, NotFound, PlatformError, UnderstudyError, UsageError
+from understudy.errors import HostUnreachable, NotFound, PlatformError, TransferError, UnderstudyError, UsageError
 from understudy.model.access import DiskLibrary
 from understudy.model.exclusion import pack
 from understudy.model.extent import Extent
@@ -152,6 +152,40 @@ def test_parts_are_written_in_place_and_nothing_else_is_touched(
     assert live.stat().st_blocks - allocated <= (8 * KIB + 4 * KIB + 4 * KIB) // SECTOR
     assert [(call.number("start") * SECTOR, call.number("count") * SECTOR) for call in library.calls("Write")] == [
         *places]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"), [({"full_after": 3 * MIB}, "datastore is full"), ({"fail_write": 2}, "ended the connection")]
+)
+def test_a_write_that_fails_is_an_error_with_its_reason(
+    library: StandIn, exports: Exports, faults: dict[str, int], words: str
+) -> None:
+    _, where = exports.open_library(replace(wish(library, snapshot=""), writable=True))
+    library.fail(**faults)
+    handle = nbd.NBD()
+    handle.set_export_name(where.export)
+    handle.connect_unix(where.socket)
+    handle.pwrite(bytes(2 * MIB), 0)
+    with pytest.raises(TransferError, match=words), exports.explaining(where):  # noqa: PT012 - two borders
+        try:
+            handle.pwrite(bytes(2 * MIB), 2 * MIB)
+        except nbd.Error as exc:
+            raise TransferError("write", exc.string) from exc
+    handle.shutdown()
+
+
+def test_a_request_that_is_not_aligned_is_an_error_and_never_other_bytes(library: StandIn, exports: Exports) -> None:
+    """The plugin refuses it. All our reads begin and end at borders of 64 KiB, or with the disk."""
+    _, where = exports.open_library(wish(library))
+    handle = nbd.NBD()
+    handle.set_strict_mode(0)
+    handle.set_export_name(where.export)
+    handle.connect_unix(where.socket)
+    for length, offset in ((SECTOR, 1), (100, 0), (SECTOR + 1, SECTOR)):
+        with pytest.raises(nbd.Error):
+            handle.pread(length, offset)
+    assert library.calls("Read") == []
+    handle.shutdown()
 
 
 def test_an_export_that_is_to_be_read_cannot_be_written(library: StandIn, exports: Exports) -> None:

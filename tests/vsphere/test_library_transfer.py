@@ -137,6 +137,22 @@ def test_a_long_changed_area_that_became_a_hole_is_zero_without_being_read(lab: 
     assert progress.read == 0
 
 
+def test_the_file_systems_of_a_disk_are_looked_into(lab: LibraryLab) -> None:
+    """Its reads are aligned as the plugin demands, whatever a file system asks for."""
+    lab.image.write_bytes(b"")
+    os.truncate(lab.image, SIZE)
+    run("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(lab.directory / "ds"), lab.image)
+    os.truncate(lab.image, SIZE)
+    opened = lab.source.client.call(wish(lab.stand_in), api.OpenedExport)
+    disk = api.SurveyedDisk("vda", opened.source, SIZE)
+    request = api.SurveyDisks((disk,), swap=True, masks=(), free=True, quiesced=True, former=())
+    work = lab.source.client.call(request, api.WorkStarted).work
+    lab.wait(lab.source, work)
+    (found,) = lab.source.client.call(api.WorkQuery(work), api.WorkStatus).surveyed
+    assert found.exclusion.by_kind["free"] > 50 * MIB
+    assert found.notes == ()
+
+
 def test_changed_areas_that_lie_are_noticed(lab: LibraryLab) -> None:
     lab.session(FULL)
     lab.write(5, (0, SIZE - 4 * MIB))

@@ -25,6 +25,10 @@ DEFAULT_PATIENCE_S = 1800
 DEFAULT_SNAPSHOTS = 4
 #: Addresses of VMware vSphere: a vCenter, or a single ESXi host.
 LIBRARY_SCHEMES = ("vpx", "esx")
+#: Kinds of datastores: layers in files; or snapshots of the replica VM, which its platform makes.
+LAYERS, SNAPSHOTS = "qcow2", "vsphere"
+#: Longest chain of restore points that are snapshots: the platform's limit is 32, and others need some, too.
+MOST_SNAPSHOT_POINTS = 28
 
 
 class SnapshotMode(enum.StrEnum):

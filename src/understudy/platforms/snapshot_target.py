@@ -3,7 +3,7 @@
 The disks of such a replica VM are written in place: at its leaf, above its newest snapshot, through the vendor's disk
 library, while it is powered off. Nothing below a snapshot ever changes, so a published point is immutable (S1); what a
 failed or dead session wrote at the leaf is dropped by reverting. The platform's verbs are control calls of the
-controller; what a point says of itself is in the record of a store of kind ``vsphere``, beside a proxy.
+controller; what a point says of itself is in the record of a store of kind ``model.job.SNAPSHOTS``, beside a proxy.
 """
 
 from __future__ import annotations
@@ -16,11 +16,6 @@ from understudy.context import Context
 from understudy.model.inventory import VmState
 from understudy.model.replica import ReplicaIdentity
 from understudy.model.snapshot import LibraryExport
-
-#: Kind of the datastores that keep replicas like this.
-KIND = "vsphere"
-#: Longest chain of restore points: the platform's limit is 32, and others need some, too.
-MOST_POINTS = 28
 
 
 @dataclass(frozen=True)
