@@ -109,7 +109,8 @@ def list_(app: App) -> None:
 def check(app: App, name: str) -> None:
     """Connect to host NAME.
 
-    JSON: {name, hostname, platform_version, hypervisor_version, cpus, memory_bytes, emulator_uid, emulator_gid}.
+    JSON: {name, hostname, platform_version, hypervisor_version, cpus, memory_bytes, emulator_uid, emulator_gid, notes}.
+    No emulator opens disks of VMware vSphere: there the user and group are null.
     """
     facts = app.services.check_host(name)
     document = {
@@ -119,8 +120,9 @@ def check(app: App, name: str) -> None:
         "hypervisor_version": facts.hypervisor_version,
         "cpus": facts.cpus,
         "memory_bytes": facts.memory_bytes,
-        "emulator_uid": facts.emulator_user[0],
-        "emulator_gid": facts.emulator_user[1],
+        "emulator_uid": facts.emulator_user[0] if facts.emulator_user else None,
+        "emulator_gid": facts.emulator_user[1] if facts.emulator_user else None,
+        "notes": list(facts.notes),
     }
     answer_facts(app, document)
 
@@ -131,8 +133,8 @@ def check(app: App, name: str) -> None:
 def vms(app: App, name: str) -> None:
     """List the VMs of host NAME.
 
-    JSON: [{name, uuid, state, firmware, memory_bytes, vcpus, has_agent_channel, agent_connected, obstacle, disks,
-    nics}].
+    JSON: [{name, uuid, state, firmware, memory_bytes, vcpus, has_agent_channel, agent_connected, obstacle, notes,
+    disks, nics}].
     """
     documents = [vm_shape(vm) for vm in app.services.list_vms(name)]
     answer(app, documents, lambda: _show_vms(documents))
@@ -183,7 +185,8 @@ def _show_vms(documents: list[Shape]) -> None:
 
 def _vm_row(vm: Shape) -> tuple[str, ...]:
     disks = ", ".join(f"{disk['name']} {format_size(disk['size'])}" for disk in vm["disks"])
-    obstacles = [vm["obstacle"], *(f"{disk['name']}: {disk['obstacle']}" for disk in vm["disks"] if disk["obstacle"])]
+    obstacles = [vm["obstacle"], *(f"{disk['name']}: {disk['obstacle']}" for disk in vm["disks"] if disk["obstacle"]),
+                 *(f"note: {note}" for note in vm["notes"])]  # fmt: skip
     agent = "answers" if vm["agent_connected"] else "silent" if vm["has_agent_channel"] else "no channel"
     return (vm["name"], vm["state"], format_size(vm["memory_bytes"]), str(vm["vcpus"]), disks, agent,
             "; ".join(filter(None, obstacles)) or "-")  # fmt: skip

@@ -48,6 +48,7 @@ def vm_shape(vm: Vm) -> Shape:
         "has_agent_channel": vm.has_agent_channel,
         "agent_connected": vm.agent_connected,
         "obstacle": vm.obstacle,
+        "notes": list(vm.notes),
         "disks": [asdict(disk) for disk in vm.disks],
         "nics": [asdict(nic) for nic in vm.nics],
     }

@@ -102,7 +102,9 @@ class Vm:
 class HostFacts:
     """What a host says of itself.
 
-    :ivar emulator_user: numeric user and group that open disk images, as ``(uid, gid)``.
+    :ivar emulator_user: numeric user and group that open disk images, as ``(uid, gid)``; None where no file of a disk
+        is opened by us.
+    :ivar notes: what the operator should know of it.
     """
 
     hostname: str
@@ -110,4 +112,5 @@ class HostFacts:
     hypervisor_version: str
     cpus: int
     memory_bytes: int
-    emulator_user: tuple[int, int]
+    emulator_user: tuple[int, int] | None
+    notes: tuple[str, ...] = ()

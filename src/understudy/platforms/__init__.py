@@ -90,7 +90,7 @@ class SourcePlatform(Protocol):
         """What the host says of itself."""
 
     def list_vms(self) -> tuple[Vm, ...]:
-        """All VMs, by name."""
+        """All VMs, by name; a platform may leave out their definitions."""
 
     def sighting(self, name: str, uuid: str) -> Sighting | None:
         """The VM with that UUID; if ``uuid`` is empty, or no VM has it, the one of that name; None if there is none."""
@@ -213,7 +213,7 @@ def open_platform(access: HostAccess, patience: CommitPatience | None = None) ->
     """Connect to a host.
 
     :param patience: with merges of snapshot deltas.
-    :raises UsageError: if no platform has the scheme of its URI.
+    :raises UsageError: if no platform has the scheme of its URI, or what the platform needs is not installed.
     :raises HostUnreachable: if the host does not answer, or is not the one that the administrator has confirmed.
     """
     scheme = access.uri.split(":", 1)[0].split("+", 1)[0]
@@ -221,7 +221,16 @@ def open_platform(access: HostAccess, patience: CommitPatience | None = None) ->
         from understudy.platforms.libvirt.host import LibvirtHost
 
         return LibvirtHost(access.uri, patience or CommitPatience())
-    raise UsageError(f"host URI {access.uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")
+    if scheme in LIBRARY_SCHEMES:
+        try:
+            from understudy.platforms.vsphere.host import VsphereHost
+        except ModuleNotFoundError as exc:
+            raise UsageError("VMware vSphere", f"a part of Understudy for it is not installed here: {exc.name}",
+                             "install it: pip install pyvmomi") from exc  # fmt: skip
+
+        return VsphereHost(access, patience or CommitPatience())
+    raise UsageError("host URI", f"unknown scheme {scheme!r}",
+                     "use a libvirt URI such as qemu:///system, or vpx:// or esx:// for VMware vSphere")  # fmt: skip
 
 
 def server_certificate(uri: str) -> ServerCertificate:

@@ -26,9 +26,10 @@ from understudy.replication.source_images import Images
 
 def prepare_scratch(site: Site) -> None:
     """Make the scratch directory writable for the source host's emulator; from elsewhere there is none."""
-    if not site.sees_files:
+    user = site.source.facts().emulator_user if site.sees_files else None
+    if user is None:
         return
-    uid, gid = site.source.facts().emulator_user
+    uid, gid = user
     site.source_mover.call(api.PrepareScratch(site.source_host.scratch_dir, uid, gid), api.ScratchFacts)
 
 

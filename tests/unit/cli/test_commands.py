@@ -89,7 +89,7 @@ def test_a_host_gets_a_certificate_for_the_address_that_proxies_use(cli: Command
 def test_host_check(cli: CommandLine) -> None:
     assert cli.json("host", "check", "kvm") == {
         "name": "kvm", "hostname": "kvm1.example", "platform_version": "9.0.0", "hypervisor_version": "7.2.22",
-        "cpus": 16, "memory_bytes": 64 * GIB, "emulator_uid": 64055, "emulator_gid": 64055,
+        "cpus": 16, "memory_bytes": 64 * GIB, "emulator_uid": 64055, "emulator_gid": 64055, "notes": [],
     }  # fmt: skip
     assert cli.calls[0] == ("check_host", "kvm")
     assert "kvm1.example" in cli.ok("host", "check", "kvm").out

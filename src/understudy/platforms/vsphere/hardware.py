@@ -28,8 +28,8 @@ DESCRIBED = (
 _FALLBACK_NIC = NicModel.VMXNET3
 
 
-def hardware_of(tree: Tree, known: Mapping[str, Network], path: str) -> VmHardware:
-    """The hardware in a tree with :data:`DESCRIBED`; disks without a known controller cannot be built, and are left out.
+def vm_hardware(tree: Tree, known: Mapping[str, Network], path: str) -> VmHardware:
+    """The hardware in a tree with :data:`DESCRIBED`, without disks whose controller is unknown.
 
     :param known: networks, as :func:`understudy.platforms.vsphere.networks.networks` gives them.
     :param path: the VM's inventory path.
@@ -38,7 +38,7 @@ def hardware_of(tree: Tree, known: Mapping[str, Network], path: str) -> VmHardwa
     return VmHardware(
         name=tree.text("name"),
         instance_uuid=vm_uuid(tree),
-        bios_uuid=tree.text("config.uuid"),
+        bios_uuid=tree.text("config.uuid") or vm_uuid(tree),
         version=tree.text("config.version"),
         guest_id=tree.text("config.guestId"),
         memory_bytes=tree.number("config.hardware.memoryMB") << 20,
