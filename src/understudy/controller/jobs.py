@@ -25,6 +25,8 @@ MAX_POINTS = 1000
 MAX_VERIFY_EVERY_S = 3650 * 86400
 MIN_VERIFY_RATE = 64 * KIB
 MAX_SCRIPT_TIMEOUT_S = 3600
+#: With less nothing would be frozen; for longer no application should have to stand still.
+MIN_FREEZE_DEADLINE_S, MAX_FREEZE_DEADLINE_S = 3, 60
 UNFINISHED = (SessionState.QUEUED.value, SessionState.RUNNING.value)
 
 
@@ -248,6 +250,11 @@ def _check_guests(job: Job, what: str) -> None:
         if not 0 <= settings.script_timeout_s <= MAX_SCRIPT_TIMEOUT_S:
             raise UsageError(what, f"a script cannot take {settings.script_timeout_s} s",
                              f"choose 1 to {MAX_SCRIPT_TIMEOUT_S} seconds")
+        if settings.freeze_deadline_s and not (
+            MIN_FREEZE_DEADLINE_S <= settings.freeze_deadline_s <= MAX_FREEZE_DEADLINE_S
+        ):
+            raise UsageError(what, f"a guest cannot be frozen for {settings.freeze_deadline_s} s",
+                             f"choose {MIN_FREEZE_DEADLINE_S} to {MAX_FREEZE_DEADLINE_S} seconds")
         if not settings.vm and settings.address:
             raise UsageError(what, "VMs do not share an address", "give --address with --vm")
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from understudy.errors import GuestError, UnderstudyError
-from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.guests.program import Ended, Program
 from understudy.model.guest import ApplicationResult, ApplicationState, GuestStage
 
@@ -22,9 +21,14 @@ END_S = 12.0
 class FrozenApplications:
     """Freezes and thaws by the program in the guest; thawing is done once, however often it is asked for."""
 
-    def __init__(self, program: Program, file_systems: bool, applications: bool, stages: list[GuestStage]) -> None:
-        """:param file_systems: the program freezes these as well."""
+    def __init__(
+        self, program: Program, deadline_s: int, file_systems: bool, applications: bool, stages: list[GuestStage]
+    ) -> None:
+        """:param deadline_s: after that the guest thaws by itself.
+        :param file_systems: the program freezes these as well.
+        """
         self._program = program
+        self._deadline_s = deadline_s
         self._file_systems = file_systems
         self._wanted = applications
         self._stages = stages
@@ -56,7 +60,7 @@ class FrozenApplications:
         self.began = time.monotonic()
         try:
             with timed(self._stages, "freeze"):
-                begun = self._program.begin(FREEZE_DEADLINE_S, timeout_s, self._file_systems, self._wanted)
+                begun = self._program.begin(self._deadline_s, timeout_s, self._file_systems, self._wanted)
         except UnderstudyError as exc:
             self._problem = str(exc)
             raise
@@ -81,7 +85,7 @@ class FrozenApplications:
         except UnderstudyError as exc:
             self.lost(f"whether it was held is not known: {exc}")
             self.complaints.append(f"the guest was not told to thaw: {exc}; it does so by itself within "
-                                   f"{FREEZE_DEADLINE_S:g} s of the freeze")
+                                   f"{self._deadline_s} s of the freeze")
         if self.results or self._file_systems:
             self._stages.append(GuestStage("frozen", round((time.monotonic() - self.began) * 1000, 1)))
 

@@ -101,14 +101,14 @@ class Program:
             found.append((_kind(words[1]), words[2], words[3]))
         return tuple(found)
 
-    def begin(self, deadline_s: float, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
+    def begin(self, deadline_s: int, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
         """Freeze applications, then file systems if wished.
 
         After ``deadline_s`` the guest thaws by itself, also file systems that somebody else froze.
         """
         options = [*(["--fs"] if file_systems else []), *([] if applications else ["--no-applications"])]
         begin, end = (self._shell.program(self._path, words) for words in (
-            ["begin", self._key, str(int(deadline_s)), *options], ["end", self._key]))  # fmt: skip
+            ["begin", self._key, str(deadline_s), *options], ["end", self._key]))  # fmt: skip
         done, self._finish = self._transport.run_pair(begin, end, timeout_s + self._shell.start_s)
         lines = _answer("begin in the guest", done, "ready")
         results, count, unwatched = [], 0, ""
