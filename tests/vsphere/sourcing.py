@@ -5,21 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.vsphere.front import Front
 from understudy.model.access import DiskLibrary, HostAccess
 from understudy.model.exclusion import unpack
 from understudy.model.extent import Extent, merge, subtract
-from understudy.model.inventory import Disk, Vm, VmState
+from understudy.model.inventory import Vm
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.platforms import CommitPatience
-from understudy.platforms.vsphere import trees
 from understudy.platforms.vsphere.address import VCENTER
 from understudy.platforms.vsphere.connection import Connection
-from understudy.platforms.vsphere.devices import read_devices
+from understudy.platforms.vsphere.inventory import list_vms
+from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.source import VsphereSource
 from understudy.platforms.vsphere.trust import fetch_certificate
 
@@ -32,7 +32,7 @@ AT_ONCE = CommitPatience(())
 def session(vcenter: Front) -> Iterator[Connection]:
     """A session as our program has it."""
     shown = fetch_certificate("127.0.0.1", vcenter.port)
-    connection = Connection(access(vcenter, shown.sha256))
+    connection = Connection(access(vcenter, shown.thumbprint))
     try:
         yield connection
     finally:
@@ -45,16 +45,17 @@ def access(vcenter: Front, thumbprint: str, library: DiskLibrary = DiskLibrary()
 
 
 def described(connection: Connection, name: str) -> Vm:
-    """The VM of that name."""
-    paths = ("name", "config.instanceUuid", "runtime.powerState", "config.hardware.device")
-    (tree,) = [tree for tree in trees.each(connection, "VirtualMachine", paths, lambda tree: tree)
-               if tree.text("name") == name]  # fmt: skip
-    disks = read_devices(tree.values["config.hardware.device"]).disks
-    state = {"poweredOn": VmState.RUNNING, "poweredOff": VmState.SHUT_OFF}[tree.text("runtime.powerState")]
-    return Vm(
-        name, tree.text("config.instanceUuid"), state, "x86_64", "", "bios", 1, 1,
-        tuple(Disk(disk.name, disk.base, "vmdk", disk.capacity, tracked=True) for disk in disks), (), False, False, "",
-    )  # fmt: skip
+    """The VM of that name; its disks can be tracked, which the simulator does not say."""
+    (vm,) = [vm for vm in list_vms(connection) if vm.name == name]
+    return replace(vm, disks=tuple(replace(disk, tracked=True) for disk in vm.disks))
+
+
+class SingleLookup(Lookup):
+    """Asks for one VM of a UUID: the simulator does not know the call that finds all."""
+
+    def by_uuid(self, uuid: str) -> Any | None:
+        index = self._connection.content.searchIndex
+        return self._connection.read("look up VM", lambda: index.FindByUuid(None, uuid, True, True))
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Scene:
     job: str = "0123456789abcdef"
 
     def source(self, patience: CommitPatience = AT_ONCE) -> VsphereSource:
-        return VsphereSource(self.connection, patience)
+        return VsphereSource(self.connection, SingleLookup(self.connection), patience)
 
     @property
     def vm(self) -> Vm:

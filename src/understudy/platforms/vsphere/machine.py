@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from understudy.errors import NotFound
 from understudy.platforms.vsphere import properties, trees
 from understudy.platforms.vsphere.connection import Connection
 from understudy.platforms.vsphere.devices import VirtualDisk, read_devices
@@ -85,16 +84,3 @@ def snapshot_disks(machine: Machine, snapshot: str) -> Mapping[str, VirtualDisk]
 def _disks(connection: Connection, item: Any) -> Mapping[str, VirtualDisk]:
     devices = trees.of(connection, item, (_DEVICES,)).values.get(_DEVICES)
     return {disk.name: disk for disk in read_devices(devices).disks}
-
-
-def find_machine(connection: Connection, uuid: str, name: str) -> Machine:
-    """The VM that the server knows by that UUID.
-
-    :raises NotFound: if there is none.
-    """
-    index = connection.content.searchIndex
-    ref = connection.read(f"look for VM {name!r}", lambda: index.FindByUuid(None, uuid, True, True))
-    if ref is None:
-        raise NotFound(f"VM {name!r}", f"server {connection.address.name} has no VM of UUID {uuid}",
-                       "see 'understudy host vms'")  # fmt: skip
-    return Machine(connection, ref, name)

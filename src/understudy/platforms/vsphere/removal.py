@@ -29,8 +29,8 @@ class Problem:
 
 
 def by_hand(vm: str, snapshot: str) -> str:
-    """What an administrator types in PowerCLI to remove a snapshot."""
-    return f"Get-VM {_quoted(vm)} | Get-Snapshot -Name {_quoted(snapshot)} | Remove-Snapshot"
+    """What an administrator types in PowerCLI to remove a snapshot; its name tells of which of the VMs of that name."""
+    return f"Get-VM {_quoted(vm.rpartition('/')[2])} | Get-Snapshot -Name {_quoted(snapshot)} | Remove-Snapshot"
 
 
 def _quoted(text: str) -> str:

@@ -20,7 +20,8 @@ from understudy.platforms import CommitPatience, VmTraces
 from understudy.platforms.vsphere import tracking
 from understudy.platforms.vsphere.changes import Question, all_changes, snapshot_gone
 from understudy.platforms.vsphere.connection import Connection
-from understudy.platforms.vsphere.machine import Machine, find_machine, snapshot_disks, tracking_of
+from understudy.platforms.vsphere.lookup import Lookup
+from understudy.platforms.vsphere.machine import Machine, snapshot_disks, tracking_of
 from understudy.platforms.vsphere.removal import sweep_snapshots
 from understudy.platforms.vsphere.snapshots import held_again, held_snapshot
 from understudy.platforms.vsphere.traces import traces_of
@@ -29,9 +30,10 @@ from understudy.platforms.vsphere.traces import traces_of
 class VsphereSource:
     """The part of :class:`understudy.platforms.SourcePlatform` that takes snapshots and reads them."""
 
-    def __init__(self, connection: Connection, patience: CommitPatience) -> None:
+    def __init__(self, connection: Connection, lookup: Lookup, patience: CommitPatience) -> None:
         """:param patience: with snapshots that cannot be removed."""
         self._connection = connection
+        self._lookup = lookup
         self._patience = patience
 
     def tracking(self, vm: Vm, baseline: Baseline) -> dict[str, Reason]:
@@ -87,7 +89,7 @@ class VsphereSource:
 
     def traces(self) -> tuple[VmTraces, ...]:
         """The snapshots of ours that each VM has."""
-        return traces_of(self._connection)
+        return traces_of(self._connection, self._lookup)
 
     def freeze(self, vm_uuid: str, timeout_s: float) -> int:
         """Never: the guest is quiesced with the snapshot, by VMware Tools."""
@@ -102,7 +104,11 @@ class VsphereSource:
         raise _no_agent(vm_uuid)
 
     def _machine(self, vm: Vm) -> Machine:
-        return find_machine(self._connection, vm.uuid, vm.name)
+        ref = self._lookup.by_uuid(vm.uuid)
+        if ref is None:
+            raise NotFound(f"VM {vm.name!r}", f"server {self._connection.address.name} has no VM of UUID {vm.uuid}",
+                           "see 'understudy host vms'")  # fmt: skip
+        return Machine(self._connection, ref, vm.name)
 
 
 def _no_agent(vm_uuid: str) -> GuestError:

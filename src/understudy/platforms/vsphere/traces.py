@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from understudy.model.inventory import VmState
 from understudy.model.snapshot import TAGGED
 from understudy.platforms import VmTraces
 from understudy.platforms.vsphere import properties
 from understudy.platforms.vsphere.connection import Connection
+from understudy.platforms.vsphere.inventory import STATES
+from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.machine import snapshots_in
 from understudy.platforms.vsphere.removal import by_hand
 
-_PATHS = ("name", "config.instanceUuid", "runtime.powerState", "snapshot")
+_PATHS = ("config.instanceUuid", "config.uuid", "runtime.powerState", "snapshot")
 
 
-def traces_of(connection: Connection) -> tuple[VmTraces, ...]:
+def traces_of(connection: Connection, lookup: Lookup) -> tuple[VmTraces, ...]:
     """The traces on all VMs, by name; asked of all at once."""
-    found = [_traces(entry) for entry in properties.collect(connection, "VirtualMachine", _PATHS)]
-    return tuple(sorted((item for item in found if item is not None), key=lambda item: item.name))
+    directory = lookup.directory()
+    called = {place.moref: directory.called(place) for place in directory.places}
+    entries = properties.collect(connection, "VirtualMachine", _PATHS)
+    found = [_traces(entry, called[entry.moref]) for entry in entries if entry.moref in called]
+    return tuple(sorted((item for item in found if item.uuid), key=lambda item: item.name))
 
 
-def _traces(entry: properties.Entry) -> VmTraces | None:
-    """Those on one VM; None of one that the server cannot tell anything of, for example because its host is away."""
-    name, uuid = entry.get("name", ""), entry.get("config.instanceUuid", "")
-    if not uuid:
-        return None
+def _traces(entry: properties.Entry, name: str) -> VmTraces:
+    """Those on one VM; its UUID is empty if the server cannot tell anything of it, because its host is away."""
     names = tuple(item.name for item in snapshots_in(entry.get("snapshot")) if item.name.startswith(TAGGED))
     return VmTraces(
         name=name,
-        uuid=uuid,
-        active=str(entry.get("runtime.powerState")) != "poweredOff",
+        uuid=entry.get("config.instanceUuid") or entry.get("config.uuid", ""),
+        active=STATES.get(str(entry.get("runtime.powerState"))) not in (None, VmState.SHUT_OFF),
         checkpoints=(),
         backup="",
         deltas=(),
