@@ -113,7 +113,7 @@ def test_names_in_the_report_are_hashed_on_demand(operator: Operator, vcenter: F
 def test_a_library_that_fails_is_told_and_the_snapshot_removed(
     operator: Operator, vcenter: Front, library: StandIn, tmp_path: Path
 ) -> None:
-    library.facts.unlink()  # nobody is let in any more
+    library.fail(open=13)  # no access
     result, report = try_live(operator, tmp_path)
     assert result.status == 1
     assert report["ok"] is False

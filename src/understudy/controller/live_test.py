@@ -167,7 +167,8 @@ class LiveTest:
             with self._record.step(f"{name} snapshot, disk {disk.name}: opened by the disk library"):
                 opened = self._mover.call(api.OpenLibraryExport(export, str(tag)), api.OpenedExport)
             with self._record.step(f"{name} snapshot, disk {disk.name}: read") as facts:
-                facts |= asdict(self._mover.call(api.ReadSample(opened.source, self._wish.read_bytes), api.SampleRead))
+                read = self._mover.call(api.ReadSample(opened.source, self._wish.read_bytes), api.SampleRead)
+                facts |= asdict(replace(read, seconds=round(read.seconds, 3)))
         finally:
             if opened is not None:
                 with self._record.step(f"{name} snapshot, disk {disk.name}: closed"):
