@@ -50,14 +50,6 @@ def described(connection: Connection, name: str) -> Vm:
     return replace(vm, disks=tuple(replace(disk, tracked=True) for disk in vm.disks))
 
 
-class SingleLookup(Lookup):
-    """Asks for one VM of a UUID: the simulator does not know the call that finds all."""
-
-    def by_uuid(self, uuid: str) -> Any | None:
-        index = self._connection.content.searchIndex
-        return self._connection.read("look up VM", lambda: index.FindByUuid(None, uuid, True, True))
-
-
 @dataclass
 class Scene:
     """One VM of the front, and the verbs of our platform."""
@@ -68,7 +60,7 @@ class Scene:
     job: str = "0123456789abcdef"
 
     def source(self, patience: CommitPatience = AT_ONCE) -> VsphereSource:
-        return VsphereSource(self.connection, SingleLookup(self.connection), patience)
+        return VsphereSource(self.connection, Lookup(self.connection), patience)
 
     @property
     def vm(self) -> Vm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from understudy.errors import GuestError, PlatformError
+from understudy.errors import PlatformError
 from understudy.model.access import HostAccess
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.preflight import Preflight
@@ -15,6 +15,7 @@ from understudy.platforms.vsphere.connection import Connection, Limits
 from understudy.platforms.vsphere.host_facts import host_facts
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.preflight import look
+from understudy.platforms.vsphere.source import VsphereSource
 
 
 def _unwritten(act: str) -> Callable[..., Any]:
@@ -27,15 +28,7 @@ def _unwritten(act: str) -> Callable[..., Any]:
     return refuse
 
 
-def _no_agent(act: str) -> Callable[..., Any]:
-    def refuse(self: VsphereHost, *_args: object, **_named: object) -> NoReturn:
-        what = f"{act} on {self._connection.address.name}"
-        raise GuestError(what, "VMs of vSphere have no QEMU guest agent", "use another way into the guest, such as ssh")
-
-    return refuse
-
-
-class VsphereHost:
+class VsphereHost(VsphereSource):
     """One server behind an address; implements :class:`understudy.platforms.Platform`."""
 
     def __init__(self, access: HostAccess, patience: CommitPatience, limits: Limits | None = None) -> None:
@@ -44,9 +37,8 @@ class VsphereHost:
         :raises HostUnreachable: if the server does not answer, or is not the one that was confirmed.
         :raises PlatformError: if it refuses user and password.
         """
-        self._connection = Connection(access, limits)
-        self._lookup = Lookup(self._connection)
-        self._patience = patience
+        connection = Connection(access, limits)
+        super().__init__(connection, Lookup(connection), patience)
 
     def close(self) -> None:
         """Log out."""
@@ -76,23 +68,6 @@ class VsphereHost:
         :raises Refused: if several have the name.
         """
         return self._lookup.named(name, lambda vm, place: describing.describe(self._connection, vm, place, name))
-
-    # --- source -------------------------------------------------------------------------------------------------------
-
-    tracking = _unwritten("know what changed")
-    snapshot = _unwritten("take a snapshot")
-    hold_again = _unwritten("take over a snapshot")
-    library_export = _unwritten("have disks read")
-    markers = _unwritten("list markers of changes")
-    remove_orphan = _unwritten("remove a marker of changes")
-    keep_baseline = _unwritten("keep a baseline")
-    sweep = _unwritten("remove what dead sessions left")
-    traces = _unwritten("look for what dead sessions left")
-
-    # There is no QEMU guest agent to ask: the server quiesces the guest itself, when it takes a snapshot.
-    freeze = _no_agent("freeze a VM")
-    thaw = _no_agent("thaw a VM")
-    agent_command = _no_agent("ask the guest agent")
 
     # --- target -------------------------------------------------------------------------------------------------------
 
