@@ -13,7 +13,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from tests.vsphere import changes, reconfiguration, soap
-from tests.vsphere.chain import Locked
+from tests.vsphere.chain import Locked, copy_sparse
 from tests.vsphere.client import Client
 from tests.vsphere.machines import OFF, RUNNING, Machine, Machines
 from tests.vsphere.scripted import Faults, Kind
@@ -62,7 +62,8 @@ class Calls:
             "ResetVM_Task": self._power,
             "PowerOffVM_Task": self._power,
             "SuspendVM_Task": self._power,
-            "ShutdownGuest": self._power,
+            "ShutdownGuest": self._shut_down,
+            "CloneVM_Task": self._clone,
             "UnregisterVM": self._remove_vm,
             "Destroy_Task": self._remove_vm,
         }
@@ -110,6 +111,8 @@ class Calls:
                 return self._of_snapshot[request.method], machine
         if request.kind == "Folder" and request.method in self._of_folder:
             return self._new_vm, None
+        if request.kind == "VirtualDiskManager" and request.method == "CreateVirtualDisk_Task":
+            return self._create_disk, None
         return None, None
 
     def _create_snapshot(self, request: soap.Request, machine: Machine, forward: Forward) -> soap.Answer:
@@ -202,8 +205,33 @@ class Calls:
     def _followed(self, machine: Machine, forward: Forward) -> soap.Answer:
         """The simulator carries it out, and we learn of the VM anew."""
         answer = forward()
-        self._machines.adopt(machine.moref)
+        if answer.status == 200:
+            self._machines.adopt(machine.moref)
+            self._machines.settle(machine)
+        return answer
+
+    def _shut_down(self, request: soap.Request, machine: Machine, forward: Forward) -> soap.Answer:
+        if machine.power == RUNNING and not self._tools_run(machine):
+            raise CallFault(vim.fault.ToolsUnavailable(msg="VMware Tools is not running."))
+        return self._followed(machine, forward)
+
+    def _clone(self, request: soap.Request, machine: Machine, forward: Forward) -> soap.Answer:
+        """A whole copy, also where a linked clone was asked for; of the snapshot, if one is named."""
+        snapshot = request.text("spec", "snapshot")
+        linked = request.text("spec", "location", "diskMoveType") == "createNewChildDiskBacking"
+        if linked and snapshot is None:
+            raise TaskFault(vmodl.fault.InvalidArgument(invalidProperty="spec.snapshot"))
+        if snapshot is not None and snapshot not in machine.snapshots:
+            raise CallFault(vmodl.fault.ManagedObjectNotFound(obj=vim.vm.Snapshot(snapshot)))
+        self._refuse_full(machine)
+        answer = forward()
+        # The simulator has put the clone's files into the original's disks.
         self._machines.settle(machine)
+        if answer.status == 200 and (clone := self._made(answer)) is not None:
+            for copy, original in clone.copies_of(machine):
+                node = original.chain.live if snapshot is None else original.chain.frozen[snapshot]
+                copy_sparse(original.chain.file(node), copy.file)
+            self._machines.settle(clone)
         return answer
 
     def _remove_vm(self, request: soap.Request, machine: Machine, forward: Forward) -> soap.Answer:
@@ -221,12 +249,27 @@ class Calls:
             path = request.text("config", "files", "vmPathName") or ""
             self._refuse_full_path(path)
         answer = forward()
-        if answer.status == 200:
-            task = vim.Task(soap.started_task(answer), self._client.stub)
-            found = self._client.properties(task, "info.state", "info.result")
-            if "info.result" in found:
-                self._machines.settle(self._machines.adopt(found["info.result"]._moId))
+        if answer.status == 200 and (made := self._made(answer)) is not None:
+            self._machines.settle(made)
         return answer
+
+    def _create_disk(self, request: soap.Request, machine: None, forward: Forward) -> soap.Answer:
+        """The simulator makes an empty file."""
+        path = request.text("name") or ""
+        self._refuse_full_path(path)
+        answer = forward()
+        if answer.status == 200:
+            found = self._client.properties(vim.Task(soap.started_task(answer), self._client.stub), "info.state")
+            if found["info.state"] == vim.TaskInfo.State.success:
+                with self._machines.file_at(path, request.text("datacenter")).open("r+b") as file:
+                    file.truncate(int(request.text("spec", "capacityKb") or 0) * 1024)
+        return answer
+
+    def _made(self, answer: soap.Answer) -> Machine | None:
+        """The VM that a task has made, if it has ended well."""
+        task = vim.Task(soap.started_task(answer), self._client.stub)
+        found = self._client.properties(task, "info.state", "info.result")
+        return self._machines.adopt(found["info.result"]._moId) if "info.result" in found else None
 
     def _tools_run(self, machine: Machine) -> bool:
         vm = vim.VirtualMachine(machine.moref, self._client.stub)

@@ -101,8 +101,9 @@ class Front:
             self._machines.settle(machine)
             return disk.key
 
-    def write(self, vm: str, key: int, offset: int, data: bytes) -> None:
-        """The guest writes `data`, and changed block tracking sees it.
+    def write(self, vm: str, key: int, offset: int, data: bytes, *, tracked: bool = True) -> None:
+        """The guest writes `data`, and changed block tracking sees it; unless it is told to lose it, as it has been
+        known to do while a snapshot was merged.
 
         :raises ValueError: if no guest runs, or beyond the disk's end.
         """
@@ -116,7 +117,8 @@ class Front:
             with disk.file.open("r+b") as file:
                 file.seek(offset)
                 file.write(data)
-            disk.tracker.record(offset, len(data))
+            if tracked:
+                disk.tracker.record(offset, len(data))
 
     def reset_tracking(self, vm: str) -> None:
         """Changed block tracking starts anew, as after a host's crash: new change ids, and the old ones are unknown."""
@@ -134,10 +136,6 @@ class Front:
         settings = [vim.option.OptionValue(key=name, value=status) for name in names]
         machine = vim.VirtualMachine(self._machine(vm).moref, self._client.stub)
         self._client.wait(machine.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=settings)))
-
-    def expire_sessions(self) -> None:
-        """All clients have to log in again."""
-        self._gateway.expire_sessions()
 
     def _machine(self, vm: str) -> Machine:
         with self._calls.lock:
@@ -160,8 +158,8 @@ class Front:
                 continue  # it has logged out
 
     def _publish(self) -> None:
-        disks = tuple(fact for machine in self._machines.known.values() for fact in machine.facts())
-        write_facts(self.directory, Facts(self.user, self.password, self.thumbprint, disks))
+        facts = Facts(self.user, self.password, self.thumbprint, self._machines.facts())
+        write_facts(self.directory, facts)
 
 
 @contextmanager

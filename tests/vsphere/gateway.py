@@ -31,6 +31,9 @@ _NOT_PASSED_ON = {
 #: What a client may ask before it has logged in.
 _WITHOUT_SESSION = {"RetrieveServiceContent", "Login", "LoginByToken", "LoginExtensionByCertificate", "CloneSession"}
 
+#: How a connection ends when the other side, or a simulator that has panicked, goes away.
+_GONE = (ConnectionError, ssl.SSLError, http.client.HTTPException)
+
 Handle = Callable[[soap.Request, Callable[[], soap.Answer]], soap.Answer]
 
 
@@ -115,7 +118,7 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients may go away at any time; a defect of ours ends the thread, and pytest fails the test for it."""
         exc = sys.exception()
-        if exc is not None and not isinstance(exc, (OSError, http.client.HTTPException)):
+        if exc is not None and not isinstance(exc, _GONE):
             raise exc
 
 
@@ -196,11 +199,16 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         """Pass on what is no call."""
+        if "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            self._send(411, [], b"")
+            return
         length = int(self.headers.get("Content-Length", 0))
         if self.path.startswith("/folder") and not self._gateway.may_read_files(
             self._session(), self.headers.get("Authorization", "")
         ):
-            self.close_connection = True
+            for _ in _pieces(self.rfile, length):
+                pass  # a client reads no answer before it has sent all
             self._send(401, [("WWW-Authenticate", 'Basic realm="vCenter"')], b"")
             return
         headers = {**self._passed_headers(), "Content-Length": str(length)}

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyVmomi import vim
 
-from tests.vsphere.chain import DiskChain, Locked, Node, locked
+from tests.vsphere.chain import DiskChain, Locked, Node, flat_file, locked
 from tests.vsphere.client import Client
 from tests.vsphere.facts import DiskFact
 from tests.vsphere.simulator import SimulatedDatastore
@@ -32,7 +32,7 @@ class Disk:
     key: int
     chain: DiskChain
     capacity: int
-    independent: bool
+    independent: bool = False
     tracker: ChangeTracker = field(default_factory=ChangeTracker)
 
     @property
@@ -125,6 +125,11 @@ class Machine:
         for disk in self.disks.values():
             disk.chain.merge()
 
+    def copies_of(self, original: Machine) -> list[tuple[Disk, Disk]]:
+        """The disks of this clone, each with that of the original: both have them in one order."""
+        ours, theirs = ([disks[key] for key in sorted(disks)] for disks in (self.disks, original.disks))
+        return list(zip(ours, theirs, strict=True))
+
     @property
     def consolidation_needed(self) -> bool:
         """Whether there are files that no snapshot needs."""
@@ -146,12 +151,12 @@ class Machine:
                 return str(exc)
         return ""
 
-    def facts(self) -> list[DiskFact]:
-        """What the disk library may open."""
+    def facts(self, in_use: set[Path]) -> list[DiskFact]:
+        """What the disk library may open, if running VMs use the files `in_use`."""
         found = []
         for disk in self.disks.values():
             live, chain = disk.chain.live, disk.chain
-            found.append(DiskFact(self.moref, live.path, str(disk.file), "", self.power == OFF))
+            found.append(DiskFact(self.moref, live.path, str(disk.file), "", disk.file not in in_use))
             found += [
                 DiskFact(self.moref, node.path, str(chain.file(node)), snapshot, writable=False)
                 for snapshot, node in chain.frozen.items()
@@ -172,6 +177,7 @@ class Machines:
         self, client: Client, datastores: tuple[SimulatedDatastore, ...], publish: Callable[[], None]
     ) -> None:  # fmt: skip
         self._client = client
+        self._datastores = datastores
         self._folders = {store.moref: store.folder for store in datastores}
         self._publish = publish
         self.known: dict[str, Machine] = {}
@@ -196,13 +202,22 @@ class Machines:
         known = machine.disks.get(device.key)
         if known is None or known.chain.live.path != device.backing.fileName:
             chain = DiskChain(device.backing.fileName, self._folders[device.backing.datastore._moId])
-            independent = str(device.backing.diskMode).startswith("independent")
-            known = machine.disks[device.key] = Disk(device.key, chain, capacity, independent)
+            known = machine.disks[device.key] = Disk(device.key, chain, capacity)
+        known.independent = str(device.backing.diskMode).startswith("independent")
         # An attached file has the capacity that it had before, whatever the request said of it.
         known.capacity = max(capacity, known.file.stat().st_size)
         if known.file.stat().st_size < known.capacity:
             with known.file.open("r+b") as file:
                 file.truncate(known.capacity)
+
+    def file_at(self, path: str, datacenter: str | None) -> Path:
+        """The local file with the bytes of the disk at a datastore path in the datacenter with that moref."""
+        name = path.partition("]")[0].removeprefix("[")
+        stores = [store for store in self._datastores if store.name == name]
+        if len(stores) > 1:
+            center = self._client.properties(vim.Datacenter(datacenter, self._client.stub), "name")["name"]
+            stores = [store for store in stores if store.datacenter == center]
+        return flat_file(stores[0].folder, path)
 
     def of_snapshot(self, moref: str) -> Machine | None:
         """The VM that has the snapshot."""
@@ -212,6 +227,12 @@ class Machines:
         """The VM was unregistered or destroyed."""
         self.known.pop(moref, None)
         self._publish()
+
+    def facts(self) -> tuple[DiskFact, ...]:
+        """What the disk library may open."""
+        running = [machine for machine in self.known.values() if machine.power != OFF]
+        in_use = {disk.file for machine in running for disk in machine.disks.values()}
+        return tuple(fact for machine in self.known.values() for fact in machine.facts(in_use))
 
     def settle(self, machine: Machine) -> None:
         """Write the state of a VM's disks into the simulator's inventory, then publish the facts."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from tests.vsphere.soap import refused
+
 ANY = "*"
 
 
@@ -47,11 +49,19 @@ class Faults:
         self.full_datastores: set[str] = set()
 
     def fail(self, method: str, fault: Any, times: int = 1) -> None:
-        """The method meets this vSphere fault."""
+        """The method meets this vSphere fault.
+
+        :raises TypeError: if the fault lacks a field that it must have.
+        """
+        refused(fault)
         self._add(Kind.FAULT, method, [fault] * times)
 
     def fail_task(self, method: str, fault: Any, times: int = 1) -> None:
-        """The method's task ends with this vSphere fault."""
+        """The method's task ends with this vSphere fault.
+
+        :raises TypeError: if the fault lacks a field that it must have.
+        """
+        refused(fault)
         self._add(Kind.TASK_FAULT, method, [fault] * times)
 
     def drop(self, method: str, times: int = 1) -> None:

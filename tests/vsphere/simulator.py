@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("simulator")
@@ -25,7 +26,8 @@ GO_PATH = Path("/usr/share/gocode")
 LIBRARY = GO_PATH / "src/github.com/vmware/govmomi/simulator"
 #: Ten thousand VMs take minutes on a busy machine.
 START_TIMEOUT_S = 540.0
-END_TIMEOUT_S = 20.0
+#: And so does the removal of their files.
+END_TIMEOUT_S = 300.0
 
 
 class SimulatorError(Exception):
@@ -74,6 +76,7 @@ def missing() -> str:
     return ""
 
 
+@cache
 def build() -> Path:
     """The simulator's program, built if this source was not built with this Go before, once for all processes.
 
@@ -84,7 +87,7 @@ def build() -> Path:
     version = subprocess.run(["go", "version"], capture_output=True, check=True, env=_go_environment()).stdout
     sources = sorted(SOURCE.glob("*.go"))
     digest = hashlib.sha256(b"\0".join([version, *(source.read_bytes() for source in sources)])).hexdigest()[:16]
-    directory = _cache() / digest
+    directory = _programs() / digest
     directory.mkdir(parents=True, exist_ok=True)
     program = directory / "vcenter-simulator"
     with (directory / "lock").open("w") as lock:
@@ -166,6 +169,11 @@ def _go_environment() -> dict[str, str]:
     cache = str(_cache() / "go-build")
     tree = {"GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOFLAGS": "", "CGO_ENABLED": "0"}
     return {**os.environ, **tree, "GOCACHE": cache}
+
+
+def _programs() -> Path:
+    """Where the programs are, each in a directory of its source and its Go."""
+    return _cache() / "programs"
 
 
 def _cache() -> Path:

@@ -103,7 +103,7 @@ def refused(fault: Any) -> Answer:
 
 def started_task(answer: Answer) -> str:
     """The moref of the task that an answer of the simulator names."""
-    found = re.search(rb'<returnval type="Task">([^<]+)</returnval>', answer.body)
+    found = re.search(rb'<returnval [^>]*type="Task"[^>]*>([^<]+)</returnval>', answer.body)
     assert found is not None, answer.body
     return found[1].decode()
 

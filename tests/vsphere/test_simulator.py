@@ -12,11 +12,13 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from pyVmomi import vim
 
+from tests.vsphere import simulator as program
 from tests.vsphere.client import connected
 from tests.vsphere.simulator import Inventory, build, missing, simulator
 
@@ -77,11 +79,30 @@ def test_what_changed_block_tracking_needs_is_set_in_every_vm() -> None:
     assert [found[name] for name in asked] == [True, False]
 
 
-def test_two_builds_at_once_give_one_program() -> None:
+def test_two_builds_at_once_build_once_and_give_one_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_programs", lambda: tmp_path)
+    run, builds = subprocess.run, []
+
+    def counted(command: list[str], **options: Any) -> Any:
+        builds.extend(command[1:2])
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", counted)
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: build(), range(2))
+        first, second = pool.map(lambda _: program.build.__wrapped__(), range(2))
     assert first == second
     assert first.stat().st_mode & 0o111
+    assert builds.count("build") == 1
+
+
+def test_without_go_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "golang-go" in missing()
+
+
+def test_without_the_library_the_reason_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "LIBRARY", Path("/nowhere"))
+    assert "golang-github-vmware-govmomi-dev" in missing()
 
 
 HOLDER = """

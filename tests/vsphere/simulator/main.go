@@ -33,7 +33,15 @@ func (newcomers) Reference() types.ManagedObjectReference {
 	return types.ManagedObjectReference{Type: "Newcomers", Value: "newcomers"}
 }
 
-func (newcomers) UpdateObject(mo.Reference, []types.PropertyChange) {}
+// UpdateObject unties snapshots from files: the library numbers the files of a VM anew, and would remove with a snapshot
+// whatever file, also a disk, has its number by then.
+func (newcomers) UpdateObject(item mo.Reference, _ []types.PropertyChange) {
+	if vm, ok := item.(*mo.VirtualMachine); ok && vm.LayoutEx != nil {
+		for i := range vm.LayoutEx.Snapshot {
+			vm.LayoutEx.Snapshot[i].DataKey = -1
+		}
+	}
+}
 
 func (newcomers) RemoveObject(types.ManagedObjectReference) {}
 

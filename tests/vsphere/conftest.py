@@ -1,0 +1,46 @@
+"""A front with two running VMs, a session with it, and the first VM's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyVmomi import vim
+
+from tests.vsphere.client import Client, connected
+from tests.vsphere.front import Front, front
+from tests.vsphere.simulator import Inventory, missing
+from tests.vsphere.steps import AREA, SIZE, VM
+
+
+@pytest.fixture
+def vcenter(tmp_path: Path) -> Iterator[Front]:
+    if reason := missing():
+        pytest.skip(reason)
+    with front(Inventory(vms=2), tmp_path, page=3) as running:
+        yield running
+
+
+@pytest.fixture
+def client(vcenter: Front) -> Iterator[Client]:
+    with connected(vcenter.url, vcenter.user, vcenter.password) as session:
+        yield session
+
+
+@pytest.fixture
+def vm(client: Client) -> Any:
+    return client.named(vim.VirtualMachine, VM)
+
+
+@pytest.fixture
+def key(vcenter: Front, tmp_path: Path) -> int:
+    """The key of a disk of 4 MiB that has the first and the last area allocated."""
+    raw = tmp_path / "raw"
+    with raw.open("wb") as file:
+        file.write(b"first" * 1000)
+        file.seek(SIZE - AREA)
+        file.write(b"last." * 1000)
+        file.truncate(SIZE)
+    return vcenter.place_disk(VM, raw)
