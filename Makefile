@@ -52,6 +52,7 @@ packages:
 
 packages-test:
 	packaging/install-packages $(PACKAGES) packaging/debian-packages-test
+	$(AS_ROOT) packaging/fetch-vddk-plugin
 
 packages-bench:
 	packaging/install-packages $(PACKAGES) packaging/debian-packages-bench

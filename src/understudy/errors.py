@@ -9,6 +9,7 @@
     +-- DatabaseError           code database         exit 1   configuration database missing, newer, or damaged
     +-- HostUnreachable         code host_unreachable exit 1   retryable
     +-- PlatformError           code platform         exit 1   libvirt refused or failed
+    |   +-- TaskUnfinished      code task_unfinished  exit 1   a task did not end in time, and may still run
     |   +-- TrackingLost        code tracking_lost    exit 1   a baseline cannot be used; a digest scan can
     |       +-- CbtMismatch     code cbt_mismatch     exit 1   a block that is called unchanged has changed
     +-- GuestError              code guest            exit 1   freeze, thaw or agent failed
@@ -92,6 +93,12 @@ class PlatformError(UnderstudyError):
     """The platform refused or failed an act."""
 
     code = "platform"
+
+
+class TaskUnfinished(PlatformError):
+    """A task of the platform did not end in time, and may still run: what it was to do may yet happen."""
+
+    code = "task_unfinished"
 
 
 class TrackingLost(PlatformError):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from pyVmomi import vim, vmodl
+from pyVmomi.VmomiSupport import GetVmodlType
 
 from tests.vsphere import changes, reconfiguration, soap
 from tests.vsphere.chain import Locked, copy_sparse
@@ -111,9 +112,19 @@ class Calls:
                 return self._of_snapshot[request.method], machine
         if request.kind == "Folder" and request.method in self._of_folder:
             return self._new_vm, None
+        if request.kind == "SearchIndex" and request.method == "FindAllByUuid":
+            return self._find_all_by_uuid, None
         if request.kind == "VirtualDiskManager" and request.method == "CreateVirtualDisk_Task":
             return self._create_disk, None
         return None, None
+
+    def _find_all_by_uuid(self, request: soap.Request, machine: None, forward: Forward) -> soap.Answer:
+        """Of VMs only; the simulator does not know this call."""
+        name = "config.instanceUuid" if request.flag("instanceUuid") else "config.uuid"
+        wanted = (request.text("uuid") or "").lower()
+        found = [vim.VirtualMachine(moref) for moref, values in self._client.inventory(vim.VirtualMachine, name).items()
+                 if str(values.get(name)).lower() == wanted]  # fmt: skip
+        return soap.returned(request.method, found, GetVmodlType("vim.ManagedEntity[]"))
 
     def _create_snapshot(self, request: soap.Request, machine: Machine, forward: Forward) -> soap.Answer:
         if machine.current is not None and machine.current.depth >= LONGEST_CHAIN:

@@ -1,4 +1,4 @@
-"""A front with two running VMs, a session with it, and the first VM's disk."""
+"""A front with two running VMs, a session with it, and the first VM's disk; and the disk library's double."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pyVmomi import vim
 
 from tests.vsphere.client import Client, connected
 from tests.vsphere.front import Front, front
+from tests.vsphere.library import kit
+from tests.vsphere.library.kit import StandIn, stand_in
+from tests.vsphere.library.lab import serve_vms, sparse
 from tests.vsphere.simulator import Inventory, missing
 from tests.vsphere.steps import AREA, SIZE, VM
 
@@ -44,3 +47,19 @@ def key(vcenter: Front, tmp_path: Path) -> int:
         file.write(b"last." * 1000)
         file.truncate(SIZE)
     return vcenter.place_disk(VM, raw)
+
+
+@pytest.fixture(scope="session")
+def library_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit with the stand-in; without compiler, nbdkit or plugin the test is skipped."""
+    if reason := kit.missing():
+        pytest.skip(reason)
+    return kit.build(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture
+def library(library_kit: Path, tmp_path: Path) -> Iterator[StandIn]:
+    """The stand-in, with the VMs of :func:`serve_vms` in ``live.raw`` and ``frozen.raw``."""
+    with stand_in(library_kit, tmp_path) as made:
+        serve_vms(made, sparse(tmp_path / "live.raw", seed=1), sparse(tmp_path / "frozen.raw", seed=2))
+        yield made

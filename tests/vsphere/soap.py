@@ -78,7 +78,8 @@ def parsed(body: bytes) -> Request:
 
 def returned(method: str, value: Any, kind: Any) -> Answer:
     """The answer that a call of `method` returned `value`."""
-    content = _rendered(value, "returnval", kind)
+    # An empty list has no element.
+    content = "" if isinstance(value, list) and not value else _rendered(value, "returnval", kind)
     return Answer(200, _ENVELOPE.format(f'<{method}Response xmlns="{_VIM}">{content}</{method}Response>').encode())
 
 

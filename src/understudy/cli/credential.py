@@ -1,4 +1,4 @@
-"""``understudy credential``: who logs in to guests."""
+"""``understudy credential``: who logs in to guests, and to hosts of VMware vSphere."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from understudy.errors import UsageError
 
 @click.group(cls=Group)
 def credential() -> None:
-    """Credentials: users of guests, for guest processing over SSH. Secrets are stored encrypted and never shown."""
+    """Credentials: users of guests, for guest processing over SSH, and of VMware vSphere.
+
+    Secrets are stored encrypted and never shown.
+    """
 
 
 @credential.command()
 @click.argument("name")
-@click.option("--user", default="root", show_default=True, help="User in the guest: root, or one that may use sudo.")
+@click.option("--user", default="root", show_default=True,
+              help="User in the guest: root, or one that may use sudo; or user of a vCenter, e.g."
+                   " understudy@vsphere.local.")  # fmt: skip
 @click.option("--key", "key_file", type=click.Path(path_type=Path), default=None, metavar="FILE",
               help="Private key without a passphrase; without it, a password is asked for.")  # fmt: skip
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")

@@ -14,6 +14,7 @@ from understudy.controller.database import Database
 from understudy.controller.leftovers import Swept
 from understudy.controller.records import (
     CheckedGuest,
+    CheckedHost,
     CheckedProxy,
     DueAnswer,
     FailoverAnswer,
@@ -24,10 +25,12 @@ from understudy.controller.records import (
     VerifyAnswer,
     VerifyWish,
 )
+from understudy.model.access import ServerCertificate
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
-from understudy.model.inventory import HostFacts, Vm
+from understudy.model.inventory import Vm
 from understudy.model.job import Datastore
+from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
 from understudy.storage.values import DatastoreFacts, RebuiltReplica
@@ -36,11 +39,28 @@ from understudy.storage.values import DatastoreFacts, RebuiltReplica
 class Services(Protocol):
     """The controller's acts. Each raises an error of our tree, or returns a complete answer."""
 
-    def check_host(self, name: str) -> HostFacts:
-        """Connect to the platform of the host and ask what it is.
+    def server_certificate(self, uri: str) -> ServerCertificate:
+        """Ask a server of VMware vSphere who it is, without logging in.
+
+        :raises HostUnreachable: if it does not answer.
+        """
+
+    def check_host(self, name: str) -> CheckedHost:
+        """Connect to the platform of the host and ask what it is; of VMware vSphere also whether VMs can be replicated
+        from there, and by which proxies.
 
         :raises NotFound: if there is no such host.
         :raises HostUnreachable: if its platform does not answer.
+        """
+
+    def live_test(self, name: str, wish: LiveTestWish, on_step: Callable[[LiveStep], None]) -> LiveTestReport:
+        """Make every call of a session on one VM of a host of VMware vSphere, and clean up; a step that fails is told
+        in the report. Ctrl-C stops it, after it has cleaned up.
+
+        :raises NotFound: if there is no such host, or proxy.
+        :raises Refused: if the host is of another kind.
+        :raises HostUnreachable: if its platform does not answer.
+        :raises MoverError: if no proxy can read its disks.
         """
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:

@@ -12,13 +12,28 @@ from understudy.model.estimate import DiskEstimate, totals_of
 from understudy.model.exclusion import Exclusion, exclusion_of
 from understudy.model.health import health_of, last_verified
 from understudy.model.inventory import Vm
-from understudy.model.job import Job
+from understudy.model.job import Host, Job
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.model.session import DiskReport, SessionReport, StepReport, TaskReport
 from understudy.mover.api import ReplicaFacts
 from understudy.storage.values import RebuiltReplica
 
 Shape = dict[str, Any]
+
+
+def host_shape(host: Host) -> Shape:
+    """A host's settings; what means nothing for its kind is empty."""
+    return {
+        "name": host.name,
+        "uri": host.uri,
+        "scratch_dir": host.scratch_dir,
+        "max_snapshots": host.max_snapshots,
+        "nbd_address": host.nbd_address,
+        "credential": host.credential,
+        "thumbprint": host.thumbprint,
+        "library_dir": host.library.directory,
+        "library_plugin": host.library.plugin if host.by_library else "",
+    }
 
 
 def vm_shape(vm: Vm) -> Shape:
@@ -33,6 +48,7 @@ def vm_shape(vm: Vm) -> Shape:
         "has_agent_channel": vm.has_agent_channel,
         "agent_connected": vm.agent_connected,
         "obstacle": vm.obstacle,
+        "notes": list(vm.notes),
         "disks": [asdict(disk) for disk in vm.disks],
         "nics": [asdict(nic) for nic in vm.nics],
     }

@@ -6,6 +6,7 @@ Removing what something else uses is refused, and the refusal names the users.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -13,8 +14,10 @@ from sqlalchemy import Select, delete, or_, select
 from sqlalchemy.orm import Session
 
 from understudy.controller.clock import now_iso
+from understudy.controller.credentials import CredentialKind, credential_row
 from understudy.controller.database import Database
-from understudy.controller.naming import check_address, check_name, check_path, check_uri
+from understudy.controller.host_rules import check_login, checked_host
+from understudy.controller.naming import check_name, check_path
 from understudy.controller.schema import (
     DatastoreRow,
     FrozenGuestRow,
@@ -26,6 +29,7 @@ from understudy.controller.schema import (
     ThrottleRow,
 )
 from understudy.errors import NotFound, Refused, UsageError
+from understudy.model.access import DiskLibrary
 from understudy.model.job import Datastore, Host, Proxy, ProxyKind
 
 DEFAULT_SCRATCH_DIR = "/var/lib/libvirt/understudy"
@@ -39,46 +43,90 @@ _SHOWN_USERS = 5
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class HostChange:
+    """What is to be different about a host; None for what stays."""
+
+    max_snapshots: int | None = None
+    nbd_address: str | None = None
+    credential: str | None = None
+    thumbprint: str | None = None
+    library_dir: str | None = None
+    library_plugin: str | None = None
+
+    def applied_to(self, host: Host) -> Host:
+        """The host as it is then."""
+        library = DiskLibrary(
+            host.library.directory if self.library_dir is None else self.library_dir,
+            host.library.plugin if self.library_plugin is None else self.library_plugin,
+        )
+        return replace(
+            host,
+            max_snapshots=host.max_snapshots if self.max_snapshots is None else self.max_snapshots,
+            nbd_address=host.nbd_address if self.nbd_address is None else self.nbd_address,
+            credential=host.credential if self.credential is None else self.credential,
+            thumbprint=host.thumbprint if self.thumbprint is None else self.thumbprint,
+            library=library,
+        )
+
+
 def add_host(database: Database, host: Host) -> Host:
-    """Store a new host.
+    """Store a new host; returned with its thumbprint in normal form.
 
     :raises UsageError: if a field is not acceptable; a URI with a password never is.
+    :raises NotFound: if its credential is unknown.
     :raises Refused: if the name is taken.
     """
     what = f"add host {host.name!r}"
     check_name(what, host.name)
-    check_uri(what, host.uri)
-    check_path(what, host.scratch_dir)
-    _check_host_limits(what, host)
+    host = checked_host(what, host)
     with database.transaction() as session:
         refuse_taken(session, HostRow, host.name, what)
-        row = HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir, max_snapshots=host.max_snapshots,
-                      nbd_address=host.nbd_address)
+        _check_login(session, what, host)
+        row = HostRow(name=host.name, uri=host.uri, scratch_dir=host.scratch_dir)
+        _set_host(row, host)
         session.add(row)
     return host
 
 
-def change_host(
-    database: Database, name: str, *, max_snapshots: int | None = None, nbd_address: str | None = None
-) -> Host:
+def change_host(database: Database, name: str, change: HostChange) -> Host:
     """Change what is given; the host as it is now. Tasks that wait heed it within seconds.
 
-    :raises NotFound: if there is none of that name.
+    :raises NotFound: if there is none of that name, or no such credential.
     :raises UsageError: if a field is not acceptable.
     """
+    what = f"change host {name!r}"
     with database.transaction() as session:
         row = host_row(session, name)
-        row.max_snapshots = row.max_snapshots if max_snapshots is None else max_snapshots
-        row.nbd_address = row.nbd_address if nbd_address is None else nbd_address
-        _check_host_limits(f"change host {name!r}", _host(row))
-        return _host(row)
+        host = checked_host(what, change.applied_to(_host(row)))
+        _check_login(session, what, host)
+        _set_host(row, host)
+        return host
 
 
-def _check_host_limits(what: str, host: Host) -> None:
-    if not 1 <= host.max_snapshots <= MAX_LIMIT:
-        raise UsageError(what, f"{host.max_snapshots} is no number of snapshots", f"choose 1 to {MAX_LIMIT}")
-    if host.nbd_address:
-        check_address(what, host.nbd_address)
+def check_new_host(database: Database, host: Host) -> None:
+    """Refuse what :func:`add_host` would, and store nothing: before the host's server is asked who it is."""
+    what = f"add host {host.name!r}"
+    check_name(what, host.name)
+    host = checked_host(what, host)
+    with database.reading() as session:
+        refuse_taken(session, HostRow, host.name, what)
+        _check_login(session, what, host)
+
+
+def _check_login(session: Session, what: str, host: Host) -> None:
+    if host.credential:
+        login = credential_row(session, host.credential)
+        check_login(what, host, login.user, by_password=login.kind == CredentialKind.PASSWORD.value)
+
+
+def _set_host(row: HostRow, host: Host) -> None:
+    row.max_snapshots = host.max_snapshots
+    row.nbd_address = host.nbd_address
+    row.credential = host.credential or None
+    row.thumbprint = host.thumbprint
+    row.library_dir = host.library.directory
+    row.library_plugin = host.library.plugin
 
 
 def list_hosts(database: Database) -> tuple[Host, ...]:
@@ -130,7 +178,9 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
         raise UsageError(what, f"unknown kind {datastore.kind!r}", f"known kinds: {', '.join(STORE_KINDS)}")
     _check_transfers(what, datastore.max_transfers)
     with database.transaction() as session:
-        host_row(session, datastore.host)
+        if _host(host_row(session, datastore.host)).by_library:
+            raise UsageError(what, f"host {datastore.host!r} is one of VMware vSphere, which has no directory for it",
+                             "keep replicas on a libvirt host")
         refuse_taken(session, DatastoreRow, datastore.name, what)
         _refuse_twin(session, what, datastore.host, path, datastore.name)
         row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path,
@@ -319,7 +369,8 @@ def _refuse_used(what: str, users: list[str]) -> None:
 
 
 def _host(row: HostRow) -> Host:
-    return Host(row.name, row.uri, row.scratch_dir, row.max_snapshots, row.nbd_address)
+    return Host(row.name, row.uri, row.scratch_dir, row.max_snapshots, row.nbd_address, row.credential or "",
+                row.thumbprint, DiskLibrary(row.library_dir, row.library_plugin))
 
 
 def _datastore(row: DatastoreRow) -> Datastore:

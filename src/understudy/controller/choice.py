@@ -28,17 +28,19 @@ def is_this_machine(host: Host) -> bool:
 
 
 def possible_routes(
-    job: Job, source: Host, target: Host, proxies: Sequence[Proxy], reachable: Callable[[str], bool]
+    job: Job, source: Host, target: Host, proxies: Sequence[Proxy], reachable: Callable[[str], bool],
+    library_problem: Callable[[str], str] = lambda _: "",
 ) -> tuple[Route, ...]:
     """The routes that may carry tasks of ``job``: never empty, and none is better but for its load.
 
     :param reachable: whether the proxy of that name answers; asked only of those that the choice would fall on.
+    :param library_problem: why that proxy cannot use the disk library of the source host; empty if it can.
     :raises MoverError: if a proxy that the job fixes, or every one that could be chosen, does not answer.
     """
     by_name = {proxy.name: proxy for proxy in proxies}
     if job.source_proxy:
         readers = _fixed(by_name[job.source_proxy], reachable)
-    else:
+    elif not source.by_library:
         readers = _first_tier(f"source proxy for host {source.name!r}", reachable,
                               [proxy for proxy in proxies if proxy.host == source.name],
                               [proxy for proxy in proxies if _is_local(proxy, source)],
@@ -47,7 +49,26 @@ def possible_routes(
         writers = _fixed(by_name[job.target_proxy], reachable)
     else:
         writers = target_proxies(target, proxies, reachable)
+    if source.by_library and not job.source_proxy:
+        readers = _library_readers(source, writers, proxies, reachable, library_problem)
     return tuple(Route(reader.name, writer.name, transport(reader, source)) for reader in readers for writer in writers)
+
+
+def _library_readers(
+    source: Host, writers: Sequence[Proxy], proxies: Sequence[Proxy], reachable: Callable[[str], bool],
+    library_problem: Callable[[str], str],
+) -> list[Proxy]:
+    """The proxies that can use the disk library, wherever they are; one that writes too spares the wire."""
+    problems: dict[str, str] = {}
+    for tier in (writers, [proxy for proxy in proxies if proxy not in writers]):
+        answering = [proxy for proxy in tier if reachable(proxy.name)]
+        problems |= {proxy.name: library_problem(proxy.name) for proxy in answering}
+        found = [proxy for proxy in answering if not problems[proxy.name]]
+        if found:
+            return found
+    raise MoverError(f"source proxy for host {source.name!r}", "no proxy that answers can use its disk library: "
+                     + "; ".join(f"{name}: {problem}" for name, problem in problems.items()),
+                     f"see 'understudy host check {source.name}'")  # fmt: skip
 
 
 def target_proxies(target: Host, proxies: Sequence[Proxy], reachable: Callable[[str], bool]) -> list[Proxy]:
@@ -69,6 +90,11 @@ def host_proxies(host: Host, proxies: Sequence[Proxy], reachable: Callable[[str]
     """
     there = [proxy for proxy in proxies if transport(proxy, host) is TransportMode.LOCAL]
     return _first_tier(f"proxy on host {host.name!r}", reachable, there) if there else []
+
+
+def library_readers(source: Host, proxies: Sequence[Proxy]) -> tuple[Proxy, ...]:
+    """The proxies among which the reader of a host with a disk library is chosen: those added for it, else all."""
+    return tuple(proxy for proxy in proxies if proxy.host == source.name) or tuple(proxies)
 
 
 def transport(reader: Proxy, source: Host) -> TransportMode:

@@ -1,4 +1,4 @@
-"""Credentials for guests, and the host keys that guests must have, in the configuration database."""
+"""Credentials for guests and hosts, and the host keys that guests must have, in the configuration database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from understudy.controller import vault
 from understudy.controller.database import Database
 from understudy.controller.naming import check_name, has_control_characters
-from understudy.controller.schema import CredentialRow, GuestHostKeyRow, JobRow
+from understudy.controller.schema import CredentialRow, GuestHostKeyRow, HostRow, JobRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.guests.ssh import Secret, SshAccess
 from understudy.model.access import HostAccess
@@ -28,7 +28,7 @@ class CredentialKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Credential:
-    """Who logs in to guests, and how."""
+    """Who logs in, and how."""
 
     name: str
     user: str
@@ -90,7 +90,7 @@ def remove_credential(database: Database, name: str) -> None:
     """Forget a credential.
 
     :raises NotFound: if there is none.
-    :raises Refused: if a job uses it.
+    :raises Refused: if a job or a host uses it.
     """
     with database.transaction() as session:
         row = credential_row(session, name)
@@ -99,6 +99,10 @@ def remove_credential(database: Database, name: str) -> None:
         if users:
             raise Refused(f"remove credential {name!r}", f"job {users[0]!r} uses it",
                           f"change it: understudy job guest {users[0]!r} --credential OTHER")
+        host = session.scalar(select(HostRow.name).where(HostRow.credential == name).order_by(HostRow.name))
+        if host is not None:
+            raise Refused(f"remove credential {name!r}", f"host {host!r} uses it",
+                          f"change it: understudy host set {host!r} --credential OTHER")
         session.delete(row)
 
 

@@ -12,6 +12,7 @@ class Kind(enum.StrEnum):
     FROZEN_GUEST = "frozen_guest"
     BACKUP_JOB = "backup_job"
     DELTA = "snapshot_delta"
+    SNAPSHOT = "snapshot"
     CHECKPOINT = "checkpoint"
     FILE = "file"
     EXPORT = "export"

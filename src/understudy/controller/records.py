@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from understudy.guests.checking import GuestCheck
 from understudy.model.estimate import DiskEstimate
+from understudy.model.inventory import HostFacts
 from understudy.model.job import Job, Proxy
+from understudy.model.preflight import Finding, Preflight
 from understudy.model.replica import Replica
 from understudy.model.session import SessionKind, SessionState
-from understudy.mover.api import MoverInfo, VerifiedDisk
+from understudy.mover.api import LibraryFacts, MoverInfo, VerifiedDisk
 from understudy.replication.held import HeldTask
 
 
@@ -122,6 +124,36 @@ class InvitedProxy:
     token: str
     expires_at: str
     controller: str
+
+
+@dataclass(frozen=True)
+class ProxyLibrary:
+    """What a proxy has of the vendor's disk library; None if it does not answer.
+
+    :ivar problem: why it cannot read disks, or empty.
+    """
+
+    proxy: str
+    library: LibraryFacts | None
+    problem: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can read disks."""
+        return self.library is not None and not self.problem
+
+
+@dataclass(frozen=True)
+class CheckedHost:
+    """A host that answered: its facts, or, of VMware vSphere, everything that matters for replicating from it.
+
+    :ivar findings: about the host itself and its proxies, the gravest first.
+    """
+
+    facts: HostFacts | None = None
+    preflight: Preflight | None = None
+    proxies: tuple[ProxyLibrary, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

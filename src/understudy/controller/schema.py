@@ -52,7 +52,7 @@ class Base(DeclarativeBase):
 
 
 class HostRow(Base):
-    """A hypervisor host."""
+    """A hypervisor host; ``credential`` is None where the URI alone is enough."""
 
     __tablename__ = "hosts"
 
@@ -61,6 +61,10 @@ class HostRow(Base):
     scratch_dir: Mapped[str] = mapped_column(String(2000))
     max_snapshots: Mapped[int]
     nbd_address: Mapped[str] = mapped_column(String(300))
+    credential: Mapped[str | None] = mapped_column(ForeignKey("credentials.name"))
+    thumbprint: Mapped[str] = mapped_column(String(100))
+    library_dir: Mapped[str] = mapped_column(String(2000))
+    library_plugin: Mapped[str] = mapped_column(String(2000))
 
 
 class DatastoreRow(Base):
@@ -335,7 +339,7 @@ class RestorePointRow(Base):
 
 
 class CredentialRow(Base):
-    """A user of guests and its secret, encrypted with the key of the home; ``kind`` is ``password`` or ``key``."""
+    """A user and its secret, encrypted with the key of the home; ``kind`` is ``password`` or ``key``."""
 
     __tablename__ = "credentials"
 

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from understudy import platforms
 from understudy.context import Context
-from understudy.controller import catalog, control, guest_checks, interrupted, jobs, lock, verification
+from understudy.controller import catalog, control, guest_checks, host_checks, interrupted, jobs, lock, verification
 from understudy.controller.database import Database
 from understudy.controller.datastores import marked_datastore, moved_datastore, proved_datastore
 from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedGuest,
+    CheckedHost,
     CheckedProxy,
     DueAnswer,
     FailoverAnswer,
@@ -30,10 +32,12 @@ from understudy.controller.replicas import forget_replica, get_replica, list_rep
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.sweep import list_leftovers, sweep_as_controller
 from understudy.errors import DatastoreError, MoverError, NotFound, Refused
+from understudy.model.access import ServerCertificate
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import GuestTransport
-from understudy.model.inventory import HostFacts, Vm, VmState
+from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
+from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.session import SessionReport
 from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
@@ -57,9 +61,17 @@ class ControllerServices:
 
     # --- hosts, datastores, proxies -----------------------------------------------------------------------------------
 
-    def check_host(self, name: str) -> HostFacts:
+    def server_certificate(self, uri: str) -> ServerCertificate:
+        """Ask a server who it is."""
+        return platforms.server_certificate(uri)
+
+    def check_host(self, name: str) -> CheckedHost:
         """Connect, and ask what the host is."""
-        return self._sites.platforms.get(catalog.get_host(self._database, name)).facts()
+        return host_checks.check_host(self._database, self._sites, name)
+
+    def live_test(self, name: str, wish: LiveTestWish, on_step: Callable[[LiveStep], None]) -> LiveTestReport:
+        """Make every call of a session on one VM."""
+        return host_checks.live_test(self._database, self._sites, name, wish, on_step)
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         """All VMs of the host."""

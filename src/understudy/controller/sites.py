@@ -26,7 +26,7 @@ from understudy.controller.whereabouts import Whereabouts, locate_vm
 from understudy.errors import UnderstudyError, UsageError
 from understudy.guests.freezing import Watchdog
 from understudy.guests.ssh import SshAccess
-from understudy.model.access import HostAccess
+from understudy.model.access import DiskLibrary, HostAccess
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
@@ -97,6 +97,7 @@ class Reachability:
     def __init__(self, mover: Callable[[str], MoverClient]) -> None:
         self._mover = mover
         self._known: dict[str, tuple[float, str]] = {}
+        self._libraries: dict[tuple[str, DiskLibrary], tuple[float, str]] = {}
 
     def problem(self, name: str) -> str:
         """Why a proxy does not answer; empty if it does."""
@@ -106,12 +107,26 @@ class Reachability:
             self._known[name] = (time.monotonic(), problem)
         return problem
 
+    def library_problem(self, name: str, library: DiskLibrary) -> str:
+        """Why a proxy cannot use a disk library; empty if it can."""
+        asked_at, problem = self._libraries.get((name, library), (0.0, ""))
+        if (name, library) not in self._libraries or time.monotonic() - asked_at > _REMEMBER_S:
+            problem = self._ask_library(name, library)
+            self._libraries[name, library] = (time.monotonic(), problem)
+        return problem
+
     def _ask(self, name: str) -> str:
         try:
             self._mover(name).call(api.About(), api.MoverInfo)
         except UnderstudyError as exc:
             return str(exc)
         return ""
+
+    def _ask_library(self, name: str, library: DiskLibrary) -> str:
+        try:
+            return self._mover(name).call(api.ProbeLibrary(library), api.LibraryFacts).problem
+        except UnderstudyError as exc:
+            return str(exc)
 
 
 class SiteBuilder:
@@ -274,8 +289,7 @@ class TaskResources:
         source, target = catalog.get_host(self._database, job.source), catalog.get_host(self._database, job.target)
         proxies = catalog.list_proxies(self._database)
         datastore = catalog.get_datastore(self._database, job.datastore)
-        # A block device lies in the directory of its volume group or pool.
-        places = frozenset(f"{source.name}:{PurePosixPath(disk.path).parent}" for disk in disks)
+        places = frozenset(f"{source.name}:{_place(source, disk)}" for disk in disks)
         self._pool.offer({
             **{Resource(Kind.SLOT, proxy.name): proxy.slots for proxy in proxies},
             **{Resource(Kind.SNAPSHOT, place): source.max_snapshots for place in places},
@@ -283,7 +297,8 @@ class TaskResources:
         })
         children = child_names(proxies)
         routes = possible_routes(
-            job, source, target, proxies, lambda name: name in children or self._answers(name)
+            job, source, target, proxies, lambda name: name in children or self._answers(name),
+            lambda name: self._reach.library_problem(name, source.library),
         )
         return Claim(_vm_key(job.source, vm.name), places, datastore.name, routes)
 
@@ -292,6 +307,14 @@ class TaskResources:
         if problem:
             self._journal.warn(f"proxy {name!r} is not used: {problem}")
         return not problem
+
+
+def _place(host: Host, disk: Disk) -> str:
+    """The datastore of a disk on the source, as far as its path tells."""
+    if host.by_library:
+        return disk.path.partition("]")[0] + "]"
+    # A block device lies in the directory of its volume group or pool.
+    return str(PurePosixPath(disk.path).parent)
 
 
 class _HostGuests:

@@ -103,9 +103,9 @@ class Sweeping:
         """Deal with everything in its order; what fails keeps nothing else."""
         acts: dict[Kind, Callable[[Sequence[Leftover]], dict[str, str]]] = {
             Kind.FROZEN_GUEST: self._thaw, Kind.BACKUP_JOB: self._end_snapshots, Kind.DELTA: self._end_snapshots,
-            Kind.CHECKPOINT: self._remove_checkpoints, Kind.FILE: self._remove_files, Kind.EXPORT: self._end_held,
-            Kind.TRANSFER: self._end_held, Kind.MERGE: self._sweep_replica, Kind.REPLICA_FILE: self._sweep_replica,
-            Kind.DIGESTS: self._drop_digests,
+            Kind.SNAPSHOT: self._end_snapshots, Kind.CHECKPOINT: self._remove_checkpoints,
+            Kind.FILE: self._remove_files, Kind.EXPORT: self._end_held, Kind.TRANSFER: self._end_held,
+            Kind.MERGE: self._sweep_replica, Kind.REPLICA_FILE: self._sweep_replica, Kind.DIGESTS: self._drop_digests,
         }  # fmt: skip
         swept: list[Swept] = []
         for _, group in groupby(plan, key=lambda item: (acts.get(item.kind), item.place, item.owner, item.job)):
@@ -145,7 +145,7 @@ class Sweeping:
         return {}
 
     def _end_snapshots(self, todo: Sequence[Leftover]) -> dict[str, str]:
-        """Backup job and deltas of one job on one VM; a delta's file goes with it."""
+        """Backup job, deltas and snapshots of one job on one VM; a delta's file goes with it."""
         found, vm, tag = self._vm(todo[0])
         problems = {}
         if any(item.kind is Kind.DELTA for item in todo):

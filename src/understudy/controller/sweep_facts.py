@@ -97,7 +97,8 @@ class Looking:
         images = tuple(sorted({image for vm in vms for image in vm.traces.images}))
         seen_by: dict[str, list[Host]] = defaultdict(list)
         for host in hosts:
-            if self._scope.hosts and host.name not in self._scope.hosts:
+            # On a host whose disks are reached by a library we leave no files.
+            if host.by_library or (self._scope.hosts and host.name not in self._scope.hosts):
                 continue
             answer = self._seen(host.name, partial(self._proxies_on, host))
             if answer:

@@ -107,7 +107,8 @@ def plan_sweep(facts: Facts, scope: Scope) -> tuple[Leftover, ...]:
     """What was left, in the order in which it is to be dealt with."""
     found = (
         *_frozen_guests(facts), *_snapshots(facts), *_checkpoints(facts), *_files(facts), *_held(facts),
-        *_replicas(facts), *_digest_copies(facts),
+        # Who reads a snapshot may keep it from being merged, so it comes after what is held.
+        *_named_snapshots(facts), *_replicas(facts), *_digest_copies(facts),
         *(Leftover(Kind.UNSEEN if item.failed else Kind.NO_PROXY, item.place, "", "", None, Action.SKIP, item.why)
           for item in facts.unseen),
     )  # fmt: skip
@@ -180,6 +181,13 @@ def _snapshots(facts: Facts) -> Iterator[Leftover]:
             proposed = (Action.KEEP, "the VM is off and this file holds its newest changes: start it, then sweep again")
         found += [_of_vm(facts, item, Kind.DELTA, path, proposed) for _, path in item.traces.deltas]
         yield from filter(None, found)
+
+
+def _named_snapshots(facts: Facts) -> Iterator[Leftover]:
+    for item in facts.vms:
+        for name in item.traces.snapshots:
+            leftover = _of_vm(facts, item, Kind.SNAPSHOT, name, (Action.COMMIT, "its session is dead"))
+            yield from [leftover] if leftover else []
 
 
 def _checkpoints(facts: Facts) -> Iterator[Leftover]:

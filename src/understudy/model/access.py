@@ -37,6 +37,23 @@ class HostAccess:
 
 
 @dataclass(frozen=True)
+class ServerCertificate:
+    """Who a platform's server says that it is, before anybody logs in.
+
+    :ivar not_before, not_after: ISO 8601 in UTC.
+    :ivar thumbprint: SHA-256, as in :class:`HostAccess`.
+    :ivar trusted: it is for the server's name, of an authority that this machine trusts.
+    """
+
+    subject: str
+    issuer: str
+    not_before: str
+    not_after: str
+    thumbprint: str
+    trusted: bool
+
+
+@dataclass(frozen=True)
 class LibraryLogin:
     """How the vendor's disk library logs in to a server.
 

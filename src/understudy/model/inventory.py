@@ -65,6 +65,7 @@ class Vm:
     :ivar obstacle: why this VM cannot be replicated at all, or empty.
     :ivar nvram: path of its UEFI variables on the source host, or empty.
     :ivar run: another text whenever it was started; empty while it is off.
+    :ivar notes: what the operator should know of it, though it is no obstacle.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Vm:
     clean_shutdown: bool = False
     nvram: str = ""
     run: str = ""
+    notes: tuple[str, ...] = ()
 
     def disk(self, name: str) -> Disk:
         """The disk called ``name``.
@@ -100,7 +102,9 @@ class Vm:
 class HostFacts:
     """What a host says of itself.
 
-    :ivar emulator_user: numeric user and group that open disk images, as ``(uid, gid)``.
+    :ivar emulator_user: numeric user and group that open disk images, as ``(uid, gid)``; None where no file of a disk
+        is opened by us.
+    :ivar notes: what the operator should know of it.
     """
 
     hostname: str
@@ -108,4 +112,5 @@ class HostFacts:
     hypervisor_version: str
     cpus: int
     memory_bytes: int
-    emulator_user: tuple[int, int]
+    emulator_user: tuple[int, int] | None
+    notes: tuple[str, ...] = ()

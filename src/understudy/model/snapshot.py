@@ -132,6 +132,7 @@ class SnapshotRequest:
         they are read on that host.
     :ivar quiesce: the platform itself is to quiesce the guest for the snapshot, if it can; see
         :attr:`SourceSnapshot.quiesced`.
+    :ivar must_quiesce: if it cannot, there is no snapshot.
     """
 
     tag: Tag
@@ -143,6 +144,7 @@ class SnapshotRequest:
     scratch_dir: str
     serve_at: str = ""
     quiesce: bool = False
+    must_quiesce: bool = False
 
     @property
     def since_name(self) -> str:

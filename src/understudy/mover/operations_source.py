@@ -11,6 +11,7 @@ from understudy.errors import DatastoreError, Refused, UsageError
 from understudy.faults import fault_point
 from understudy.mover import api
 from understudy.mover.images import files_below
+from understudy.mover.sample import sample
 from understudy.mover.state import Mover
 from understudy.units import MIB
 
@@ -38,6 +39,18 @@ def open_export(mover: Mover, request: api.OpenExport) -> api.OpenedExport:
     """Serve an image with qemu-nbd."""
     key, source = mover.exports.open(request)
     return api.OpenedExport(key, source)
+
+
+def open_library_export(mover: Mover, request: api.OpenLibraryExport) -> api.OpenedExport:
+    """Serve a disk through the vendor's disk library."""
+    key, source = mover.exports.open_library(request)
+    return api.OpenedExport(key, source)
+
+
+def read_sample(mover: Mover, request: api.ReadSample) -> api.SampleRead:
+    """Read pieces of an export."""
+    with mover.exports.explaining(request.source):
+        return sample(request)
 
 
 def close_export(mover: Mover, request: api.CloseExport) -> api.Nothing:

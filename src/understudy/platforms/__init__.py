@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from understudy.context import Context
 from understudy.errors import UsageError
-from understudy.model.access import HostAccess
+from understudy.model.access import HostAccess, ServerCertificate
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
-from understudy.model.job import SnapshotMode
+from understudy.model.job import LIBRARY_SCHEMES, SnapshotMode
+from understudy.model.preflight import Preflight
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
@@ -66,6 +67,7 @@ class VmTraces:
     :ivar backup: the name in a running backup job that begins as ours do, or empty.
     :ivar deltas: ``(disk, file)`` of disks that write to a snapshot delta of ours.
     :ivar images: ``(file, format)`` of the active image of each disk.
+    :ivar snapshots: names of snapshots that begin as ours do, where a snapshot has a name of its own.
     :ivar copied: disks of which another program makes a copy just now, so that nothing can be merged.
     :ivar by_hand: what an administrator types, by the name of what is to be removed; and for ``thaw``.
     """
@@ -78,6 +80,7 @@ class VmTraces:
     deltas: tuple[tuple[str, str], ...]
     images: tuple[tuple[str, str], ...]
     copied: tuple[str, ...] = ()
+    snapshots: tuple[str, ...] = ()
     by_hand: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -88,7 +91,7 @@ class SourcePlatform(Protocol):
         """What the host says of itself."""
 
     def list_vms(self) -> tuple[Vm, ...]:
-        """All VMs, by name."""
+        """All VMs, by name; a platform may leave out their definitions."""
 
     def sighting(self, name: str, uuid: str) -> Sighting | None:
         """The VM with that UUID; if ``uuid`` is empty, or no VM has it, the one of that name; None if there is none."""
@@ -108,6 +111,7 @@ class SourcePlatform(Protocol):
         """Hold one consistent instant of all disks; leaving the context commits the snapshot.
 
         :raises TrackingLost: if only the incremental part was refused.
+        :raises GuestError: if the platform has to quiesce the guest, and cannot.
         :raises PlatformError: if the platform refused.
         """
 
@@ -202,6 +206,9 @@ class TargetPlatform(Protocol):
 class Platform(SourcePlatform, TargetPlatform, Protocol):
     """A host in both roles."""
 
+    def preflight(self) -> Preflight | None:
+        """What must be known before VMs are replicated from it; None where its facts and its VMs tell all."""
+
     def close(self) -> None:
         """Give the connection back."""
 
@@ -210,7 +217,7 @@ def open_platform(access: HostAccess, patience: CommitPatience | None = None) ->
     """Connect to a host.
 
     :param patience: with merges of snapshot deltas.
-    :raises UsageError: if no platform has the scheme of its URI.
+    :raises UsageError: if no platform has the scheme of its URI, or what the platform needs is not installed.
     :raises HostUnreachable: if the host does not answer, or is not the one that the administrator has confirmed.
     """
     scheme = access.uri.split(":", 1)[0].split("+", 1)[0]
@@ -218,4 +225,28 @@ def open_platform(access: HostAccess, patience: CommitPatience | None = None) ->
         from understudy.platforms.libvirt.host import LibvirtHost
 
         return LibvirtHost(access.uri, patience or CommitPatience())
-    raise UsageError(f"host URI {access.uri!r}", "unknown scheme", "use a libvirt URI such as qemu:///system")
+    if scheme in LIBRARY_SCHEMES:
+        try:
+            from understudy.platforms.vsphere.host import VsphereHost
+        except ModuleNotFoundError as exc:
+            raise UsageError("VMware vSphere", f"a part of Understudy for it is not installed here: {exc.name}",
+                             "install it: pip install pyvmomi") from exc  # fmt: skip
+
+        return VsphereHost(access, patience or CommitPatience())
+    raise UsageError("host URI", f"unknown scheme {scheme!r}",
+                     "use a libvirt URI such as qemu:///system, or vpx:// or esx:// for VMware vSphere")  # fmt: skip
+
+
+def server_certificate(uri: str) -> ServerCertificate:
+    """Who the server at a host's address says that it is; nobody logs in, nothing is sent.
+
+    :raises UsageError: if the scheme is not of VMware vSphere.
+    :raises HostUnreachable: if nothing answers there.
+    """
+    if uri.split(":", 1)[0] in LIBRARY_SCHEMES:
+        from understudy.platforms.vsphere.address import parse_address
+        from understudy.platforms.vsphere.trust import fetch_certificate
+
+        address = parse_address(uri)
+        return fetch_certificate(address.host, address.port)
+    raise UsageError(f"host URI {uri!r}", "its server has no certificate that could be asked for")

@@ -129,7 +129,8 @@ def _held(
         spec=ready.spec, source_proxy=lease.source_proxy.name, target_proxy=lease.target_proxy.name, vm=ready.vm,
         request=ready.request, plans=plans, snapshot=snapshot, draft="",
         begin=target.draft_request(task, site, facts, (), ready.identity, ready.spec.point),
-        consistency=source.consistency(ready.vm, Quiescing()), frozen_ms=None, excluding=ready.decided.excluding,
+        consistency=source.consistency(ready.vm, Quiescing(), snapshot), frozen_ms=None,
+        excluding=ready.decided.excluding,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from understudy.context import Context
 from understudy.errors import GuestError
@@ -17,7 +17,7 @@ from understudy.guests.transport import Transport
 from understudy.model.guest import GuestPolicy, GuestSettings, GuestSystem, GuestTransport
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Job
-from understudy.model.snapshot import Tag
+from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
 from understudy.platforms import SourcePlatform
 from understudy.replication.site import Guests, Place, Task
 
@@ -50,7 +50,10 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
     ways = tuple(guest_ways(task.job, place.source, place.guests, vm).values())
     problem = _agent_problem(vm) if GuestTransport.QGA in settings.transports else "its guest agent is not to be used"
     if not ways:
-        _without(place, vm, settings, problem)
+        if not place.source_host.by_library:
+            _without(place, vm, settings, problem)
+        elif settings.pre_freeze or settings.post_thaw:
+            _without_scripts(place, vm, settings)
         yield None
         return
     watchdog = None if problem else place.guests.watchdog(vm.uuid)
@@ -94,6 +97,33 @@ def quiesced(processing: GuestProcessing | None) -> Iterator[Quiescing]:
         return
     with processing.quiesced() as quiescing:
         yield quiescing
+
+
+def with_quiescing(
+    request: SnapshotRequest, task: Task, place: Place, vm: Vm, quiescing: Quiescing
+) -> SnapshotRequest:
+    """The request with the wish that the platform quiesces the guest, where it can and nothing else has."""
+    policy = task.job.guest(vm.name).policy
+    if not place.source_host.by_library or policy is GuestPolicy.OFF or vm.state is not VmState.RUNNING:
+        return request
+    return replace(request, quiesce=not quiescing.frozen,
+                   must_quiesce=not quiescing.frozen and policy is GuestPolicy.REQUIRE)  # fmt: skip
+
+
+def complaints(quiescing: Quiescing, snapshot: SourceSnapshot) -> tuple[str, ...]:
+    """What the operator should know of guest processing and of the snapshot."""
+    instead = ("the platform quiesced the guest instead: the restore point is file-system-consistent",)
+    said = tuple(quiescing.warnings)
+    return (*said, *(instead if said and snapshot.quiesced else ()), *snapshot.notes)
+
+
+def _without_scripts(place: Place, vm: Vm, settings: GuestSettings) -> None:
+    """The platform quiesces the guest, but nobody runs the job's scripts in it."""
+    problem = "the job has scripts, and there is no way to run them in the guest"
+    if settings.policy is GuestPolicy.REQUIRE:
+        raise GuestError(f"guest processing of VM {vm.name!r}", problem, "give the job a credential and an address for "
+                         "SSH, see 'understudy job guest'")  # fmt: skip
+    place.journal.warn(f"no script ran: {problem}")
 
 
 def _without(place: Place, vm: Vm, settings: GuestSettings, problem: str) -> None:

@@ -80,18 +80,19 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
                 ctx.check()
                 quiescing = frozen.enter_context(guest.quiesced(processing))
+            request = guest.with_quiescing(ready.request, task, site, ready.vm, quiescing)
             with journal.step(Step.SNAPSHOT):  # 4 source snapshot; leaving the outer block thaws
-                holding = source.held_snapshot(ctx, site.source, ready.vm, job, ready.request, plans)
+                holding = source.held_snapshot(ctx, site.source, ready.vm, job, request, plans)
                 snapshot, plans = snapshot_held.enter_context(holding)
         snapshot = source.with_baseline_facts(
             site, ready.vm, snapshot, ready.request.checkpoint, ready.spec.point, ready.baselines.newest
         )
-        for warning in quiescing.warnings:
+        for warning in guest.complaints(quiescing, snapshot):
             journal.warn(warning)
         held = HeldTask(
             spec=ready.spec, source_proxy=lease.source_proxy.name, target_proxy=lease.target_proxy.name, vm=ready.vm,
-            request=ready.request, plans=plans, snapshot=snapshot, begin=begin, draft=draft.id,
-            consistency=source.consistency(ready.vm, quiescing), frozen_ms=quiescing.frozen_ms,
+            request=request, plans=plans, snapshot=snapshot, begin=begin, draft=draft.id,
+            consistency=source.consistency(ready.vm, quiescing, snapshot), frozen_ms=quiescing.frozen_ms,
             generation=ready.generation, applications=quiescing.applications, excluding=ready.excluding,
         )
         held = undo.enter_context(surveyed(ctx, site, held))
@@ -307,7 +308,9 @@ def publish(site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
 def versions(site: Site) -> dict[str, str]:
     """Versions of everything that touched the data, for the point's record (P39)."""
     facts = site.source.facts()
-    found = {"libvirt": facts.platform_version, "hypervisor": facts.hypervisor_version}
+    platform = "vsphere" if site.by_library else "libvirt"
+    found = {platform: facts.platform_version, "hypervisor": facts.hypervisor_version, **source.library_versions(site),
+             **target.platform_versions(site)}  # fmt: skip
     for side, mover in (("source", site.source_mover), ("target", site.target_mover)):
         about = mover.call(api.About(), api.MoverInfo)
         found.update({f"{side}_{name}": version for name, version in about.versions.items()})

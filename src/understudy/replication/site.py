@@ -138,6 +138,11 @@ class Site(Place):
         return self.transport is TransportMode.LOCAL
 
     @property
+    def by_library(self) -> bool:
+        """Whether the disks are read through the vendor's disk library, out of snapshots that the platform names."""
+        return self.transport is TransportMode.LIBRARY
+
+    @property
     def by_socket(self) -> bool:
         """Whether the proxies reach each other by a Unix socket: both are children of this controller."""
         return {self.source_proxy.kind, self.target_proxy.kind} == {ProxyKind.CHILD}

@@ -26,9 +26,10 @@ from understudy.replication.source_images import Images
 
 def prepare_scratch(site: Site) -> None:
     """Make the scratch directory writable for the source host's emulator; from elsewhere there is none."""
-    if not site.sees_files:
+    user = site.source.facts().emulator_user if site.sees_files else None
+    if user is None:
         return
-    uid, gid = site.source.facts().emulator_user
+    uid, gid = user
     site.source_mover.call(api.PrepareScratch(site.source_host.scratch_dir, uid, gid), api.ScratchFacts)
 
 
@@ -74,9 +75,10 @@ def check_transport(site: Site, vm: Vm, job: Job, disks: Sequence[Disk]) -> None
 
 def sweep_source(ctx: Context, site: Site, vm: Vm, tag: Tag, replica_id: str) -> Vm:
     """Remove what dead sessions of this (VM, job) left on the source (S7); the VM as it is afterwards."""
+    # Who reads a snapshot may keep it from being merged.
+    site.source_mover.call(api.EndLeftovers(replica_id, tag.prefix), api.Nothing)
     for done in site.source.sweep(ctx, vm, tag):
         site.journal.warn(done)
-    site.source_mover.call(api.EndLeftovers(replica_id, tag.prefix), api.Nothing)
     return remove_snapshot_files(site, vm.name, tag)
 
 
@@ -113,7 +115,7 @@ def tracking_since(
     if newest is None or newest.baseline is None:
         return {disk.name: Reason.NO_BASELINE for disk in disks}
     known = site.source.tracking(vm, newest.baseline)
-    if vm.state is not VmState.SHUT_OFF:
+    if site.by_library or vm.state is not VmState.SHUT_OFF:
         return known
     for disk in disks:
         image = images.get(disk.name)
@@ -126,11 +128,12 @@ def snapshot_request(
     site: Site, vm: Vm, tag: Tag, disks: Sequence[Disk], plans: Sequence[DiskPlan],
     newest: RestorePoint | None,
 ) -> SnapshotRequest:
-    """What is asked of the platform; a powered-off VM gets no new checkpoint, because libvirt cannot make one."""
+    """What is asked of the platform; a powered-off VM gets no new checkpoint where libvirt would have to make it."""
     since = newest.baseline if newest else None
     # A forced scan counts what tracking conceals, if there is tracking.
     audited = {disk.name for disk in disks if disk.tracked and since}
-    tracked = () if vm.state is VmState.SHUT_OFF else tuple(disk.name for disk in disks if disk.tracked)
+    markable = site.by_library or vm.state is not VmState.SHUT_OFF
+    tracked = tuple(disk.name for disk in disks if disk.tracked) if markable else ()
     return SnapshotRequest(
         tag=tag,
         disks=tuple(disk.name for disk in disks),
@@ -163,6 +166,16 @@ def with_baseline_facts(
     if former is None or former.checkpoint != baseline.checkpoint:
         return snapshot
     return replace(snapshot, baseline=replace(former, disks=baseline.disks))
+
+
+def library_versions(site: Site) -> dict[str, str]:
+    """Versions of what reads the disks through the vendor's disk library; nothing if that is not used."""
+    if not site.by_library:
+        return {}
+    facts = site.source_mover.call(api.ProbeLibrary(site.source_host.library), api.LibraryFacts)
+    found = {"nbdkit": facts.server_version, "nbdkit_plugin": facts.plugin_version,
+             "disk_library": facts.library_version}  # fmt: skip
+    return {f"source_{name}": version for name, version in found.items() if version}
 
 
 def settle_digests(site: Site, spec: TransferSpec, newest: RestorePoint | None) -> None:
@@ -204,9 +217,9 @@ def held_snapshot(
         yield snapshot, plans
 
 
-def consistency(vm: Vm, quiescing: Quiescing) -> Consistency:
+def consistency(vm: Vm, quiescing: Quiescing, snapshot: SourceSnapshot) -> Consistency:
     """How consistent a point of ``vm`` is; a guest that shut itself down has left its file systems clean."""
     if quiescing.application_consistent:
         return Consistency.APPLICATION
     clean = vm.state is VmState.SHUT_OFF and vm.clean_shutdown
-    return Consistency.FILESYSTEM if quiescing.frozen or clean else Consistency.CRASH
+    return Consistency.FILESYSTEM if quiescing.frozen or snapshot.quiesced or clean else Consistency.CRASH

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from understudy.context import Context
-from understudy.errors import DatastoreError, Refused, ReplicaError
+from understudy.errors import DatastoreError, Refused, ReplicaError, UnderstudyError
 from understudy.model.health import suspect_disks
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Datastore
@@ -22,6 +23,8 @@ from understudy.replication.site import Place, Site, Task
 from understudy.replication.work import finish
 from understudy.storage.values import DatastoreFacts, NewDisk
 from understudy.units import format_size
+
+LOG = logging.getLogger(__name__)
 
 
 def replica_ref(task: Task, place: Place) -> api.ReplicaRef:
@@ -40,6 +43,16 @@ def check_datastore(site: Site) -> DatastoreFacts:
     if not facts.writable:
         raise DatastoreError(what, f"directory {facts.path} is not writable", "check its permissions and mount options")
     return facts
+
+
+def platform_versions(site: Site) -> dict[str, str]:
+    """Versions of the target host's platform; nothing if it does not answer just now: no point fails for that."""
+    try:
+        facts = site.target.facts()
+    except UnderstudyError as exc:
+        LOG.warning("versions of host %s: %s", site.target_host.name, exc)
+        return {}
+    return {"target_libvirt": facts.platform_version, "target_hypervisor": facts.hypervisor_version}
 
 
 def check_marker(datastore: Datastore, facts: DatastoreFacts) -> None:

@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from understudy.cli.run import run
 from understudy.controller import catalog, interrupted, journal, lock, replicas, reports
@@ -17,6 +18,7 @@ from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
 from understudy.controller.records import (
     CheckedGuest,
+    CheckedHost,
     CheckedProxy,
     DueAnswer,
     DueVerification,
@@ -31,12 +33,14 @@ from understudy.controller.records import (
 from understudy.controller.recovery import end_dead_sessions
 from understudy.errors import NotFound, Refused, ReplicaError, UnderstudyError
 from understudy.guests.checking import GuestCheck
+from understudy.model.access import ServerCertificate
 from understudy.model.estimate import DiskEstimate, Sums
 from understudy.model.exclusion import Exclusion
 from understudy.model.guest import Component, GuestTransport
 from understudy.model.health import DiskHealth
 from understudy.model.inventory import Disk, HostFacts, Nic, Vm, VmState
 from understudy.model.job import Datastore
+from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.replica import (
     Consistency,
     PointDisk,
@@ -86,6 +90,17 @@ REPLICA = Replica(
 GUEST = GuestCheck(GuestTransport.QGA, {GuestTransport.SSH: "no route"}, Component.RUNTIME, "1",
                    (("postgresql", "15/main", "port 5432"),), True)  # fmt: skip
 
+CERTIFICATE = ServerCertificate(
+    "CN=vc.example", "CN=own\x1b[2J", "2026-01-01T00:00:00+00:00", "2028-01-01T00:00:00+00:00", "AB:" * 31 + "CD", False
+)
+
+CHECKED = CheckedHost(FACTS)
+LIVE = LiveTestReport(
+    (LiveStep("first snapshot", 1.5, {"note 1": "disk [fast] web/web.vmdk", "quiesced": True, "size": 9}),
+     LiveStep("second snapshot", 0.25)),
+    ("web", "fast", "vc.example"),
+)  # fmt: skip
+
 
 @dataclass
 class FakeServices:
@@ -100,6 +115,9 @@ class FakeServices:
     guest: GuestCheck = GUEST
     unmarked: UnderstudyError | None = None
     told: bool | None = None
+    certificate: ServerCertificate = CERTIFICATE
+    checked: CheckedHost = CHECKED
+    live: LiveTestReport = LIVE
     held: bool = False
     swept: tuple[Swept, ...] = ()
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
@@ -115,9 +133,19 @@ class FakeServices:
         if self.error is not None:
             raise self.error
 
-    def check_host(self, name: str) -> HostFacts:
+    def server_certificate(self, uri: str) -> ServerCertificate:
+        self._called("server_certificate", uri)
+        return self.certificate
+
+    def check_host(self, name: str) -> CheckedHost:
         self._called("check_host", name)
-        return FACTS
+        return self.checked
+
+    def live_test(self, name: str, wish: LiveTestWish, on_step: Callable[[LiveStep], None]) -> LiveTestReport:
+        self._called("live_test", name, wish)
+        for step in self.live.steps:
+            on_step(step)
+        return self.live
 
     def list_vms(self, name: str) -> tuple[Vm, ...]:
         self._called("list_vms", name)
@@ -310,9 +338,11 @@ class CommandLine:
         self.settings: dict[str, Any] = {}
         self.services: FakeServices | None = None
 
-    def __call__(self, *arguments: str, terminal: bool = False) -> Result:
-        out, err = (Terminal() if terminal else io.StringIO()), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err):
+    def __call__(self, *arguments: str, terminal: bool = False, typed: str = "") -> Result:
+        """Run a command; with ``terminal``, ``typed`` is what somebody types."""
+        kind = Terminal if terminal else io.StringIO
+        out, err = kind(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", kind(typed)):
             status = run(["--home", str(self.home), *arguments], self._open)
         return Result(status, out.getvalue(), err.getvalue())
 

@@ -14,11 +14,22 @@ from tests.unit.cli.command_line import DISK, REPLICA, VM, CommandLine
 from tests.unit.replication.ends import HELD
 from understudy.cli.shapes import session_shape
 from understudy.controller import journal, lock, reports
-from understudy.controller.records import ProxyWish
+from understudy.controller.records import CheckedHost, ProxyLibrary, ProxyWish
 from understudy.errors import MoverError
 from understudy.lab.demo import DemoOutcome
 from understudy.model.exclusion import Exclusion
+from understudy.model.preflight import (
+    DatastoreSpace,
+    Finding,
+    Gravity,
+    Preflight,
+    PrivilegeCheck,
+    Role,
+    Tracking,
+    VmCheck,
+)
 from understudy.model.session import SessionReport, SessionState, TaskReport
+from understudy.mover.api import LibraryFacts
 from understudy.storage.values import DatastoreFacts
 from understudy.units import GIB, MIB
 
@@ -54,7 +65,8 @@ def test_hosts(cli: CommandLine) -> None:
     assert cli.json("host", "list") == []
     assert "No hosts" in cli.ok("host", "list").out
     host = {"name": "kvm", "uri": "qemu:///system", "scratch_dir": "/var/lib/libvirt/understudy",
-            "max_snapshots": 4, "nbd_address": ""}  # fmt: skip
+            "max_snapshots": 4, "nbd_address": "", "credential": "", "thumbprint": "", "library_dir": "",
+            "library_plugin": ""}  # fmt: skip
     assert cli.json("host", "add", "kvm", "qemu:///system") == host
     other = cli.json("host", "add", "b", "qemu+ssh://b/system", "--scratch-dir", "/fast/scratch")
     assert other["scratch_dir"] == "/fast/scratch"
@@ -92,6 +104,59 @@ def test_host_check(cli: CommandLine) -> None:
     }  # fmt: skip
     assert cli.calls[0] == ("check_host", "kvm")
     assert "kvm1.example" in cli.ok("host", "check", "kvm").out
+
+
+PREFLIGHT = Preflight(
+    "VMware vCenter Server", "8.0.3", "24022515", "8.0.3.0", "vcenter", ("vSphere 8",), False,
+    (PrivilegeCheck("Global.Licenses", Role.SOURCE, "see licences", "the whole server", 1, ("root",)),),
+    (VmCheck("web\x1b", "u-1", "vmx-19", Tracking.ON, 2, 1, True, "", (("scsi0:1", "shared"),)),),
+    (DatastoreSpace("ds", "VMFS", 10 * GIB, GIB),), (),
+)  # fmt: skip
+LIBRARIES = (
+    ProxyLibrary("local", LibraryFacts("1.42.3", "1.42.3", "8.0.2"), ""),
+    ProxyLibrary("far", LibraryFacts("1.32.5"), "the plugin is missing"),
+    ProxyLibrary("gone", None, "it does not answer"),
+)
+
+
+def test_host_check_of_a_vcenter(cli: CommandLine) -> None:
+    warning = Finding(Gravity.WARNING, "VM web\x1b", "needs consolidation", "consolidate it")
+    cli.settings["checked"] = CheckedHost(None, PREFLIGHT, LIBRARIES, (warning,))
+    found = cli.json("host", "check", "vc")
+    assert list(found) == [
+        "name", "kind", "product", "version", "build", "api_version", "licences", "read_only", "usable", "problems",
+        "privileges", "tracking", "vms", "datastores", "proxies",
+    ]  # fmt: skip
+    assert (found["kind"], found["usable"]) == ("vcenter", True)
+    assert found["tracking"] == {"on": 1, "off": 0, "unsupported": 0}
+    assert found["problems"] == [{"gravity": "warning", "subject": "VM web\x1b", "why": "needs consolidation",
+                                  "todo": "consolidate it"}]  # fmt: skip
+    assert found["privileges"] == [{
+        "privilege": "Global.Licenses", "role": "source", "purpose": "see licences", "place": "the whole server",
+        "granted": False, "asked": 1, "missing_on": ["root"],
+    }]  # fmt: skip
+    assert found["vms"] == [{
+        "name": "web\x1b", "uuid": "u-1", "hardware": "vmx-19", "tracking": "on", "snapshots": 2, "deepest": 1,
+        "unmerged": True, "obstacle": "", "disks": [{"name": "scsi0:1", "obstacle": "shared"}],
+    }]  # fmt: skip
+    assert found["datastores"] == [{"name": "ds", "kind": "VMFS", "capacity": 10 * GIB, "free": GIB, "problem": ""}]
+    assert found["proxies"] == [
+        {"name": "local", "nbdkit": "1.42.3", "plugin": "1.42.3", "library": "8.0.2", "problem": ""},
+        {"name": "far", "nbdkit": "1.32.5", "plugin": "", "library": "", "problem": "the plugin is missing"},
+        {"name": "gone", "nbdkit": "", "plugin": "", "library": "", "problem": "it does not answer"},
+    ]
+    text = cli.ok("host", "check", "vc").out
+    assert "\x1b" not in text
+    assert "warning: VM web�: needs consolidation; consolidate it" in text
+    assert "Privileges as a source: 0 of 1 granted" in text
+
+
+def test_host_check_of_a_server_that_can_be_no_source_fails_after_its_answer(cli: CommandLine) -> None:
+    blocking = Finding(Gravity.BLOCKING, "server", "it has the free licence", "give it another")
+    cli.settings["checked"] = CheckedHost(None, PREFLIGHT, LIBRARIES, (blocking,))
+    result = cli("--json", "host", "check", "vc")
+    assert (result.status, json.loads(result.out)["usable"]) == (1, False)
+    assert result.err == "error: check host 'vc': server: it has the free licence; give it another\n"
 
 
 def test_host_vms_without_the_definition(cli: CommandLine) -> None:

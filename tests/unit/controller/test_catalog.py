@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.controller import catalog, frozen, jobs, replicas
+from understudy.controller.catalog import HostChange
 from understudy.controller.database import Database
 from understudy.controller.naming import check_uri
 from understudy.controller.records import FrozenGuest
@@ -103,16 +104,16 @@ def test_a_scratch_directory_is_an_absolute_path(database: Database, path: str) 
 
 def test_the_limits_of_a_host_are_stored_changed_and_checked(database: Database) -> None:
     catalog.add_host(database, Host("h", URI, "/s", max_snapshots=2, nbd_address="10.0.0.7"))
-    assert catalog.change_host(database, "h", max_snapshots=9) == Host("h", URI, "/s", 9, "10.0.0.7")
-    assert catalog.change_host(database, "h", nbd_address="fe80::1") == catalog.get_host(database, "h")
+    assert catalog.change_host(database, "h", HostChange(max_snapshots=9)) == Host("h", URI, "/s", 9, "10.0.0.7")
+    assert catalog.change_host(database, "h", HostChange(nbd_address="fe80::1")) == catalog.get_host(database, "h")
     assert catalog.get_host(database, "h") == Host("h", URI, "/s", 9, "fe80::1")
-    assert catalog.change_host(database, "h", nbd_address="").nbd_address == ""
+    assert catalog.change_host(database, "h", HostChange(nbd_address="")).nbd_address == ""
     with pytest.raises(UsageError, match="0 is no number of snapshots"):
-        catalog.change_host(database, "h", max_snapshots=0)
+        catalog.change_host(database, "h", HostChange(max_snapshots=0))
     with pytest.raises(UsageError, match="is no number of snapshots"):
         catalog.add_host(database, Host("i", URI, "/s", max_snapshots=catalog.MAX_LIMIT + 1))
     with pytest.raises(NotFound):
-        catalog.change_host(database, "mars", max_snapshots=1)
+        catalog.change_host(database, "mars", HostChange(max_snapshots=1))
     assert catalog.get_host(database, "h").max_snapshots == 9
 
 

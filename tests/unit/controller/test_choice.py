@@ -118,3 +118,41 @@ def test_a_route_without_a_wire_is_better_than_the_least_loaded_one() -> None:
     pairs = [Route(source, target) for source in "ab" for target in "ab"]
     assert best_route(pairs, loads.__getitem__) == Route("b", "b")
     assert best_route([Route("a", "a"), Route("b", "a"), Route("a", "b")], loads.__getitem__) == Route("a", "a")
+
+
+VCENTER = Host("vc", "vpx://vc.lan/", "")
+BY_LIBRARY = TransportMode.LIBRARY
+
+
+def library_routes(
+    target: Host, *proxies: Proxy, without: str = "", dead: str = "", source_proxy: str = ""
+) -> set[Route]:
+    job = Job("1", "nightly", "vc", target.name, "ds", ("web",), source_proxy=source_proxy)
+    return set(possible_routes(job, VCENTER, target, proxies, lambda name: name not in dead.split(),
+                               lambda name: f"no library on {name}" if name in without.split() else ""))  # fmt: skip
+
+
+def test_the_proxies_of_the_target_read_by_the_disk_library_so_that_there_is_no_wire() -> None:
+    assert library_routes(THERE, *ALL) == {
+        Route(reader, writer, BY_LIBRARY)
+        for reader in ("at-there", "also-there") for writer in ("at-there", "also-there")
+    }  # fmt: skip
+    assert best_route(library_routes(THERE, *ALL), lambda _: 0.5) == Route("also-there", "also-there", BY_LIBRARY)
+
+
+def test_a_target_proxy_without_the_disk_library_is_read_for_by_any_other_that_has_it() -> None:
+    found = library_routes(DR, *ALL, without="at-dr at-there", dead="local")
+    assert found == {Route(reader, "at-dr", BY_LIBRARY) for reader in ("also-there", "at-other", "second")}
+
+
+def test_a_job_that_names_its_source_proxy_gets_it_whoever_writes() -> None:
+    assert library_routes(DR, *ALL, source_proxy="at-other") == {Route("at-other", "at-dr", BY_LIBRARY)}
+
+
+def test_without_a_proxy_that_can_use_the_disk_library_the_error_says_of_each_why() -> None:
+    with pytest.raises(MoverError, match=r"host 'vc': .*at-dr: no library on at-dr; local: no library on local; see"):
+        library_routes(DR, AT_DR, LOCAL, AT_OTHER, without="at-dr local", dead="at-other")
+
+
+def test_nobody_sees_files_of_a_host_whose_disks_are_reached_by_a_library() -> None:
+    assert host_proxies(VCENTER, [*ALL, replace(AT_DR, host="vc")], lambda _: True) == []

@@ -8,20 +8,24 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from understudy.controller import jobs
+from understudy.controller import catalog, jobs
 from understudy.controller.credentials import (
     Credential,
     CredentialKind,
     accept_host_key,
     add_credential,
     get_credential,
+    host_access,
     host_key,
     list_credentials,
     remove_credential,
 )
 from understudy.controller.database import Database
+from understudy.controller.schema import HostRow
 from understudy.errors import DatabaseError, NotFound, Refused, UsageError
+from understudy.model.access import DiskLibrary, HostAccess
 from understudy.model.guest import GuestSettings
+from understudy.model.job import Host
 
 LOGIN = Credential("linux", "admin", CredentialKind.PASSWORD, "correct horse")
 
@@ -79,3 +83,37 @@ def test_the_host_key_that_was_accepted_last_holds(site: Database) -> None:
     accept_host_key(site, "web:22", "ssh-ed25519 AAAA")
     accept_host_key(site, "web:22", "ssh-ed25519 BBBB")
     assert (host_key(site, "web:22"), host_key(site, "db:22")) == ("ssh-ed25519 BBBB", "")
+
+
+VSPHERE = Host("vc", "vpx://admin@vc/", "", credential="linux", thumbprint="AB:" * 31 + "AB",
+               library=DiskLibrary("/opt/vddk", "vddk"))  # fmt: skip
+
+
+def test_a_host_is_reached_by_its_credential(site: Database) -> None:
+    add_credential(site, LOGIN)
+    host = catalog.add_host(site, VSPHERE)
+    assert catalog.get_host(site, "vc") == host == VSPHERE
+    access = host_access(site, host)
+    assert access == HostAccess(VSPHERE.uri, "admin", "correct horse", VSPHERE.thumbprint, VSPHERE.library)
+    assert "horse" not in repr(access)
+    assert host_access(site, catalog.get_host(site, "prod")) == HostAccess("qemu+ssh://root@prod/system")
+    with pytest.raises(NotFound, match="no such credential"):
+        host_access(site, replace(host, credential="gone"))
+
+
+def test_what_a_host_uses_stays(site: Database) -> None:
+    add_credential(site, LOGIN)
+    add_credential(site, replace(LOGIN, name="other", user="ADMIN"))
+    catalog.add_host(site, VSPHERE)
+    with pytest.raises(Refused, match="host 'vc' uses it; change it: understudy host set 'vc' --credential OTHER"):
+        remove_credential(site, "linux")
+    catalog.change_host(site, "vc", catalog.HostChange(credential="other"))
+    remove_credential(site, "linux")
+    catalog.remove_host(site, "vc")
+    remove_credential(site, "other")
+
+
+def test_a_credential_that_goes_while_a_host_is_added_is_refused_by_the_database(site: Database) -> None:
+    with pytest.raises(Refused, match="at the same moment"), site.transaction() as session:
+        session.add(HostRow(name="vc", uri="vpx://vc/", scratch_dir="", max_snapshots=4, nbd_address="", thumbprint="",
+                            credential="gone", library_dir="", library_plugin="vddk"))  # fmt: skip

@@ -23,6 +23,7 @@ from understudy.controller.database import HEAD_REVISION, Database, open_databas
 from understudy.controller.jobs import list_jobs
 from understudy.controller.schema import Base, HostRow
 from understudy.errors import DatabaseError, Refused
+from understudy.model.access import NO_LIBRARY
 from understudy.model.job import Host, ProxyKind
 
 HOST = Host("prod", "qemu:///system", "/var/tmp/scratch")
@@ -105,8 +106,8 @@ def test_the_migration_can_be_undone_and_done_again(empty_url: str, tmp_path: Pa
 NEXT_MIGRATION = '''
 import sqlalchemy as sa
 from alembic import op
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 def upgrade():
     with op.batch_alter_table("hosts") as batch:
         batch.add_column(sa.Column("note", sa.String(10), nullable=False, server_default="new"))
@@ -126,7 +127,9 @@ def test_a_home_of_the_first_schema_keeps_its_jobs_and_gets_the_defaults(site: D
     again = open_database(site.home, url)
     assert list_jobs(again) == jobs
     assert [(proxy.name, proxy.kind) for proxy in list_proxies(again)] == [("local", ProxyKind.CHILD)]
-    assert {host.max_snapshots for host in list_hosts(again)} == {4}
+    assert {(host.max_snapshots, host.credential, host.thumbprint, host.library) for host in list_hosts(again)} == {
+        (4, "", "", NO_LIBRARY)
+    }
     again.close()
 
 
@@ -134,10 +137,10 @@ def with_next_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: s
     """Play a program that is one schema version newer."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrate.SCRIPTS, scripts)
-    (scripts / "versions" / "v0006_note.py").write_text(NEXT_MIGRATION.format(then=then))
+    (scripts / "versions" / "v0007_note.py").write_text(NEXT_MIGRATION.format(then=then))
     monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD_REVISION", "0006")
-    monkeypatch.setattr(database_module, "HEAD_REVISION", "0006")
+    monkeypatch.setattr(migrate, "HEAD_REVISION", "0007")
+    monkeypatch.setattr(database_module, "HEAD_REVISION", "0007")
 
 
 def test_an_older_schema_is_upgraded_and_keeps_its_rows(
@@ -146,7 +149,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(
     with_next_migration(tmp_path, monkeypatch)
     upgraded = open_database(tmp_path, site.engine.url.render_as_string(hide_password=False))
     with upgraded.reading() as session:
-        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0006"
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0007"
         assert list(session.scalars(text("SELECT note FROM hosts"))) == ["new", "new"]
         # Rebuilding the hosts table must not cascade to what refers to it.
         assert session.scalar(text("SELECT count(*) FROM jobs")) == 1
@@ -229,7 +232,8 @@ def test_an_unusable_url_is_told_without_the_password(tmp_path: Path, url: str) 
 def test_a_transaction_that_raises_changes_nothing(database: Database) -> None:
     def half() -> None:
         with database.transaction() as session:
-            session.add(HostRow(name="x", uri="u", scratch_dir="/", max_snapshots=4, nbd_address=""))
+            session.add(HostRow(name="x", uri="u", scratch_dir="/", max_snapshots=4, nbd_address="", thumbprint="",
+                                library_dir="", library_plugin="vddk"))
             session.flush()
             raise RuntimeError("stop")
 
@@ -243,7 +247,8 @@ def test_a_row_made_twice_at_once_is_refused(database: Database) -> None:
 
     def again() -> None:
         with database.transaction() as session:
-            session.add(HostRow(name="prod", uri="u", scratch_dir="/", max_snapshots=4, nbd_address=""))
+            session.add(HostRow(name="prod", uri="u", scratch_dir="/", max_snapshots=4, nbd_address="", thumbprint="",
+                                library_dir="", library_plugin="vddk"))
 
     with pytest.raises(Refused, match="at the same moment"):
         again()

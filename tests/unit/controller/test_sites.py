@@ -244,7 +244,7 @@ def test_a_proxy_that_was_added_after_the_controller_began_is_used(site: Databas
 def test_no_more_snapshots_are_open_on_a_datastore_of_the_source_than_its_host_allows(
     site: Database, tmp_path: Path
 ) -> None:
-    catalog.change_host(site, "prod", max_snapshots=2)
+    catalog.change_host(site, "prod", catalog.HostChange(max_snapshots=2))
     with_slots(site)
     maker, job, rows = builder(site, tmp_path), get_job(site, "nightly"), rows_of(site)
     place = maker.build(job, rows)

@@ -257,3 +257,18 @@ def test_a_name_of_another_vm_is_not_ours_to_judge() -> None:
     name = f"{tag(NIGHTLY, DB, 1)}-beef"
     facts = Facts(JOBS, vms=(HostVm("prod", traces("web", WEB, checkpoints=(name,))),), places=(place(),))
     assert [item.action for item in plan(facts)] == [Action.NOT_OURS]
+
+
+def test_a_snapshot_of_a_dead_session_is_committed_whether_its_vm_runs_or_not() -> None:
+    for active in (True, False):
+        name, by_hand = tag(NIGHTLY, WEB, 3), ("remove it",)
+        vm = HostVm("vc", traces("web", WEB, active=active, snapshots=(name,), by_hand={name: by_hand}))
+        (found,) = plan(Facts(JOBS, vms=(vm,)))
+        assert (found.kind, found.action, found.session, found.commands) == (Kind.SNAPSHOT, Action.COMMIT, 3, by_hand)
+
+
+def test_a_snapshot_of_a_session_that_is_not_over_or_of_an_unknown_job_or_of_another_vm_stays() -> None:
+    names = (tag(NIGHTLY, WEB, 3), tag(FOREIGN, WEB, 1), tag(HOURLY, DB, 2), "understudy-by-hand")
+    vm = HostVm("vc", traces("web", WEB, snapshots=names))
+    found = {item.name: item.action for item in plan(Facts(JOBS, vms=(vm,), busy={NIGHTLY: 3}))}
+    assert found == {names[0]: Action.SKIP, names[1]: Action.NOT_OURS, names[2]: Action.NOT_OURS}

@@ -16,9 +16,10 @@ from understudy.guests.freezing import Quiescing
 from understudy.guests.ssh import SshAccess
 from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
 from understudy.model.inventory import Vm, VmState
-from understudy.model.job import Job
+from understudy.model.job import Host, Job
 from understudy.model.replica import Consistency
-from understudy.replication.guest_side import guest_processing, guest_ways
+from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
+from understudy.replication.guest_side import complaints, guest_processing, guest_ways, with_quiescing
 from understudy.replication.site import Place, Task
 from understudy.replication.source_side import consistency
 
@@ -30,6 +31,7 @@ SILENT = replace(RUNNING, agent_connected=False)
 @dataclass
 class World:
     access: SshAccess | None = None
+    host: Host = field(default_factory=lambda: Host("a", "qemu:///system", "/scratch"))
     warnings: list[str] = field(default_factory=list)
     watched: list[str] = field(default_factory=list)
 
@@ -42,7 +44,7 @@ class World:
         guests = SimpleNamespace(watchdog=self.watchdog, access=lambda job, vm: self.access)
         journal = SimpleNamespace(warn=self.warnings.append, freezing=lambda *_: None, guest=lambda _: None)
         source = SimpleNamespace(agent_command=lambda *_: None)
-        return cast("Place", SimpleNamespace(source=source, guests=guests, journal=journal))
+        return cast("Place", SimpleNamespace(source=source, guests=guests, journal=journal, source_host=self.host))
 
     def touched(self, vm: Vm, policy: GuestPolicy, *transports: GuestTransport) -> bool:
         with guest_processing(Context(), task(policy, *transports), self.place, vm) as processing:
@@ -97,11 +99,72 @@ def test_only_what_is_set_up_is_tried(vm: Vm, access: SshAccess | None, count: i
 
 
 def test_a_point_is_what_was_achieved() -> None:
-    assert consistency(RUNNING, Quiescing()) is Consistency.CRASH
-    assert consistency(RUNNING, Quiescing(frozen=True)) is Consistency.FILESYSTEM
-    assert consistency(RUNNING, Quiescing(frozen=True, application_consistent=True)) is Consistency.APPLICATION
+    held = SourceSnapshot("", (), None)
+    assert consistency(RUNNING, Quiescing(), held) is Consistency.CRASH
+    assert consistency(RUNNING, Quiescing(frozen=True), held) is Consistency.FILESYSTEM
+    assert consistency(RUNNING, Quiescing(), replace(held, quiesced=True)) is Consistency.FILESYSTEM
+    assert consistency(RUNNING, Quiescing(frozen=True, application_consistent=True), held) is Consistency.APPLICATION
 
 
 def test_a_vm_that_was_renamed_keeps_its_settings() -> None:
     job = replace(JOB, vms=("web",), guests=(GuestSettings("web", GuestPolicy.REQUIRE), GuestSettings("", None)))
     assert job_there(job, "web", Whereabouts("host2", "web2")).guest("web2").policy is GuestPolicy.REQUIRE
+
+
+# --- a platform that quiesces the guest itself ------------------------------------------------------------------------
+
+VCENTER = Host("vc", "vpx://vc.lan/", "")
+TOOLS = replace(RUNNING, has_agent_channel=False, agent_connected=False)
+REQUEST = SnapshotRequest(Tag("1", "u", 2), ("scsi0:0",), (), None, "", (), "")
+
+
+def test_a_missing_qemu_agent_is_no_complaint_where_the_platform_quiesces() -> None:
+    for policy in (GuestPolicy.TRY, GuestPolicy.REQUIRE):
+        world = World(host=VCENTER)
+        assert not world.touched(TOOLS, policy)
+        assert (world.warnings, world.watched) == ([], [])
+    assert World(ACCESS, host=VCENTER).touched(TOOLS, GuestPolicy.TRY)
+
+
+def test_scripts_that_nobody_can_run_are_told_or_an_error() -> None:
+    settings = GuestSettings(VM.name, GuestPolicy.TRY, pre_freeze=("/etc/hostname",))
+    for policy in (GuestPolicy.TRY, GuestPolicy.REQUIRE):
+        world = World(host=VCENTER)
+        job = replace(JOB, guests=(replace(settings, policy=policy),))
+        processing = guest_processing(Context(), Task(job, VM.name, VM.name, 2), world.place, TOOLS)
+        if policy is GuestPolicy.REQUIRE:
+            with pytest.raises(GuestError, match="the job has scripts"), processing:
+                pytest.fail("entered")
+        else:
+            with processing as entered:
+                assert entered is None
+            assert world.warnings == [
+                "no script ran: the job has scripts, and there is no way to run them in the guest"
+            ]
+
+
+@pytest.mark.parametrize(("host", "vm", "policy", "frozen", "wish"), [
+    (VCENTER, TOOLS, GuestPolicy.TRY, False, (True, False)),
+    (VCENTER, TOOLS, GuestPolicy.REQUIRE, False, (True, True)),
+    (VCENTER, TOOLS, GuestPolicy.REQUIRE, True, (False, False)),
+    (VCENTER, TOOLS, GuestPolicy.OFF, False, (False, False)),
+    (VCENTER, replace(TOOLS, state=VmState.SHUT_OFF), GuestPolicy.REQUIRE, False, (False, False)),
+    (Host("a", "qemu:///system", "/s"), TOOLS, GuestPolicy.REQUIRE, False, (False, False)),
+])  # fmt: skip
+def test_the_platform_is_to_quiesce_what_the_job_wants_quiesced_and_nothing_else_has(
+    host: Host, vm: Vm, policy: GuestPolicy, frozen: bool, wish: tuple[bool, bool]
+) -> None:
+    place = World(host=host).place
+    request = with_quiescing(REQUEST, task(policy), place, vm, Quiescing(frozen=frozen))
+    assert (request.quiesce, request.must_quiesce) == wish
+
+
+def test_what_the_snapshot_achieved_instead_is_told_after_what_failed() -> None:
+    failed = Quiescing(warnings=["guest processing failed, the restore point is crash-consistent: ssh: refused"])
+    held = SourceSnapshot("", (), None, quiesced=True, notes=("tracking was switched on",))
+    assert complaints(failed, held) == (
+        failed.warnings[0],
+        "the platform quiesced the guest instead: the restore point is file-system-consistent",
+        "tracking was switched on",
+    )
+    assert complaints(Quiescing(), held) == ("tracking was switched on",)

@@ -174,6 +174,9 @@ def test_nothing_against_it_is_incremental() -> None:
          Reason.CHECKPOINT_MISSING, True),
         (DISK, replace(FACTS, tracking={"vda": Reason.BITMAP_INCONSISTENT}), TransferMode.DIGEST_SCAN,
          Reason.BITMAP_INCONSISTENT, True),
+        (DISK, replace(FACTS, tracking={"vda": Reason.CBT_DISABLED}), TransferMode.DIGEST_SCAN,
+         Reason.CBT_DISABLED, True),
+        (DISK, replace(FACTS, tracking={"vda": Reason.CBT_RESET}), TransferMode.DIGEST_SCAN, Reason.CBT_RESET, True),
         (DISK, replace(FACTS, tracking={"vda": Reason.SNAPSHOT_LEFT}), TransferMode.DIGEST_SCAN,
          Reason.SNAPSHOT_LEFT, True),
     ],
@@ -188,7 +191,8 @@ def test_each_obstacle_has_its_own_reason(
 
 def test_every_reason_code_can_be_reached() -> None:
     marks = test_each_obstacle_has_its_own_reason.pytestmark  # type: ignore[attr-defined]
-    found_while_copying = {Reason.CBT_MISMATCH, Reason.EXCLUSIONS_LOST}  # the latter by former_exclusions()
+    # The last one by former_exclusions().
+    found_while_copying = {Reason.CBT_MISMATCH, Reason.CBT_REFUSED, Reason.EXCLUSIONS_LOST}
     assert {case[3] for case in marks[0].args[1]} == set(Reason) - {Reason.NONE} - found_while_copying
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,8 +22,9 @@ from understudy.errors import (
     TransferError,
     UnderstudyError,
 )
+from understudy.model.access import DiskLibrary, LibraryLogin
 from understudy.model.estimate import Sums
-from understudy.model.exclusion import DiskSurvey, Exclusion
+from understudy.model.exclusion import DiskSurvey, Exclusion, pack
 from understudy.model.extent import Extent
 from understudy.model.guest import GuestPolicy, GuestReport
 from understudy.model.health import DiskHealth
@@ -41,7 +43,7 @@ from understudy.model.replica import (
     SourceGeneration,
 )
 from understudy.model.session import DiskReport, Step, StepState
-from understudy.model.snapshot import ServedDisk, SnapshotRequest, SourceSnapshot, Tag
+from understudy.model.snapshot import LibraryDisk, LibraryExport, ServedDisk, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
@@ -67,7 +69,7 @@ SUMS = Sums(used=5, zero=7, changed=3, read=4, send=2)
 NOTED = {
     api.KeepDigests: "keep digests", api.DropDigests: "drop digests", api.RemoveTagged: "tidy",
     api.EndLeftovers: "end leftovers", api.RemoveBitmap: "remove bitmap", api.PrepareScratch: "scratch",
-    api.CancelWork: "stop",
+    api.CancelWork: "stop", api.CloseExport: "close export",
 }  # fmt: skip
 
 
@@ -110,6 +112,7 @@ class World:
     exclusions: dict[str, tuple[Exclusion, ...]] = field(default_factory=dict)
     reports: list[DiskReport] = field(default_factory=list)
     mode: SnapshotMode | None = None
+    library: Callable[[SnapshotRequest], SourceSnapshot] | None = None
 
     def act(self, word: str) -> None:
         self.events.append(word)
@@ -133,7 +136,7 @@ class World:
             source_host=self.host, target_host=Host("b", "qemu:///b", "/scratch"),
             datastore=Datastore("ds", "b", "qcow2", "/srv"), source=cast("SourcePlatform", Source(self)),
             target=cast("TargetPlatform", Target(self)), journal=Rows(self), resources=Slots(self),
-            guests=cast("Any", None),
+            guests=cast("Any", SimpleNamespace(access=lambda _job, _vm: None)),
         )  # fmt: skip
 
     def at(self, word: str) -> int:
@@ -161,6 +164,9 @@ class Source:
         self._world.checkpoint = request.checkpoint
         self._world.request = request
         try:
+            if self._world.library is not None:
+                yield self._world.library(request)
+                return
             baseline = Baseline(request.checkpoint or request.since_name, ("vda",))
             yield SourceSnapshot("2026-01-02T00:00:00.000+00:00", (ServedDisk("vda", "/s", "vda", "dirty"),), baseline)
         finally:
@@ -177,7 +183,14 @@ class Source:
         finally:
             self._world.act("snapshot ended")
 
+    def library_export(self, disk: LibraryDisk) -> LibraryExport:
+        self._world.act(f"export since {disk.since or 'never'}")
+        login = LibraryLogin("vc.lan", "u", "p", "AB", DiskLibrary("/opt/kit"))
+        return LibraryExport(login, disk, pack([Extent(0, MIB)]) if disk.since else None)
+
     def markers(self, vm: Vm) -> dict[str, str]:
+        if self._world.library is not None:
+            return {}
         return {"cp-old": "1", self._world.checkpoint: "2"}
 
     def remove_orphan(self, vm: Vm, name: str, disks: tuple[str, ...]) -> str:
@@ -197,6 +210,11 @@ class Source:
 class Target:
     def __init__(self, world: World) -> None:
         self._world = world
+
+    def facts(self) -> HostFacts:
+        if "target facts" in self._world.breaks:
+            raise self._world.breaks["target facts"]
+        return HostFacts("b", "10.0.0", "8.0.0", 2, GIB, (0, 0))
 
     def replica_disks(self, uuid: str) -> set[str]:
         return self._world.replica_disks
@@ -327,6 +345,11 @@ class End:
                                      OLD.disks, meta.baseline)  # fmt: skip
                 world.points += (point,)
                 return api.PublishedPoint(point)
+            case api.ProbeLibrary():
+                return api.LibraryFacts("1.42", "1.42.3", "8.0.3")
+            case api.OpenLibraryExport():
+                world.act("open library export")
+                return api.OpenedExport("e", api.NbdSource("/s", "", "changed" if request.export.changed else ""))
             case api.About():
                 return api.MoverInfo("local", 1, {"understudy": "0.1"})
             case api.BindHead():
@@ -372,7 +395,8 @@ def test_the_point_names_what_the_next_run_starts_from() -> None:
         outcome.point, "2026-01-02T00:00:00.000+00:00", 2,
     )  # fmt: skip
     assert world.meta.versions == {
-        "libvirt": "9.0.0", "hypervisor": "7.2.0", "source_understudy": "0.1", "target_understudy": "0.1",
+        "libvirt": "9.0.0", "hypervisor": "7.2.0", "target_libvirt": "10.0.0", "target_hypervisor": "8.0.0",
+        "source_understudy": "0.1", "target_understudy": "0.1",
     }  # fmt: skip
     assert world.read is not None
     assert (world.read.mode, world.read.base_point, world.read.point) == (TransferMode.INCREMENTAL, "p0", outcome.point)

@@ -51,9 +51,11 @@ from understudy.mover.api.source import (
     ProbeImage,
     ProbeLibrary,
     ReadNvram,
+    ReadSample,
     RemoveBitmap,
     Removed,
     RemoveTagged,
+    SampleRead,
     ScratchFacts,
 )
 from understudy.mover.api.survey import SurveyDisks, SurveyedDisk, SurveyedDisks
@@ -172,6 +174,7 @@ __all__ = [
     "RateLimit",
     "ReadExclusions",
     "ReadNvram",
+    "ReadSample",
     "ReadSpec",
     "RebuildDigests",
     "RebuildReplica",
@@ -188,6 +191,7 @@ __all__ = [
     "ReplicaRef",
     "RequestCertificate",
     "RetirePoints",
+    "SampleRead",
     "ScratchFacts",
     "SealPoint",
     "SendDisk",

@@ -90,10 +90,14 @@ class OpenExport:
 
 @dataclass(frozen=True)
 class OpenLibraryExport:
-    """Serve a disk through the vendor's disk library, read-only."""
+    """Serve a disk through the vendor's disk library.
+
+    :ivar writable: it can be written, too: a disk of a VM that is powered off, without a snapshot reference.
+    """
 
     export: LibraryExport
     tag: str
+    writable: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,27 @@ class OpenedExport:
 
     id: str
     source: NbdSource
+
+
+@dataclass(frozen=True)
+class ReadSample:
+    """Read some bytes of an export, spread over the disk: whether it can be read, and how fast. Nothing is kept.
+
+    :ivar length: at most so many bytes; the whole disk if it is smaller.
+    """
+
+    source: NbdSource
+    length: int
+
+
+@dataclass(frozen=True)
+class SampleRead:
+    """What was read of ``size`` bytes; ``zero_bytes`` of the ``read_bytes`` were in pieces of zeros."""
+
+    size: int
+    read_bytes: int
+    zero_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)

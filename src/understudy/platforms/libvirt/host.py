@@ -67,6 +67,9 @@ class LibvirtHost:
                 emulator_user=_emulator_user(self._conn.getCapabilities()),
             )
 
+    def preflight(self) -> None:
+        """Its facts and its domains tell all."""
+
     def list_vms(self) -> tuple[Vm, ...]:
         """All domains, by name."""
         with libvirt_errors(f"list VMs of {self._connection.uri}"):

@@ -1,0 +1,1 @@
+"""VMware vSphere: vCenter and single ESXi hosts."""
