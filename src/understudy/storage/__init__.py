@@ -20,6 +20,7 @@ from understudy.model.health import DiskHealth
 from understudy.model.replica import (
     Baseline,
     Consistency,
+    Conversion,
     PointDisk,
     Replica,
     ReplicaIdentity,
@@ -96,12 +97,14 @@ class HeadFacts:
     :ivar empty: nothing was written to it since it was made.
     :ivar files: absolute path per disk name.
     :ivar nvram: absolute path of its copy of the UEFI variables, or empty if the point has none.
+    :ivar conversion: what was done to it so that the guest finds other devices.
     """
 
     point: str
     empty: bool
     files: dict[str, str]
     nvram: str = ""
+    conversion: Conversion = Conversion.NONE
 
 
 @dataclass(frozen=True)
@@ -368,6 +371,12 @@ class ReplicaStore(Protocol):
 
     def bind_head(self, point_id: str) -> HeadFacts:
         """Make a new, empty head on a point, dropping the old one. The replica VM must not run."""
+
+    def set_conversion(self, conversion: Conversion) -> HeadFacts:
+        """Record, durably, what was done to the head; :meth:`bind_head` forgets it.
+
+        :raises Refused: if there is no head.
+        """
 
     def set_state(self, state: ReplicaState) -> Replica:
         """Record the replica's state."""

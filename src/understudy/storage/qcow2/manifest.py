@@ -15,6 +15,7 @@ from understudy.model.guest import ApplicationResult, ApplicationState
 from understudy.model.replica import (
     Baseline,
     Consistency,
+    Conversion,
     FileMark,
     ImageGeneration,
     PointDisk,
@@ -175,7 +176,9 @@ def _replica(fields: Fields) -> Replica:
         identity=fields.child("identity", identity_fields),
         state=ReplicaState(fields.text("state", lambda text: text in set(ReplicaState))),
         points=fields.children("points", point_fields),
-        head_point=fields.text("head_point"))
+        head_point=fields.text("head_point"),
+        conversion=Conversion(fields.text("conversion", lambda text: text in set(Conversion)))
+        if fields.has("conversion") else Conversion.NONE)
 
 
 def identity_fields(fields: Fields) -> ReplicaIdentity:

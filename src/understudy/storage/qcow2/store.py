@@ -10,7 +10,7 @@ from pathlib import Path
 from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.exclusion import Exclusion
 from understudy.model.health import DiskHealth
-from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
+from understudy.model.replica import Conversion, PointDisk, Replica, ReplicaIdentity, ReplicaState
 from understudy.storage import HeadFacts, NewDisk, StoreLeftovers
 from understudy.storage.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
@@ -197,6 +197,12 @@ class Qcow2Store:
         self._owned()
         record = load_record(self._place)
         record = head.bind_head(self._place, record, record.replica.point(point_id))
+        return head.head_facts(self._place, record)
+
+    def set_conversion(self, conversion: Conversion) -> HeadFacts:
+        """Record what was done to the head."""
+        self._owned()
+        record = head.set_conversion(self._place, load_record(self._place), conversion)
         return head.head_facts(self._place, record)
 
     def set_state(self, state: ReplicaState) -> Replica:
