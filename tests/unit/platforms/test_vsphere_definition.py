@@ -14,7 +14,7 @@ import pytest
 from understudy.errors import ReplicaError
 from understudy.platforms import ReplicaVmSpec
 from understudy.platforms.foreign import source_of
-from understudy.platforms.libvirt.replica_vm import replica_xml
+from understudy.platforms.libvirt.replica_vm import on_sata, replica_xml
 from understudy.platforms.libvirt.target_facts import TargetFacts
 from understudy.platforms.vsphere.definition import (
     DiskController,
@@ -84,9 +84,31 @@ def test_the_replica_has_a_uuid_of_its_own_and_the_guest_reads_the_one_that_it_k
 
 def test_disks_are_found_by_the_names_that_vsphere_gives_them() -> None:
     root, warnings = made(LINUX)
-    assert disks(root) == [("sda", "sata", f"{HEAD}/scsi0%3A0.qcow2"), ("sdb", "sata", f"{HEAD}/nvme0%3A1.qcow2"),
+    assert disks(root) == [("sda", "scsi", f"{HEAD}/scsi0%3A0.qcow2"), ("sdb", "sata", f"{HEAD}/nvme0%3A1.qcow2"),
                            ("sdc", "sata", "")]
     assert "is not replicated" not in warnings
+
+
+def test_disks_are_on_the_controllers_that_the_guest_knows_as_far_as_qemu_has_them() -> None:
+    kinds = [(DiskController.PVSCSI, 0), (DiskController.LSI_LOGIC_SAS, 1), (DiskController.LSI_LOGIC, 2),
+             *[(DiskController.LSI_LOGIC_SAS, 1)] * 8, (DiskController.PVSCSI, 0), (DiskController.PVSCSI, 3)]
+    hardware = replace(LINUX, disks=tuple(
+        HardwareDisk(f"scsi{bus}:{unit}", kind, bus, unit, GIB) for unit, (kind, bus) in enumerate(kinds)))
+    root, _ = made(hardware)
+    assert [(item.get("index"), item.get("model")) for item in root.iterfind("devices/controller")] == [
+        ("0", "vmpvscsi"), ("1", "lsisas1068"), ("2", "lsisas1068"), ("3", "vmpvscsi")]
+    addresses = [(item.get("controller"), item.get("target")) for item in root.iterfind("devices/disk/address")]
+    assert addresses == [("0", "0"), *[("1", str(place)) for place in range(8)], ("2", "0"), ("0", "1"), ("3", "0")]
+    assert [target for target, bus, _ in disks(root) if bus == "sata"] == ["sdc", "sdn"]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_on_a_host_without_these_controllers_all_disks_are_on_sata_and_the_rest_is_as_it_was() -> None:
+    before, _ = replica_xml(spec(LINUX), FACTS)
+    root = ET.fromstring(on_sata(before))
+    assert disks(root)[:2] == [("sda", "sata", f"{HEAD}/scsi0%3A0.qcow2"), ("sdb", "sata", f"{HEAD}/nvme0%3A1.qcow2")]
+    assert root.find("devices/controller") is None
+    assert hardware_of(on_sata(before)) == LINUX
 
 
 def test_a_disk_without_a_head_is_left_out_and_called_by_its_own_name() -> None:
@@ -110,6 +132,7 @@ def test_a_converted_guest_gets_virtio_disks_and_network_cards_and_keeps_their_a
     assert [model.get("type") for model in root.iterfind("devices/interface/model")] == ["virtio", "virtio"]
     assert [mac.get("address") for mac in root.iterfind("devices/interface/mac")] == [
         "00:50:56:aa:bb:cc", "00:50:56:00:00:02"]
+    assert root.find("devices/controller") is None
 
 
 def test_network_cards_are_of_the_model_that_the_guest_knows_on_a_network_of_the_same_name() -> None:
@@ -229,4 +252,6 @@ def test_the_result_is_valid_by_libvirts_schema(
 ) -> None:
     assert schema_problem(schema, domain_definition(hardware)) == ""
     assert schema_problem(schema, replica_xml(spec(hardware, converted=converted), facts)[0]) == ""
+    if not converted:
+        assert schema_problem(schema, on_sata(replica_xml(spec(hardware), facts)[0])) == ""
     assert schema_problem(schema, domain_definition(hardware).replace("features>", "nonsense>")) != ""

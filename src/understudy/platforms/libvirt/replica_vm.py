@@ -29,7 +29,6 @@ _HOST_BOUND = ("numatune", "resource", "blkiotune")
 
 def replica_xml(spec: ReplicaVmSpec, facts: TargetFacts) -> tuple[str, list[str]]:
     """The replica VM's XML, and what the operator should know of it."""
-    ET.register_namespace("understudy", METADATA_NAMESPACE)
     root = ET.fromstring(spec.definition)
     warnings = [
         *_identity(root, spec),
@@ -41,7 +40,7 @@ def replica_xml(spec: ReplicaVmSpec, facts: TargetFacts) -> tuple[str, list[str]
         *_nics(root, spec, facts),
         *_other_devices(root, facts),
     ]
-    return ET.tostring(root, encoding="unicode"), warnings
+    return _written(root), warnings
 
 
 def _identity(root: ET.Element, spec: ReplicaVmSpec) -> Iterator[str]:
@@ -82,7 +81,6 @@ def _foreign(root: ET.Element) -> Iterator[str]:
         return
     yield from source.notices
     if source.smbios_uuid:
-        ET.register_namespace("qemu", _QEMU_NAMESPACE)
         command = ET.SubElement(root, f"{{{_QEMU_NAMESPACE}}}commandline")
         for word in ("-smbios", f"type=1,uuid={source.smbios_uuid}"):
             ET.SubElement(command, f"{{{_QEMU_NAMESPACE}}}arg", value=word)
@@ -161,6 +159,8 @@ def _drop(root: ET.Element, parent: str, tag: str) -> bool:
 
 def _disks(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iterator[str]:
     devices, names = _devices(root), disk_names(root)
+    if spec.converted:
+        _drop(root, "devices", "controller[@type='scsi']")
     for disk in devices.findall("disk"):
         target = disk.find("target")
         device = "" if target is None else target.get("dev", "")
@@ -173,7 +173,7 @@ def _disks(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iterato
         else:
             _use_head(disk, spec.disks[name])
             if spec.converted:
-                _use_virtio(disk)
+                _attach(disk, "vd", "virtio")
             bus = "" if target is None else target.get("bus", "")
             if bus and facts.disk_buses and bus not in facts.disk_buses:
                 yield f"disk {name}: bus {bus!r} is unknown on the target host"
@@ -209,14 +209,32 @@ def _use_head(disk: ET.Element, head: str) -> None:
     disk.insert(1, ET.Element("source", file=head))
 
 
-def _use_virtio(disk: ET.Element) -> None:
-    """The disk on virtio, under the letter that it has."""
+def _attach(disk: ET.Element, prefix: str, bus: str) -> None:
+    """The disk on another bus, under the letter that it has."""
     target = disk.find("target")
     if target is not None:
-        target.set("dev", f"vd{target.get('dev', '')[2:]}")
-        target.set("bus", "virtio")
+        target.set("dev", prefix + target.get("dev", "")[2:])
+        target.set("bus", bus)
     for address in disk.findall("address"):
         disk.remove(address)  # a place on a controller that is not the disk's any more
+
+
+def on_sata(xml: str) -> str:
+    """The replica of a VM of another platform for a host whose QEMU lacks the controllers that its guest knows."""
+    root = ET.fromstring(xml)
+    source = foreign_source(root)  # and its metadata are written as they were
+    assert source is not None
+    for disk in root.iterfind("devices/disk"):
+        if disk.find("target[@bus='scsi']") is not None:
+            _attach(disk, "sd", "sata")
+    _drop(root, "devices", "controller[@type='scsi']")
+    return _written(root)
+
+
+def _written(root: ET.Element) -> str:
+    ET.register_namespace("understudy", METADATA_NAMESPACE)
+    ET.register_namespace("qemu", _QEMU_NAMESPACE)
+    return ET.tostring(root, encoding="unicode")
 
 
 def _nics(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iterator[str]:
