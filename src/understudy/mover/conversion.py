@@ -128,8 +128,10 @@ def _run(ctx: Context, run_dir: Path, what: str, xml: str, timeout_s: float) -> 
 @contextmanager
 def _running(what: str, domain: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """The program; when the block ends, nothing of it runs any more, nor of what it started."""
-    # The thread that starts it waits for its end, so that the death signal comes with this process's own end only.
-    command = ["setpriv", "--pdeathsig", "KILL", PROGRAM, "-i", "libvirtxml", str(domain)]
+    # It starts a qemu-nbd and an appliance, which would outlive it with the head open. In a PID namespace nothing does,
+    # and that dies with this process: the thread that starts it waits for its end, so that the death signal comes then.
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL",
+               PROGRAM, "-i", "libvirtxml", str(domain)]
     # As a user's libvirt service would run it, the appliance could not open the head.
     environment = {"LIBGUESTFS_BACKEND": "direct", **os.environ, "LC_ALL": "C"}
     try:
