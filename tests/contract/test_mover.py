@@ -591,6 +591,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "TaggedFile", "TaggedFiles", "HeldFacts", "DigestCopy", "DigestCopyList", "DatastoreSurvey", "SurveyedReplica",
         "DraftHolding", "DatastoreMarker", "CertificateRequest", "Enrolled", "EnrolmentRequest", "IdentityFacts",
         "PointExclusions", "SurveyedDisk", "SurveyedDisks", "LibraryFacts", "SampleRead",
+        "ConversionFacts",
     }
     ours = f"{api.__name__}."
     types = {name for name, value in vars(api).items() if getattr(value, "__module__", "").startswith(ours)}

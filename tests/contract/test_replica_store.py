@@ -12,7 +12,7 @@ import pytest
 
 from understudy.errors import DatastoreError, Fenced, NotFound, Refused, ReplicaError, UnderstudyError, UsageError
 from understudy.model.extent import Extent
-from understudy.model.replica import Baseline, Consistency, ReplicaIdentity, ReplicaState
+from understudy.model.replica import Baseline, Consistency, Conversion, ReplicaIdentity, ReplicaState
 from understudy.storage import PointDraft, ReplicaStore, list_replicas, open_store
 from understudy.storage.values import KeptLayer, NewDisk, PointMeta
 
@@ -534,6 +534,20 @@ def test_the_head_shows_the_point_and_knows_when_it_was_written(store: ReplicaSt
     assert store.load().head_point == "p2"
     Path(store.head().files["vda"]).unlink()
     assert (store.head().point, store.head().files) == ("", {})
+
+
+def test_what_was_done_to_a_head_is_remembered_until_there_is_a_new_one(store: ReplicaStore) -> None:
+    publish(store, "p1", b"\1")
+    with pytest.raises(Refused, match="it has no head"):
+        store.set_conversion(Conversion.VIRTIO)
+    assert store.bind_head("p1").conversion is Conversion.NONE
+    for conversion in (Conversion.UNFINISHED, Conversion.VIRTIO):
+        assert store.set_conversion(conversion).conversion is conversion
+        assert store.head().conversion is store.load().conversion is conversion
+    publish(store, "p2", chained=True)
+    assert store.head().conversion is Conversion.VIRTIO
+    assert store.bind_head("p1").conversion is Conversion.NONE
+    assert store.load().conversion is Conversion.NONE
 
 
 def test_a_new_head_drops_disks_that_the_point_has_not(store: ReplicaStore) -> None:

@@ -46,8 +46,8 @@ def list_(app: App) -> None:
 def show(app: App, name: str) -> None:
     """Show REPLICA and the state of its files.
 
-    JSON: as of `replica list`, and {head_empty, damage: {point: [problem]}, verified_at: {point: time}, bad_blocks:
-    {point: {disk: count}}, health_problems: {point: [problem]}}.
+    JSON: as of `replica list`, and {head_empty, conversion, damage: {point: [problem]}, verified_at: {point: time},
+    bad_blocks: {point: {disk: count}}, health_problems: {point: [problem]}}.
     """
     record, facts = _inspect(app, name)
     answer_facts(app, replica_facts_shape(record, facts))

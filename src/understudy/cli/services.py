@@ -31,6 +31,7 @@ from understudy.model.guest import GuestTransport
 from understudy.model.inventory import Vm
 from understudy.model.job import Datastore
 from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
+from understudy.model.replica import ConversionWish
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
 from understudy.storage.values import DatastoreFacts, RebuiltReplica
@@ -200,11 +201,13 @@ class Services(Protocol):
         :raises Refused: if the replica VM runs, or a session is working on it.
         """
 
-    def start_failover(self, replica: ReplicaRecord, point: str) -> FailoverAnswer:
+    def start_failover(self, replica: ReplicaRecord, point: str, wish: ConversionWish) -> FailoverAnswer:
         """Make a new head on the restore point and start the replica VM; the replica as it then is.
 
         :param point: id of a point that the replica has.
-        :raises Refused: if it is in failover, its VM runs, or a session is working on it.
+        :param wish: whether a guest from another platform is converted on that head. Ctrl-C stops a conversion.
+        :raises Refused: if it is in failover, its VM runs, a session is working on it, or it cannot be converted.
+        :raises Cancelled: after Ctrl-C.
         """
 
     def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:

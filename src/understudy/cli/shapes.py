@@ -229,6 +229,7 @@ def replica_facts_shape(record: ReplicaRecord, facts: ReplicaFacts) -> Shape:
     return {
         **replica_shape(record),
         "head_empty": head.empty if head and head.point else None,
+        "conversion": head.conversion.value if head and head.point else None,
         "damage": {point: problems(facts, point) for point in {**facts.damage, **facts.losses}},
         **_health_shape(facts),
     }

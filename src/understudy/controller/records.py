@@ -96,10 +96,14 @@ class ReplicaRecord:
 
 @dataclass(frozen=True)
 class FailoverAnswer:
-    """A replica after a failover or its undo, and what the operator should know of the replica VM."""
+    """A replica after a failover or its undo, and what the operator should know of the replica VM.
+
+    :ivar note: whether a guest from another platform was converted; empty for others.
+    """
 
     record: ReplicaRecord
     warnings: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

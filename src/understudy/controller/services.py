@@ -38,6 +38,7 @@ from understudy.model.guest import GuestTransport
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Datastore, ProxyKind
 from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
+from understudy.model.replica import ConversionWish
 from understudy.model.session import SessionReport
 from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
@@ -259,10 +260,12 @@ class ControllerServices:
 
     # --- failover -----------------------------------------------------------------------------------------------------
 
-    def start_failover(self, replica: ReplicaRecord, point: str) -> FailoverAnswer:
+    def start_failover(self, replica: ReplicaRecord, point: str, wish: ConversionWish) -> FailoverAnswer:
         """Start the replica VM on a restore point."""
-        outcome = failover.start_failover(self._failover_site(replica), point)
-        return FailoverAnswer(self._renewed(replica), outcome.warnings)
+        ctx = Context()
+        with control.cancel_on_interrupt(ctx.cancel):
+            outcome = failover.start_failover(ctx, self._failover_site(replica), point, wish)
+        return FailoverAnswer(self._renewed(replica), outcome.warnings, outcome.note)
 
     def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:
         """Stop the replica VM and drop what it wrote."""

@@ -95,7 +95,7 @@ def build_root(target: Path, root_label: str, swap_uuid: str, work_dir: Path) ->
     _write(after, {path: text.replace("@ROOT@", root_label).replace("@SWAP@", swap_uuid)
                    for path, text in _AFTER.items()})  # fmt: skip
     arguments = [str(mount_point), mirror(), str(before), str(after), _SETTLE, str(target), root_label]
-    run(["unshare", "--mount", "env", *_proxies(), "sh", "-c", _BUILD, "sh", *arguments], timeout_s=900)
+    run(["unshare", "--mount", "env", *proxies(), "sh", "-c", _BUILD, "sh", *arguments], timeout_s=900)
 
 
 def _write(root: Path, files: Mapping[str, str]) -> None:
@@ -114,7 +114,7 @@ def mirror() -> str:
     raise LabUnavailable(f"Debian {SUITE}", "this machine's apt has no source for it", "add one, run `apt-get update`")
 
 
-def _proxies() -> list[str]:
+def proxies() -> list[str]:
     """The HTTP proxies of this machine, as words for env: those of apt, or else those of our own environment."""
     found = {}
     for kind in ("http", "https"):

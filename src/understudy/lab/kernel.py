@@ -15,8 +15,8 @@ from understudy.lab.errors import CommandFailed, LabUnavailable
 
 META_PACKAGE = "linux-image-cloud-amd64"
 # ext4 is built into this kernel; these are modules of it.
-_DISK_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod")
-_OTHER_MODULES = ("virtio_console", "virtio_net", "button", "evdev")
+_DISK_MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "vmw_pvscsi")
+_OTHER_MODULES = ("virtio_console", "virtio_net", "vmxnet3", "button", "evdev")
 WANTED_MODULES = (*_DISK_MODULES, *_OTHER_MODULES)
 XFS_MODULES = ("xfs",)
 

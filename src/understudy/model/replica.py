@@ -24,6 +24,22 @@ class ReplicaState(enum.StrEnum):
     FAILOVER = "failover"
 
 
+class Conversion(enum.StrEnum):
+    """What was done to the head so that its guest finds other devices: nothing, something of it, or all."""
+
+    NONE = "none"
+    UNFINISHED = "unfinished"
+    VIRTIO = "virtio"
+
+
+class ConversionWish(enum.StrEnum):
+    """Whether a guest from another platform is converted at failover: where that is possible, never, or in any case."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True)
 class Baseline:
     """Where the next incremental starts on the source.
@@ -158,12 +174,14 @@ class Replica:
 
     :ivar points: oldest first.
     :ivar head_point: the point on which ``head/`` lies, or empty before the first bind.
+    :ivar conversion: what was done to that head; a new head is not converted.
     """
 
     identity: ReplicaIdentity
     state: ReplicaState
     points: tuple[RestorePoint, ...]
     head_point: str = ""
+    conversion: Conversion = Conversion.NONE
 
     @property
     def newest(self) -> RestorePoint | None:

@@ -27,7 +27,7 @@ RESTART_S = 1.0
 
 #: Requests that change nothing, so that they may be sent twice when nobody knows whether the first one arrived.
 QUERIES = (api.About, api.DigestRef, api.HeldQuery, api.IdentityQuery, api.InspectReplica, api.ListCopies,
-           api.ListReplicas, api.ListTagged, api.ProbeImage, api.ReadNvram, api.SurveyDatastore,
+           api.ListReplicas, api.ListTagged, api.ProbeConversion, api.ProbeImage, api.ReadNvram, api.SurveyDatastore,
            api.WorkQuery)  # fmt: skip
 
 Response = TypeVar("Response")

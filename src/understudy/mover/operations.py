@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from understudy.mover import api
+from understudy.mover import api, conversion
 from understudy.mover import operations_estimate as estimate
 from understudy.mover import operations_identity as identity
 from understudy.mover import operations_leftovers as leftovers
@@ -59,6 +59,8 @@ HANDLERS: dict[type, Handler] = {
     api.ReleaseDraft: target.release_draft,
     api.RetirePoints: target.retire_points,
     api.BindHead: target.bind_head,
+    api.ProbeConversion: conversion.probe_conversion,
+    api.ConvertHead: conversion.start_conversion,
     api.SetState: target.set_state,
     api.SetIdentity: target.set_identity,
     api.RemoveReplica: target.remove_replica,

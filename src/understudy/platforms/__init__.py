@@ -30,6 +30,7 @@ class ReplicaVmSpec:
     :ivar nvram: the head's copy of the UEFI variables, or empty.
     :ivar disks: absolute head file per disk name; disks that are missing here are left out of the replica VM.
     :ivar replica_id: goes into the definition's metadata as our tag.
+    :ivar converted: the guest on the head was given drivers for virtio devices, and gets such.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ReplicaVmSpec:
     disks: Mapping[str, str]
     head_dir: str
     nvram: str
+    converted: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from understudy.context import Context
 from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.inventory import VmState
-from understudy.model.replica import Replica, ReplicaState
+from understudy.model.replica import ConversionWish, Replica, ReplicaState
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.platforms import TargetPlatform
+from understudy.platforms.foreign import source_of
+from understudy.replication.conversion import Converting, convert
 from understudy.replication.target_side import replica_vm_spec
 
 
@@ -25,20 +28,29 @@ class FailoverSite:
 
 @dataclass(frozen=True)
 class FailoverOutcome:
-    """What was done: the replica VM's name, the restore point it is on, and what the operator should know."""
+    """What was done: the replica VM's name, the restore point it is on, and what the operator should know.
+
+    :ivar note: whether a guest from another platform was converted; empty for others.
+    """
 
     vm: str
     point: str
     warnings: tuple[str, ...]
+    note: str = ""
 
 
-def start_failover(site: FailoverSite, point: str = "") -> FailoverOutcome:
+def start_failover(
+    ctx: Context, site: FailoverSite, point: str = "", wish: ConversionWish = ConversionWish.AUTO
+) -> FailoverOutcome:
     """Start the replica VM on ``point``, by default the newest.
 
     The state is recorded before the VM starts: a crash in between leaves a replica in failover that is off, which undo
     mends, and never a running replica that a session takes for an idle one.
 
-    :raises Refused: if the replica is in failover, has no point, was changed by hand or runs.
+    :param wish: whether a guest from another platform is converted.
+    :raises Refused: if the replica is in failover, has no point, was changed by hand or runs; or if a conversion is
+        wished and its VM is of the target's own platform.
+    :raises Cancelled: if the operator ends the conversion; the replica is as it was then.
     """
     facts, replica = _inspect(site)
     what = f"failover of replica {replica.identity.name!r}"
@@ -61,11 +73,16 @@ def start_failover(site: FailoverSite, point: str = "") -> FailoverOutcome:
                            else "no restore point is undamaged")
     owner = _owner(site, facts)
     bound = site.mover.call(api.BindHead(owner, chosen.id), api.HeadBound)
+    foreign = source_of(bound.definition) is not None
+    if not foreign and wish is ConversionWish.ALWAYS:
+        raise Refused(what, "it cannot be converted: its VM is of the target's own platform", "leave --convert out")
     warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))
     site.mover.call(api.SetState(owner, ReplicaState.FAILOVER), api.Nothing)
     fault_point("failover.recorded")
+    converting = Converting(site.mover, site.target, replica.identity, owner, bound)
+    note = convert(ctx, converting, wish) if foreign else ""
     site.target.start_replica(replica.identity.domain_uuid)
-    return FailoverOutcome(replica.identity.name, chosen.id, tuple(warnings))
+    return FailoverOutcome(replica.identity.name, chosen.id, tuple(warnings), note)
 
 
 def undo_failover(site: FailoverSite) -> FailoverOutcome:

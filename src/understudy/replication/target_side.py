@@ -13,7 +13,7 @@ from understudy.errors import DatastoreError, Refused, ReplicaError, UnderstudyE
 from understudy.model.health import suspect_disks
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Datastore
-from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.replica import Conversion, Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.platforms import ReplicaVmSpec
@@ -238,7 +238,7 @@ def replica_vm_spec(identity: ReplicaIdentity, bound: api.HeadBound) -> ReplicaV
     return ReplicaVmSpec(
         name=identity.name, uuid=identity.domain_uuid, replica_id=identity.id, definition=bound.definition,
         disks=bound.head.files, head_dir=str(PurePosixPath(next(iter(bound.head.files.values()))).parent),
-        nvram=bound.head.nvram,
+        nvram=bound.head.nvram, converted=bound.head.conversion is Conversion.VIRTIO,
     )
 
 

@@ -15,7 +15,7 @@ from understudy.errors import UsageError
 from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
-from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.replica import Conversion, PointDisk, Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.storage.values import (
     DigestFacts,
     HeadFacts,
@@ -240,6 +240,12 @@ class ReplicaStore(Protocol):
 
     def bind_head(self, point_id: str) -> HeadFacts:
         """Make a new, empty head on a point, dropping the old one. The replica VM must not run."""
+
+    def set_conversion(self, conversion: Conversion) -> HeadFacts:
+        """Record, durably, what was done to the head; :meth:`bind_head` forgets it.
+
+        :raises Refused: if there is no head.
+        """
 
     def set_state(self, state: ReplicaState) -> Replica:
         """Record the replica's state."""

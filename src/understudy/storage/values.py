@@ -8,7 +8,7 @@ from pathlib import Path
 from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
 from understudy.model.guest import ApplicationResult
-from understudy.model.replica import Baseline, Consistency, Replica, SourceGeneration
+from understudy.model.replica import Baseline, Consistency, Conversion, Replica, SourceGeneration
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,14 @@ class HeadFacts:
     :ivar empty: nothing was written to it since it was made.
     :ivar files: absolute path per disk name.
     :ivar nvram: absolute path of its copy of the UEFI variables, or empty if the point has none.
+    :ivar conversion: what was done to it so that the guest finds other devices.
     """
 
     point: str
     empty: bool
     files: dict[str, str]
     nvram: str = ""
+    conversion: Conversion = Conversion.NONE
 
 
 @dataclass(frozen=True)

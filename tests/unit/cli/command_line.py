@@ -43,6 +43,7 @@ from understudy.model.job import Datastore
 from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.replica import (
     Consistency,
+    ConversionWish,
     PointDisk,
     Replica,
     ReplicaIdentity,
@@ -120,6 +121,7 @@ class FakeServices:
     live: LiveTestReport = LIVE
     held: bool = False
     swept: tuple[Swept, ...] = ()
+    failover_note: str = ""
     verified: tuple[VerifiedDisk, ...] = (VerifiedDisk("vda", 100, 0, (), ""),)
     unverifiable: tuple[str, ...] = ()
     due: tuple[str, ...] = ()
@@ -291,10 +293,11 @@ class FakeServices:
         self._called("delete_replica", replica.name)
         replicas.forget_replica(self.database, replica.replica.identity.id)
 
-    def start_failover(self, replica: ReplicaRecord, point: str) -> FailoverAnswer:
-        self._called("start_failover", replica.name, point)
+    def start_failover(self, replica: ReplicaRecord, point: str, wish: ConversionWish) -> FailoverAnswer:
+        self._called("start_failover", replica.name, point, wish)
         running = replace(replica.replica, state=ReplicaState.FAILOVER, head_point=point)
-        return FailoverAnswer(replace(replica, replica=running), ("a card is connected to nothing",))
+        warned = ("a card is connected to nothing",)
+        return FailoverAnswer(replace(replica, replica=running), warned, self.failover_note)
 
     def undo_failover(self, replica: ReplicaRecord) -> FailoverAnswer:
         self._called("undo_failover", replica.name)

@@ -28,6 +28,7 @@ from understudy.model.preflight import (
     Tracking,
     VmCheck,
 )
+from understudy.model.replica import ConversionWish
 from understudy.model.session import SessionReport, SessionState, TaskReport
 from understudy.mover.api import LibraryFacts
 from understudy.storage.values import DatastoreFacts
@@ -478,7 +479,7 @@ def test_full_scan_is_passed_on(full: CommandLine) -> None:
 def test_replicas(full: CommandLine) -> None:
     assert full.json("replica", "list") == [REPLICA_DOCUMENT]
     assert full.json("replica", "show", "web_replica") == {
-        **REPLICA_DOCUMENT, "head_empty": True, "damage": {"p1": ["vda-1.qcow2 is missing"]},
+        **REPLICA_DOCUMENT, "head_empty": True, "conversion": "none", "damage": {"p1": ["vda-1.qcow2 is missing"]},
         "verified_at": {"p1": None, "p2": None}, "bad_blocks": {}, "health_problems": {},
     }  # fmt: skip
     assert "web_replica" in full.ok("replica", "list").out
@@ -543,10 +544,18 @@ def test_replica_adopt_and_delete(full: CommandLine) -> None:
 def test_failover(full: CommandLine) -> None:
     started = full.json("failover", "start", "web_replica")
     warned = ["a card is connected to nothing"]
-    assert started == REPLICA_DOCUMENT | {"state": "failover", "point": "p2", "warnings": warned}
+    assert started == REPLICA_DOCUMENT | {"state": "failover", "point": "p2", "warnings": warned, "note": ""}
     assert "warning: a card is connected to nothing\n" in full("failover", "start", "web_replica").out
     assert full.json("failover", "start", "web_replica", "--point", "p1")["point"] == "p1"
     assert full.refused("failover", "start", "web_replica", "--point", "p9").startswith("restore point 'p9'")
+    for said, wish in (([], ConversionWish.AUTO), (["--convert", "never"], ConversionWish.NEVER),
+                       (["--convert", "always"], ConversionWish.ALWAYS)):
+        full.ok("failover", "start", "web_replica", *said)
+        assert ("start_failover", REPLICA.identity.name, "p2", wish) in full.calls
+    full.settings["failover_note"] = "the guest was converted"
+    assert full.ok("failover", "start", "web_replica").out.splitlines()[1:] == [
+        "the guest was converted", "warning: a card is connected to nothing"]
+    assert full.json("failover", "start", "web_replica")["note"] == "the guest was converted"
     assert full.json("failover", "undo", "vault/web_replica")["state"] == "ready"
     assert full.calls[0] == ("undo_failover", REPLICA.identity.name)
 

@@ -34,10 +34,11 @@ FACTS = TargetFacts(
     disk_buses=frozenset({"virtio", "scsi", "sata", "ide", "fdc"}),
     tpm=True,
     uefi=True,
+    secure_boot=True,
     cpu_problem="",
 )
 BARE_FACTS = TargetFacts(False, frozenset({"pc", "q35"}), frozenset(), frozenset({"lo"}), frozenset({"virtio"}), False,
-                         False, "")  # fmt: skip
+                         False, False, "")  # fmt: skip
 
 
 def made(spec: ReplicaVmSpec = SPEC, facts: TargetFacts = FACTS) -> tuple[ET.Element, str]:

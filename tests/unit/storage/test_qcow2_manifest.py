@@ -39,7 +39,7 @@ MARK = FileMark(inode=1234, size=5 * MIB, mtime_ns=1_795_571_942_123_456_789, ct
 GENERATION = SourceGeneration((
     ImageGeneration("vda", MARK, ("understudy-1", "größe")), ImageGeneration("vdb", MARK, None)))
 # Fields that records of older versions do not have.
-LATER = {"generation", "point", "made_at", "change_ids", "excluded", "applications"}
+LATER = {"generation", "point", "made_at", "change_ids", "excluded", "applications", "conversion"}
 
 
 def disk(name: str, point: str, backing: str = "", size: int = MIB) -> PointDisk:

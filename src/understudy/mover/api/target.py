@@ -219,6 +219,29 @@ class HeadBound:
 
 
 @dataclass(frozen=True)
+class ProbeConversion:
+    """Ask whether heads can be converted here."""
+
+
+@dataclass(frozen=True)
+class ConversionFacts:
+    """The program that converts, or empty if there is none."""
+
+    program: str
+
+
+@dataclass(frozen=True)
+class ConvertHead:
+    """Give the guest on an empty head drivers for virtio devices (long); what was done is a fact of the head.
+
+    :ivar timeout_s: the program is ended after so long.
+    """
+
+    owner: OwnedReplica
+    timeout_s: float
+
+
+@dataclass(frozen=True)
 class SetState:
     """Record the replica's state."""
 

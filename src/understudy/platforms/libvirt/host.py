@@ -20,11 +20,12 @@ from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.model.transfer import Reason
 from understudy.platforms import CommitPatience, ReplicaVmSpec, VmTraces
+from understudy.platforms.foreign import source_of
 from understudy.platforms.libvirt import backup, checkpoints, commit, external
-from understudy.platforms.libvirt.connection import Connection, libvirt_errors
+from understudy.platforms.libvirt.connection import Connection, error_text, libvirt_errors
 from understudy.platforms.libvirt.inventory import describe, vm_state
 from understudy.platforms.libvirt.offline import offline_snapshot
-from understudy.platforms.libvirt.replica_vm import replica_xml
+from understudy.platforms.libvirt.replica_vm import on_sata, replica_xml
 from understudy.platforms.libvirt.target_facts import target_facts
 from understudy.platforms.libvirt.traces import traces_of
 
@@ -214,7 +215,15 @@ class LibvirtHost:
                           "rename or remove it, or use another --suffix")
         xml, warnings = replica_xml(spec, target_facts(self._conn, spec.definition))
         with libvirt_errors(f"define replica VM {spec.name!r}"):
-            self._conn.defineXML(xml)
+            try:
+                self._conn.defineXML(xml)
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() != libvirt.VIR_ERR_CONFIG_UNSUPPORTED or source_of(spec.definition) is None:
+                    raise
+                # No host tells which controllers its QEMU has. Red Hat's has few.
+                self._conn.defineXML(on_sata(xml))
+                warnings.append(f"the disks of the replica are on SATA, for which its guest may have no driver: "
+                                f"{error_text(exc)}")
         return warnings
 
     def replica_state(self, uuid: str) -> VmState | None:

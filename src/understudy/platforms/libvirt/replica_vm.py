@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
 from understudy.platforms import ReplicaVmSpec
-from understudy.platforms.libvirt.target_facts import TargetFacts
+from understudy.platforms.foreign import disk_names, foreign_source
+from understudy.platforms.libvirt.target_facts import TargetFacts, wants_secure_boot
 
 METADATA_NAMESPACE = "https://understudy.example/xmlns/replica/1"
 
@@ -22,23 +23,24 @@ _DROPPED_DEVICES = {
     "smartcard": "smart card",
     "lease": "lock lease",
 }
+_QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 _HOST_BOUND = ("numatune", "resource", "blkiotune")
 
 
 def replica_xml(spec: ReplicaVmSpec, facts: TargetFacts) -> tuple[str, list[str]]:
     """The replica VM's XML, and what the operator should know of it."""
-    ET.register_namespace("understudy", METADATA_NAMESPACE)
     root = ET.fromstring(spec.definition)
     warnings = [
         *_identity(root, spec),
+        *_foreign(root),
         *_hypervisor(root, facts),
         *_firmware(root, spec, facts),
         *_host_bound_settings(root),
         *_disks(root, spec, facts),
-        *_nics(root, facts),
+        *_nics(root, spec, facts),
         *_other_devices(root, facts),
     ]
-    return ET.tostring(root, encoding="unicode"), warnings
+    return _written(root), warnings
 
 
 def _identity(root: ET.Element, spec: ReplicaVmSpec) -> Iterator[str]:
@@ -69,6 +71,21 @@ def _set_text(root: ET.Element, tag: str, text: str) -> None:
     element.text = text
 
 
+def _foreign(root: ET.Element) -> Iterator[str]:
+    """What is to be known of a VM of another platform; and its guest reads the UUID that it knows.
+
+    The domain's UUID has to be the replica's own. libvirt lets no SMBIOS setting contradict it, so QEMU is told.
+    """
+    source = foreign_source(root)
+    if source is None:
+        return
+    yield from source.notices
+    if source.smbios_uuid:
+        command = ET.SubElement(root, f"{{{_QEMU_NAMESPACE}}}commandline")
+        for word in ("-smbios", f"type=1,uuid={source.smbios_uuid}"):
+            ET.SubElement(command, f"{{{_QEMU_NAMESPACE}}}arg", value=word)
+
+
 def _hypervisor(root: ET.Element, facts: TargetFacts) -> Iterator[str]:
     _drop(root, "devices", "emulator")  # its path differs between distributions; libvirt finds the target's own
     if root.get("type") == "kvm" and not facts.accelerated:
@@ -76,6 +93,9 @@ def _hypervisor(root: ET.Element, facts: TargetFacts) -> Iterator[str]:
         cpu = root.find("cpu")
         if cpu is not None:
             root.remove(cpu)
+        # These are KVM's own.
+        _drop(root, "features", "hyperv")
+        _drop(root, "clock", "timer[@name='hypervclock']")
         yield "the target host has no KVM: the replica runs under emulation, many times slower"
     elif facts.cpu_problem:
         yield f"CPU: {facts.cpu_problem}; the replica may not start"
@@ -105,6 +125,10 @@ def _firmware(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iter
         nvram.text = spec.nvram or f"{spec.head_dir}/nvram.fd"
         if not spec.nvram:
             yield "the VM has no UEFI variables yet: the replica starts with fresh ones from the template"
+    wanted = os_element.find("firmware")
+    if wanted is not None and wants_secure_boot(root) and not facts.secure_boot:
+        os_element.remove(wanted)
+        yield "the target host has no UEFI firmware with secure boot: the replica starts without it"
     uefi = os_element.get("firmware") == "efi" or nvram is not None
     if uefi and not facts.uefi:
         yield "the target host has no UEFI firmware: the replica will not start"
@@ -134,10 +158,13 @@ def _drop(root: ET.Element, parent: str, tag: str) -> bool:
 
 
 def _disks(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iterator[str]:
-    devices = _devices(root)
+    devices, names = _devices(root), disk_names(root)
+    if spec.converted:
+        _drop(root, "devices", "controller[@type='scsi']")
     for disk in devices.findall("disk"):
         target = disk.find("target")
-        name = "" if target is None else target.get("dev", "")
+        device = "" if target is None else target.get("dev", "")
+        name = names.get(device, device)
         if disk.get("device", "disk") in ("cdrom", "floppy"):
             yield from _eject(disk, name)
         elif name not in spec.disks:
@@ -145,6 +172,8 @@ def _disks(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iterato
             yield f"disk {name} is not replicated: the replica has no such disk"
         else:
             _use_head(disk, spec.disks[name])
+            if spec.converted:
+                _attach(disk, "vd", "virtio")
             bus = "" if target is None else target.get("bus", "")
             if bus and facts.disk_buses and bus not in facts.disk_buses:
                 yield f"disk {name}: bus {bus!r} is unknown on the target host"
@@ -180,8 +209,39 @@ def _use_head(disk: ET.Element, head: str) -> None:
     disk.insert(1, ET.Element("source", file=head))
 
 
-def _nics(root: ET.Element, facts: TargetFacts) -> Iterator[str]:
+def _attach(disk: ET.Element, prefix: str, bus: str) -> None:
+    """The disk on another bus, under the letter that it has."""
+    target = disk.find("target")
+    if target is not None:
+        target.set("dev", prefix + target.get("dev", "")[2:])
+        target.set("bus", bus)
+    for address in disk.findall("address"):
+        disk.remove(address)  # a place on a controller that is not the disk's any more
+
+
+def on_sata(xml: str) -> str:
+    """The replica of a VM of another platform for a host whose QEMU lacks the controllers that its guest knows."""
+    root = ET.fromstring(xml)
+    source = foreign_source(root)  # and its metadata are written as they were
+    assert source is not None
+    for disk in root.iterfind("devices/disk"):
+        if disk.find("target[@bus='scsi']") is not None:
+            _attach(disk, "sd", "sata")
+    _drop(root, "devices", "controller[@type='scsi']")
+    return _written(root)
+
+
+def _written(root: ET.Element) -> str:
+    ET.register_namespace("understudy", METADATA_NAMESPACE)
+    ET.register_namespace("qemu", _QEMU_NAMESPACE)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _nics(root: ET.Element, spec: ReplicaVmSpec, facts: TargetFacts) -> Iterator[str]:
     for nic in _devices(root).findall("interface"):
+        if spec.converted:
+            for model in nic.findall("model"):
+                model.set("type", "virtio")
         for tag in ("target", "portid", "bandwidth") if nic.get("type") != "user" else ():
             for element in nic.findall(tag):
                 nic.remove(element)

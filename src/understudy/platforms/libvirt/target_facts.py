@@ -18,6 +18,7 @@ class TargetFacts:
     :ivar networks: libvirt networks.
     :ivar interfaces: network interfaces of the host (bridges too), or None if the host does not tell.
     :ivar disk_buses, tpm, uefi: from the domain capabilities.
+    :ivar secure_boot: whether secure boot is wanted, and there is firmware for it.
     :ivar cpu_problem: why the wanted CPU does not fit, or empty.
     """
 
@@ -28,6 +29,7 @@ class TargetFacts:
     disk_buses: frozenset[str]
     tpm: bool
     uefi: bool
+    secure_boot: bool
     cpu_problem: str
 
 
@@ -53,8 +55,22 @@ def target_facts(conn: libvirt.virConnect, definition: str) -> TargetFacts:
         ),
         tpm=_supported(offered, "devices/tpm"),
         uefi=any(item.text == "efi" for item in offered.iterfind("os/enum[@name='firmware']/value")),
+        secure_boot=wants_secure_boot(root) and _has_secure_boot(conn, arch, virt_type),
         cpu_problem=_cpu_problem(conn, root, arch, virt_type),
     )
+
+
+def wants_secure_boot(root: ET.Element) -> bool:
+    """Whether a domain asks for firmware with secure boot."""
+    features = root.iterfind("os/firmware/feature[@name='secure-boot']")
+    return any(feature.get("enabled") == "yes" for feature in features)
+
+
+def _has_secure_boot(conn: libvirt.virConnect, arch: str, virt_type: str) -> bool:
+    """Whether there is such firmware, which is for one type of machine only."""
+    with libvirt_errors("capabilities of the target host"):
+        offered = ET.fromstring(conn.getDomainCapabilities(None, arch or None, "q35", virt_type, 0))
+    return any(item.text == "yes" for item in offered.iterfind("os/loader/enum[@name='secure']/value"))
 
 
 def _machines(arch: ET.Element) -> frozenset[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from understudy.model.replica import PointDisk, Replica, RestorePoint
+from understudy.model.replica import Conversion, PointDisk, Replica, RestorePoint
 from understudy.storage.records.place import digest_name, disk_token
 
 
@@ -118,7 +118,7 @@ def retired(replica: Replica, first: RestorePoint, unlisted: tuple[UnlistedLayer
         if disk.backing:
             layers = chain(replica, (), first, disk.name, unlisted)
             merging.append(MergingDisk(disk.name, tuple(layer.file for layer in reversed(layers[1:]))))
-    after = Replica(replica.identity, replica.state, replica.points[index:], replica.head_point)
+    after = replace(replica, points=replica.points[index:])
     found = (_through(unlisted, disk.name, disk.backing)[0] for point in after.points[1:] for disk in point.disks)
     needed = {item.file for between in found for item in between} - {name for item in merging for name in item.below}
     return after, tuple(merging), tuple(item for item in unlisted if item.file in needed)
@@ -142,6 +142,8 @@ def _contradictions(replica: Replica, merging: tuple[MergingDisk, ...],
         yield from _repeated(f"disk of point {point.id}", [disk.name for disk in point.disks])
     if replica.head_point and all(point.id != replica.head_point for point in replica.points):
         yield f"the head lies on point {replica.head_point!r}, which is not there"
+    if replica.conversion is not Conversion.NONE and not replica.head_point:
+        yield "a head is converted, and there is none"
     yield from _foreign_files(replica, merging)
     lower = {item.disk: item.below[-1] if item.below else "" for item in merging}
     merged = {item.disk: item for item in merging}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from understudy.errors import ReplicaError
+from understudy.errors import Refused, ReplicaError
 from understudy.faults import fault_point
-from understudy.model.replica import PointDisk, RestorePoint
+from understudy.model.replica import Conversion, PointDisk, RestorePoint
 from understudy.storage.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.chains import backings_like
 from understudy.storage.qcow2.check import damage
@@ -42,7 +42,8 @@ def head_facts(place: Place, record: Record) -> HeadFacts:
     if len(present) < len(disks):
         return HeadFacts("", empty, {})
     nvram = str(place.head_nvram) if record.replica.point(record.replica.head_point).nvram else ""
-    return HeadFacts(record.replica.head_point, empty, {name: str(path) for name, path in files.items()}, nvram)
+    return HeadFacts(record.replica.head_point, empty, {name: str(path) for name, path in files.items()}, nvram,
+                     record.replica.conversion)
 
 
 def _is_untouched(place: Place, record: Record, disk: PointDisk) -> bool:
@@ -80,7 +81,8 @@ def bind_head(place: Place, record: Record, point: RestorePoint) -> Record:
     fresh = [_make_file(place, disk) for disk in point.disks]
     if point.nvram:
         fresh.append(_copy_nvram(place, point))
-    record = save_record(place, replace(record, replica=replace(record.replica, head_point="")))
+    record = save_record(place, replace(record, replica=replace(record.replica, head_point="",
+                                                                  conversion=Conversion.NONE)))
     with datastore_errors(act):
         remove_files([path for path in place.own_files() if path.parent == place.head and path not in fresh])
         fault_point("head.dropped")
@@ -89,6 +91,16 @@ def bind_head(place: Place, record: Record, point: RestorePoint) -> Record:
         fsync_path(place.head)
     fault_point("head.renamed")
     return save_record(place, replace(record, replica=replace(record.replica, head_point=point.id)))
+
+
+def set_conversion(place: Place, record: Record, conversion: Conversion) -> Record:
+    """Record what was done to the head.
+
+    :raises Refused: if there is no head.
+    """
+    if not head_facts(place, record).point:
+        raise Refused(f"convert the head of {place.what}", "it has no head", "start its failover")
+    return save_record(place, replace(record, replica=replace(record.replica, conversion=conversion)))
 
 
 def _copy_nvram(place: Place, point: RestorePoint) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError
-from understudy.model.replica import Replica, ReplicaState
+from understudy.model.replica import Conversion, Replica, ReplicaState
 from understudy.storage.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.chains import MergingDisk, UnlistedLayer, contradictions
 from understudy.storage.qcow2.names import Place
@@ -157,7 +157,9 @@ def _replica(fields: Fields) -> Replica:
         identity=fields.child("identity", identity_fields),
         state=ReplicaState(fields.text("state", lambda text: text in set(ReplicaState))),
         points=fields.children("points", functools.partial(point_fields, is_layer=Place.is_layer)),
-        head_point=fields.text("head_point"))
+        head_point=fields.text("head_point"),
+        conversion=Conversion(fields.text("conversion", lambda text: text in set(Conversion)))
+        if fields.has("conversion") else Conversion.NONE)
 
 
 def _merging(fields: Fields) -> MergingDisk:

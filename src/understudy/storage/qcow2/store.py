@@ -11,7 +11,7 @@ from pathlib import Path
 from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.exclusion import Exclusion
 from understudy.model.health import DiskHealth
-from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState
+from understudy.model.replica import Conversion, PointDisk, Replica, ReplicaIdentity, ReplicaState
 from understudy.storage.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
@@ -201,6 +201,12 @@ class Qcow2Store:
         self._owned()
         record = load_record(self._place)
         record = head.bind_head(self._place, record, record.replica.point(point_id))
+        return head.head_facts(self._place, record)
+
+    def set_conversion(self, conversion: Conversion) -> HeadFacts:
+        """Record what was done to the head."""
+        self._owned()
+        record = head.set_conversion(self._place, load_record(self._place), conversion)
         return head.head_facts(self._place, record)
 
     def set_state(self, state: ReplicaState) -> Replica:
