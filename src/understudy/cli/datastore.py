@@ -29,13 +29,15 @@ def datastore() -> None:
               help="How replicas are stored.")  # fmt: skip
 @click.option("--max-transfers", type=click.IntRange(0, catalog.MAX_LIMIT), default=0, show_default=True,
               help=TRANSFERS_HELP)  # fmt: skip
+@click.option("--place", default="", help="With kind vsphere: name of the platform's datastore that holds the disks.")
 @pass_app
-def add(app: App, name: str, host: str, path: str, kind: str, max_transfers: int) -> None:
+def add(app: App, name: str, host: str, path: str, kind: str, max_transfers: int, place: str) -> None:
     """Add datastore NAME; it gets a marker file, now or at first use.
 
-    JSON: {name, host, kind, path, max_transfers, marker}.
+    With kind vsphere the directory holds what is known of the replicas, beside the proxy that writes them; their disks
+    lie in the platform's datastore. JSON: {name, host, kind, path, max_transfers, marker, place}.
     """
-    added = catalog.add_datastore(app.database, Datastore(name, host, kind, path, max_transfers))
+    added = catalog.add_datastore(app.database, Datastore(name, host, kind, path, max_transfers, place=place))
     try:
         added = app.services.mark_datastore(name)
     except UnderstudyError as exc:
@@ -50,7 +52,9 @@ def add(app: App, name: str, host: str, path: str, kind: str, max_transfers: int
 @click.option("--accept", is_flag=True, help="Whatever is in the directory is the datastore from now on.")
 @pass_app
 def set_(app: App, name: str, max_transfers: int | None, path: str | None, accept: bool) -> None:
-    """Change datastore NAME; waiting tasks heed a limit. JSON: {name, host, kind, path, max_transfers, marker}."""
+    """Change datastore NAME; waiting tasks heed a limit. JSON: {name, host, kind, path, max_transfers, marker,
+    place}.
+    """
     if max_transfers is None and path is None and not accept:
         raise UsageError(f"change datastore {name!r}", "nothing to change", "see 'understudy datastore set --help'")
     if path is not None or accept:
@@ -62,7 +66,7 @@ def set_(app: App, name: str, max_transfers: int | None, path: str | None, accep
 @datastore.command("list")
 @pass_app
 def list_(app: App) -> None:
-    """List datastores. JSON: [{name, host, kind, path, max_transfers, marker}]."""
+    """List datastores. JSON: [{name, host, kind, path, max_transfers, marker, place}]."""
     datastores = [asdict(item) for item in catalog.list_datastores(app.database)]
     columns = {"Datastore": "name", "Host": "host", "Kind": "kind", "Path": "path", "Transfers": "max_transfers"}
     answer_table(app, datastores, columns, "No datastores. Add one: understudy datastore add NAME --host H --path DIR")

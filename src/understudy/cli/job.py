@@ -126,7 +126,7 @@ def create(
         compression=Compression(compression),
         source_proxy=source_proxy,
         target_proxy=target_proxy,
-        excluded_disks=tuple(_excluded_disk(name, text) for text in excluded),
+        excluded_disks=tuple(_excluded_disk(name, text, vms) for text in excluded),
         connections=connections,
         patience_s=_patience_s(name, patience),
         other_sources=sources[1:],
@@ -250,10 +250,12 @@ def delete(app: App, name: str) -> None:
     answer_line(app, {"name": name, "removed": True}, f"Job {name} deleted.")
 
 
-def _excluded_disk(job_name: str, text: str) -> tuple[str, str]:
-    """``VM:DISK``; the VM's name may have colons itself."""
-    vm, colon, disk = text.rpartition(":")
-    if not colon or not vm or not disk:
+def _excluded_disk(job_name: str, text: str, vms: tuple[str, ...]) -> tuple[str, str]:
+    """``VM:DISK``; both names may have colons themselves, so the VMs of the job tell."""
+    named = [vm for vm in vms if text.startswith(f"{vm}:")]
+    vm = max(named, key=len, default=text.rpartition(":")[0])
+    disk = text[len(vm) + 1 :]
+    if not vm or not disk:
         raise UsageError(f"create job {job_name!r}", f"{text!r} names no disk", "give --exclude-disk VM:DISK")
     return vm, disk
 

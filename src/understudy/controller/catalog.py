@@ -17,7 +17,7 @@ from understudy.controller.clock import now_iso
 from understudy.controller.credentials import CredentialKind, credential_row
 from understudy.controller.database import Database
 from understudy.controller.host_rules import check_login, checked_host
-from understudy.controller.naming import check_name, check_path
+from understudy.controller.naming import check_name, check_path, has_control_characters
 from understudy.controller.schema import (
     DatastoreRow,
     FrozenGuestRow,
@@ -30,10 +30,10 @@ from understudy.controller.schema import (
 )
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.access import DiskLibrary
-from understudy.model.job import Datastore, Host, Proxy, ProxyKind
+from understudy.model.job import LAYERS, SNAPSHOTS, Datastore, Host, Proxy, ProxyKind
 
 DEFAULT_SCRATCH_DIR = "/var/lib/libvirt/understudy"
-STORE_KINDS = ("qcow2",)
+STORE_KINDS = (LAYERS, SNAPSHOTS)
 LOCAL_PROXY = "local"
 MAX_LIMIT = 1000
 MAX_SLOTS = 1000
@@ -178,13 +178,11 @@ def add_datastore(database: Database, datastore: Datastore) -> Datastore:
         raise UsageError(what, f"unknown kind {datastore.kind!r}", f"known kinds: {', '.join(STORE_KINDS)}")
     _check_transfers(what, datastore.max_transfers)
     with database.transaction() as session:
-        if _host(host_row(session, datastore.host)).by_library:
-            raise UsageError(what, f"host {datastore.host!r} is one of VMware vSphere, which has no directory for it",
-                             "keep replicas on a libvirt host")
+        _check_kind(what, datastore, _host(host_row(session, datastore.host)))
         refuse_taken(session, DatastoreRow, datastore.name, what)
         _refuse_twin(session, what, datastore.host, path, datastore.name)
         row = DatastoreRow(name=datastore.name, host=datastore.host, kind=datastore.kind, path=path,
-                           max_transfers=datastore.max_transfers, marker=datastore.marker)
+                           max_transfers=datastore.max_transfers, marker=datastore.marker, place=datastore.place)
         session.add(row)
         return _datastore(row)
 
@@ -211,6 +209,20 @@ def change_datastore(
         row.max_transfers = row.max_transfers if max_transfers is None else max_transfers
         row.marker = row.marker if marker is None else marker
         return _datastore(row)
+
+
+def _check_kind(what: str, datastore: Datastore, host: Host) -> None:
+    """Snapshots of the replica VM are kept by platforms whose disks are no files for us, and by no others."""
+    if (datastore.kind == SNAPSHOTS) is not host.by_library:
+        fitting = SNAPSHOTS if host.by_library else LAYERS
+        raise UsageError(what, f"host {host.name!r} keeps no datastore of kind {datastore.kind!r}",
+                         f"give --kind {fitting}")
+    if (datastore.kind == SNAPSHOTS) is not bool(datastore.place):
+        why = ("the platform's datastore is not named" if datastore.kind == SNAPSHOTS
+               else "--place is for datastores of VMware vSphere")
+        raise UsageError(what, why, "give --place NAME with --kind vsphere, and only then")
+    if has_control_characters(datastore.place):
+        raise UsageError(what, f"{datastore.place!r} is no name of a datastore", "see the platform's own console")
 
 
 def normal_path(what: str, path: str) -> str:
@@ -374,7 +386,7 @@ def _host(row: HostRow) -> Host:
 
 
 def _datastore(row: DatastoreRow) -> Datastore:
-    return Datastore(row.name, row.host, row.kind, row.path, row.max_transfers, row.marker)
+    return Datastore(row.name, row.host, row.kind, row.path, row.max_transfers, row.marker, row.place)
 
 
 def proxy_value(row: ProxyRow) -> Proxy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,7 +16,15 @@ from understudy.controller.naming import check_name, check_path, has_control_cha
 from understudy.controller.schema import CredentialRow, ExcludedDiskRow, JobRow, JobVmRow, SessionRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.guest import GuestPolicy, GuestSettings
-from understudy.model.job import BLOCK_SIZES, Compression, Job, SnapshotMode
+from understudy.model.job import (
+    BLOCK_SIZES,
+    LIBRARY_SCHEMES,
+    MOST_SNAPSHOT_POINTS,
+    SNAPSHOTS,
+    Compression,
+    Job,
+    SnapshotMode,
+)
 from understudy.model.session import SessionState
 from understudy.mover.protocol import decode_plain
 from understudy.units import KIB
@@ -301,5 +310,18 @@ def _check_references(session: Session, job: Job, what: str) -> None:
     if datastore.host != job.target:
         raise UsageError(what, f"datastore {job.datastore!r} is on host {datastore.host!r}, not on {job.target!r}",
                          "choose a datastore of the target host")
+    if datastore.kind == SNAPSHOTS:
+        _check_snapshots(session, job, what)
     for proxy in filter(None, (job.source_proxy, job.target_proxy)):
         proxy_row(session, proxy)
+
+
+def _check_snapshots(session: Session, job: Job, what: str) -> None:
+    """What a datastore whose points are snapshots of the replica VM asks of its jobs."""
+    if job.points > MOST_SNAPSHOT_POINTS:
+        raise UsageError(what, f"{job.points} restore points cannot be kept as snapshots of one VM",
+                         f"choose 1 to {MOST_SNAPSHOT_POINTS}")
+    for name in job.sources:
+        if urlsplit(host_row(session, name).uri).scheme not in LIBRARY_SCHEMES:
+            raise UsageError(what, f"VMs of host {name!r} cannot run on VMware vSphere without conversion",
+                             "choose a target of the same platform")

@@ -79,6 +79,7 @@ class DatastoreRow(Base):
     path: Mapped[str] = mapped_column(String(2000))
     max_transfers: Mapped[int]
     marker: Mapped[str] = mapped_column(Uuid)
+    place: Mapped[str] = mapped_column(String(300))
 
 
 class ProxyRow(Base):

@@ -43,6 +43,7 @@ from understudy.model.session import SessionReport
 from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
 from understudy.replication import failover
+from understudy.replication.snapshot_points import verify_exports
 from understudy.replication.target_side import refuse_unreadable
 from understudy.replication.work import finish
 from understudy.storage.values import DatastoreFacts, RebuiltReplica
@@ -186,7 +187,8 @@ class ControllerServices:
     ) -> VerifyAnswer:
         """Recompute a point's digests from its layers and compare."""
         site = self._failover_site(replica)
-        return verification.verify_point(site.mover, site.ref, wish, on_progress)
+        exports = verify_exports(site.snapshots, replica.replica.identity, replica.replica.point(wish.point))
+        return verification.verify_point(site.mover, site.ref, wish, on_progress, exports)
 
     def due_verifications(self) -> DueAnswer:
         """What is to be verified by the schedules of the jobs."""
@@ -252,7 +254,10 @@ class ControllerServices:
             raise Refused(f"remove replica {replica.full_name!r}", "its VM runs",
                           "run 'understudy failover undo' or shut it down first")
         facts = site.mover.call(api.InspectReplica(site.ref), api.ReplicaFacts)
-        site.target.undefine_replica(uuid)
+        if site.snapshots is None:
+            site.target.undefine_replica(uuid)
+        else:
+            site.snapshots.remove_snapshot_replica(Context(), replica.replica.identity)
         if facts.replica is not None or facts.problem:
             owner = api.OwnedReplica(site.ref, attempt=facts.last_attempt + 1)
             site.mover.call(api.RemoveReplica(owner), api.Nothing)

@@ -12,6 +12,7 @@ from understudy.controller.due import due_points
 from understudy.controller.records import DueAnswer, DueVerification, ReplicaRecord, VerifyAnswer, VerifyWish
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.model.job import Job
+from understudy.model.snapshot import LibraryExport
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.verified import verified_disk
@@ -19,10 +20,12 @@ from understudy.replication.work import finish
 
 
 def verify_point(
-    mover: MoverClient, ref: api.ReplicaRef, wish: VerifyWish, on_progress: Callable[[api.Progress], None]
+    mover: MoverClient, ref: api.ReplicaRef, wish: VerifyWish, on_progress: Callable[[api.Progress], None],
+    exports: tuple[LibraryExport, ...] = (),
 ) -> VerifyAnswer:
     """Verify a point at the target proxy.
 
+    :param exports: how its disks are read where the proxy has no files of them.
     :raises Cancelled: after Ctrl-C.
     :raises UnderstudyError: if it cannot be verified.
     """
@@ -36,7 +39,7 @@ def verify_point(
             late = True
             ctx.cancel.cancel()
 
-    request = api.VerifyPoint(ref, wish.point, wish.rate, wish.restart)
+    request = api.VerifyPoint(ref, wish.point, wish.rate, wish.restart, exports)
     with control.cancel_on_interrupt(ctx.cancel):
         try:
             return VerifyAnswer(finish(ctx, mover, request, note).verified)

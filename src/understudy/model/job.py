@@ -83,10 +83,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Datastore:
-    """A place for replicas: a directory ``path`` on ``host``.
+    """A place for replicas: a directory ``path`` on ``host``, or beside its proxies if it is of kind ``SNAPSHOTS``.
 
     :ivar max_transfers: disks that may be written at the same time; 0 for no limit but the task slots.
     :ivar marker: what its marker file says, which is how an unmounted datastore is noticed; empty until it is known.
+    :ivar place: of kind ``SNAPSHOTS``: the platform's own name of the datastore that holds the disks.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Datastore:
     path: str
     max_transfers: int = 0
     marker: str = ""
+    place: str = ""
 
 
 class ProxyKind(enum.StrEnum):

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from understudy.context import Context
+from understudy.errors import Refused
 from understudy.model.inventory import VmState
+from understudy.model.job import SNAPSHOTS
 from understudy.model.replica import ReplicaIdentity
 from understudy.model.snapshot import LibraryExport
+from understudy.platforms import TargetPlatform
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,16 @@ class SnapshotTarget(Protocol):
 
     def remove_snapshot_replica(self, ctx: Context, identity: ReplicaIdentity) -> None:
         """Remove the powered-off VM with all its disks; no error if there is none."""
+
+
+def snapshot_target(kind: str, target: TargetPlatform) -> SnapshotTarget | None:
+    """The target as one that keeps points as snapshots; None if its datastore is of another kind.
+
+    :raises Refused: if the host cannot keep such a datastore.
+    """
+    if kind != SNAPSHOTS:
+        return None
+    if not isinstance(target, SnapshotTarget):
+        raise Refused(f"a datastore of kind {kind!r}", "its host keeps no restore points as snapshots",
+                      "use a host of VMware vSphere, or another kind of datastore")
+    return target

@@ -15,6 +15,7 @@ from dataclasses import replace
 from understudy.context import Context
 from understudy.errors import NotFound, ReplicaError
 from understudy.model.session import DiskReport
+from understudy.model.snapshot import LibraryExport
 from understudy.model.transfer import DiskPlan, Reason, TransferMode
 from understudy.mover import api
 from understudy.replication.held import TransferSpec
@@ -25,24 +26,34 @@ from understudy.units import format_seconds
 
 #: Told what is done, and of how much.
 Progress = Callable[[int, int], None]
+#: How the target proxy reads ``(disk, point)``: by an export, or None if it has it in files.
+Reading = Callable[[str, str], LibraryExport | None]
+
+
+def _in_files(_disk: str, _point: str) -> None:
+    """The target proxy has the layers."""
 
 
 def provide_base_digests(
-    ctx: Context, site: Site, ref: api.ReplicaRef, spec: TransferSpec, plans: Sequence[DiskPlan]
+    ctx: Context, site: Site, ref: api.ReplicaRef, spec: TransferSpec, plans: Sequence[DiskPlan],
+    reading: Reading = _in_files,
 ) -> tuple[DiskPlan, ...]:
     """Give the source proxy intact digests of the base point for every disk that is compared with it.
 
     An incremental disk whose changes are tracked since an older point gets that point's digests too.
 
+    :param reading: how the target proxy reads a disk at a point.
     :return: the plans; if the older point's digests are lost, the disk is scanned.
     """
-    return tuple(_provided(ctx, site, ref, spec, plan) for plan in plans)
+    return tuple(_provided(ctx, site, ref, spec, plan, reading) for plan in plans)
 
 
-def _provided(ctx: Context, site: Site, ref: api.ReplicaRef, spec: TransferSpec, plan: DiskPlan) -> DiskPlan:
+def _provided(
+    ctx: Context, site: Site, ref: api.ReplicaRef, spec: TransferSpec, plan: DiskPlan, reading: Reading
+) -> DiskPlan:
     if plan.mode is TransferMode.FULL:
         return plan
-    _provide_base(ctx, site, ref, api.DigestRef(spec.replica_id, plan.name, spec.base_point), plan)
+    _provide_base(ctx, site, ref, api.DigestRef(spec.replica_id, plan.name, spec.base_point), plan, reading)
     if plan.mode is not TransferMode.INCREMENTAL or plan.since_point in ("", spec.base_point):
         return plan
     older = api.DigestRef(spec.replica_id, plan.name, plan.since_point)
@@ -55,7 +66,9 @@ def _provided(ctx: Context, site: Site, ref: api.ReplicaRef, spec: TransferSpec,
     return plan
 
 
-def _provide_base(ctx: Context, site: Site, ref: api.ReplicaRef, wanted: api.DigestRef, plan: DiskPlan) -> None:
+def _provide_base(
+    ctx: Context, site: Site, ref: api.ReplicaRef, wanted: api.DigestRef, plan: DiskPlan, reading: Reading
+) -> None:
     try:
         _fetch(site, ref, wanted, plan)
     except ReplicaError as exc:
@@ -63,7 +76,7 @@ def _provide_base(ctx: Context, site: Site, ref: api.ReplicaRef, wanted: api.Dig
                           f"recomputed from the replica: {exc}")
         why = f"digests of point {wanted.point} were lost on both sides: recomputing them from the replica"
         with _told(site, plan, why) as tell:
-            request = api.RebuildDigests(ref, wanted.point, wanted.disk)
+            request = api.RebuildDigests(ref, wanted.point, wanted.disk, reading(wanted.disk, wanted.point))
             finish(ctx, site.target_mover, request, lambda progress: tell(progress.processed, progress.total))
         _copy(site, ref, wanted, plan)
 

@@ -51,6 +51,7 @@ def decide(
         newest=newest, damaged=target.damaged_disks(facts), tracking=known, block_size=task.job.block_size,
         full_scan=task.full_scan, began=began_at(facts.replica.points) if facts.replica else None,
         images={image.disk: image for image in marks.images} if marks else {},
+        in_place=site.snapshots is not None,
     ))  # fmt: skip
     plans, excluding = former_exclusions(site, target.replica_ref(task, site), facts.replica, plans)
     plans = target.with_repairs(site, facts, plans, task.job.block_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from understudy.context import Context
@@ -12,6 +12,12 @@ from understudy.mover import api
 from understudy.replication.site import Site
 
 HEARTBEAT_S = 15.0
+#: Told the id of a draft that was opened, makes the target ready for it.
+Ready = Callable[[str], None]
+
+
+def _is_ready(_draft: str) -> None:
+    """A target that keeps layers in files needs nothing."""
 
 
 class HeldDraft:
@@ -20,11 +26,13 @@ class HeldDraft:
     :ivar generation: how often it was opened again.
     """
 
-    def __init__(self, site: Site, request: api.BeginPoint, key: str) -> None:
+    def __init__(self, site: Site, request: api.BeginPoint, key: str, ready: Ready = _is_ready) -> None:
+        """:param ready: called for a draft that was opened again."""
         self.id = key
         self.generation = 0
         self.request = request
         self._site = site
+        self._ready = ready
         self._lock = threading.Lock()
 
     def reopen(self, generation: int) -> None:
@@ -39,8 +47,8 @@ class HeldDraft:
                     self.request.disks, resume=True,
                 )
                 self.id = self._site.target_mover.call(request, api.DraftOpened).draft
+                self._ready(self.id)
                 self.generation += 1
-
 
     @contextmanager
     def heartbeat(self, ctx: Context) -> Iterator[None]:
@@ -63,22 +71,27 @@ class HeldDraft:
 
 
 @contextmanager
-def open_draft(ctx: Context, site: Site, request: api.BeginPoint) -> Iterator[HeldDraft]:
-    """A new draft, whose lock keeps every other writer away."""
+def open_draft(
+    ctx: Context, site: Site, request: api.BeginPoint, ready: Ready = _is_ready
+) -> Iterator[HeldDraft]:
+    """A new draft, whose lock keeps every other writer away; see :class:`HeldDraft`."""
     opened = site.target_mover.call(request, api.DraftOpened)
     for done in opened.swept:
         site.journal.warn(f"sweep of the replica: {done}")
-    with held_draft(ctx, site, request, opened.draft) as draft:
+    with held_draft(ctx, site, request, opened.draft, ready) as draft:
+        ready(draft.id)
         yield draft
 
 
 @contextmanager
-def held_draft(ctx: Context, site: Site, request: api.BeginPoint, key: str) -> Iterator[HeldDraft]:
+def held_draft(
+    ctx: Context, site: Site, request: api.BeginPoint, key: str, ready: Ready = _is_ready
+) -> Iterator[HeldDraft]:
     """The draft that is open as ``key``; ended with the context, kept to be continued if the task fails.
 
     Not after a cancel, for the operator wants it gone; nor when the datastore is full or fails: there it is in the way.
     """
-    draft = HeldDraft(site, request, key)
+    draft = HeldDraft(site, request, key, ready)
     keep = False
     try:
         with draft.heartbeat(ctx):

@@ -53,7 +53,7 @@ def estimate_vm(ctx: Context, task: Task, place: Place) -> tuple[DiskEstimate, .
                 place.resources.reserve(ctx, job, wanted, source.replicated_disks(wanted, job)))
             site = place.with_proxies(lease)
             space = target.check_datastore(site)
-            facts = target.inspect(task, site)
+            facts = target.inspect(task, site, settle=False)
             source.prepare_scratch(site)
         with journal.step(Step.INVENTORY):
             ready = _prepare(ctx, task, site, facts, space)
@@ -100,7 +100,8 @@ def _prepare(ctx: Context, task: Task, site: Site, facts: api.ReplicaFacts, spac
     newest = facts.replica.newest if facts.replica else None
     identity = target.identity(task, vm, facts.replica)
     spec = TransferSpec(task.job, identity.id, newest.id if newest else "", new_point_id())
-    plans = provide_base_digests(ctx, site, target.replica_ref(task, site), spec, decided.plans)
+    plans = provide_base_digests(ctx, site, target.replica_ref(task, site), spec, decided.plans,
+                                 target.reading(site, identity))
     request = source.snapshot_request(site, vm, tag, decided.disks, plans, newest)
     return _Prepared(vm, decided, plans, replace(request, checkpoint="", tracked=()), identity, spec)
 

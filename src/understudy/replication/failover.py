@@ -13,7 +13,9 @@ from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.platforms import TargetPlatform
 from understudy.platforms.foreign import source_of
+from understudy.platforms.snapshot_target import SnapshotTarget, snapshot_target
 from understudy.replication.conversion import Converting, convert
+from understudy.replication.snapshot_points import refuse_lost
 from understudy.replication.target_side import replica_vm_spec
 
 
@@ -24,6 +26,11 @@ class FailoverSite:
     ref: api.ReplicaRef
     mover: MoverClient
     target: TargetPlatform
+
+    @property
+    def snapshots(self) -> SnapshotTarget | None:
+        """The target, if restore points are snapshots of the replica VM there; else None."""
+        return snapshot_target(self.ref.kind, self.target)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ def start_failover(
         raise Refused(what, "the replica VM was started by hand and has changes of its own",
                       "run 'understudy failover undo' to drop them")
     chosen = replica.point(point) if point else replica.newest
+    if site.snapshots is not None:
+        refuse_lost(what, site.snapshots, replica, chosen.id)
     problems = obstacles(facts, chosen.id)
     if problems:
         good = [item.id for item in replica.points if not obstacles(facts, item.id)]
@@ -72,11 +81,10 @@ def start_failover(
                            f"the newest undamaged one is {good[-1]}: --point {good[-1]}" if good
                            else "no restore point is undamaged")
     owner = _owner(site, facts)
-    bound = site.mover.call(api.BindHead(owner, chosen.id), api.HeadBound)
-    foreign = source_of(bound.definition) is not None
+    bound, warnings = _bind(site, owner, replica, chosen.id)
+    foreign = site.snapshots is None and source_of(bound.definition) is not None
     if not foreign and wish is ConversionWish.ALWAYS:
         raise Refused(what, "it cannot be converted: its VM is of the target's own platform", "leave --convert out")
-    warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))
     site.mover.call(api.SetState(owner, ReplicaState.FAILOVER), api.Nothing)
     fault_point("failover.recorded")
     converting = Converting(site.mover, site.target, replica.identity, owner, bound)
@@ -103,11 +111,21 @@ def undo_failover(site: FailoverSite) -> FailoverOutcome:
     site.target.stop_replica(uuid)
     fault_point("undo.stopped")
     owner = _owner(site, facts)
-    bound = site.mover.call(api.BindHead(owner, replica.newest.id), api.HeadBound)
-    warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))
+    _, warnings = _bind(site, owner, replica, replica.newest.id)
     fault_point("undo.bound")
     site.mover.call(api.SetState(owner, ReplicaState.READY), api.Nothing)
     return FailoverOutcome(replica.identity.name, replica.newest.id, tuple(warnings))
+
+
+def _bind(
+    site: FailoverSite, owner: api.OwnedReplica, replica: Replica, point: str
+) -> tuple[api.HeadBound, list[str]]:
+    """Put the replica VM, which is off, on a point, dropping what it changed; and what the operator should know."""
+    if site.snapshots is not None:
+        site.snapshots.revert_to_point(Context(), replica.identity, point)
+        return site.mover.call(api.BindHead(owner, point), api.HeadBound), []
+    bound = site.mover.call(api.BindHead(owner, point), api.HeadBound)
+    return bound, site.target.define_replica(replica_vm_spec(replica.identity, bound))
 
 
 def obstacles(facts: api.ReplicaFacts, point: str) -> list[str]:
@@ -117,9 +135,15 @@ def obstacles(facts: api.ReplicaFacts, point: str) -> list[str]:
 
 
 def define_adopted(site: FailoverSite, facts: api.ReplicaFacts) -> None:
-    """Define the VM of a replica that was found, if it is missing or its disks are elsewhere; a running one stays."""
+    """Define the VM of a replica that was found, if it is missing or its disks are elsewhere; a running one stays.
+
+    A VM whose snapshots are the points cannot be defined again: without it there is nothing to adopt.
+    """
     replica, head = facts.replica, facts.head
     if replica is None or replica.newest is None:
+        return
+    if site.snapshots is not None:
+        refuse_lost(f"adopt replica {replica.identity.name!r}", site.snapshots, replica, replica.newest.id)
         return
     uuid = replica.identity.domain_uuid
     state = site.target.replica_state(uuid)

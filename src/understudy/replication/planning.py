@@ -23,6 +23,8 @@ class PlanningFacts:
     :ivar full_scan: the operator wants every block compared.
     :ivar began: the point at whose instant the newest point's baseline was made, see :func:`began_at`.
     :ivar images: what the images of the disks are now, as far as that is known.
+    :ivar in_place: the disks of the replica are written in place, below the snapshots that are its points: they cannot
+        grow, so a disk that grew gets a new file.
     """
 
     newest: RestorePoint | None
@@ -32,6 +34,7 @@ class PlanningFacts:
     full_scan: bool
     began: RestorePoint | None = None
     images: Mapping[str, ImageGeneration] = field(default_factory=dict)
+    in_place: bool = False
 
 
 def began_at(points: Sequence[RestorePoint]) -> RestorePoint | None:
@@ -82,6 +85,8 @@ def _decide(vm: str, disk: Disk, facts: PlanningFacts) -> tuple[TransferMode, Re
             f"give it its old size again, or exclude it with --exclude-disk '{vm}:{disk.name}' (older points keep it), "
             "or remove the replica and start again",
         )
+    if facts.in_place and disk.size != previous.size:
+        return TransferMode.FULL, Reason.DISK_RESIZED, False
     if facts.newest.block_size != facts.block_size:
         return TransferMode.FULL, Reason.BLOCK_SIZE_CHANGED, True
     reason = _why_not_incremental(disk, previous, facts.newest, facts)

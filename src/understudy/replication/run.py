@@ -72,9 +72,11 @@ def replicate_once(ctx: Context, task: Task, place: Place) -> TaskOutcome:
             processing = undo.enter_context(guest.guest_processing(ctx, task, site, found))
             ready = prepare(ctx, task, site, found, facts, space)
             begin = target.draft_request(task, site, facts, ready.layers, ready.identity, ready.spec.point)
-            draft = undo.enter_context(open_draft(ctx, site, begin))
+            make_ready = functools.partial(target.make_ready, ctx, site, begin, found.definition, facts.replica)
+            draft = undo.enter_context(open_draft(ctx, site, begin, make_ready))
             target.take_over(task, site, facts, ready.identity, draft.id)
-            plans = provide_base_digests(ctx, site, target.replica_ref(task, site), ready.spec, ready.plans)
+            plans = provide_base_digests(ctx, site, target.replica_ref(task, site), ready.spec, ready.plans,
+                                         target.reading(site, ready.identity))
         snapshot_held = held_until_published(ctx, site, undo, ready.vm, ready.request.tag, ready.spec, ready.baselines)
         with ExitStack() as frozen:
             with journal.step(Step.GUEST_PROCESSING):  # 3 guest processing
@@ -113,8 +115,14 @@ def resume_vm(ctx: Context, task: Task, place: Place, held: HeldTask) -> TaskOut
         disks = tuple(held.vm.disk(plan.name) for plan in held.plans)
         lease = undo.enter_context(place.resources.reserve(ctx, job, held.vm, disks))
         site = place.with_proxies(lease)
-        draft = undo.enter_context(held_draft(ctx, site, held.begin, held.draft))
-        replica = target.inspect(task, site).replica
+
+        def make_ready(draft: str) -> None:
+            definition = site.source.describe_vm(held.vm.name).definition
+            found = target.inspect(task, site, settle=False).replica
+            target.make_ready(ctx, site, held.begin, definition, found, draft)
+
+        draft = undo.enter_context(held_draft(ctx, site, held.begin, held.draft, make_ready))
+        replica = target.inspect(task, site, settle=False).replica
         tag = held.request.tag
         baselines = resumed_baselines(site, held, replica.points if replica else ())
         snapshot_held = held_until_published(ctx, site, undo, held.vm, tag, held.spec, baselines)
@@ -182,7 +190,7 @@ def _copy_and_publish(
     journal.step_took(Step.SEND, StepState.SKIPPED if site.same_mover else StepState.SUCCESS, send_seconds(reports))
     with journal.step(Step.WRITE):  # everything is durable: publish
         ctx.check()
-        point = publish(site, task, held, draft.id)
+        point = publish(ctx, site, task, held, draft.id)
         baselines.published(point)
     return point
 
@@ -286,8 +294,9 @@ def checkpoint_of(point: RestorePoint | None) -> str:
     return point.baseline.checkpoint if point is not None and point.baseline is not None else ""
 
 
-def publish(site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
+def publish(ctx: Context, site: Site, task: Task, held: HeldTask, draft: str) -> RestorePoint:
     """Publish the draft: one rename, after which the point and its baseline are what the next run starts from."""
+    target.seal(ctx, site, held, draft)
     meta = PointMeta(
         id=held.spec.point,
         created_at=held.snapshot.taken_at,

@@ -17,6 +17,7 @@ from understudy.model.session import DiskReport, Step, StepState
 from understudy.model.transfer import TransportMode
 from understudy.mover.client import MoverClient
 from understudy.platforms import SourcePlatform, TargetPlatform
+from understudy.platforms.snapshot_target import SnapshotTarget, snapshot_target
 from understudy.replication.held import HeldTask
 
 
@@ -107,6 +108,14 @@ class Place:
     journal: TaskJournal
     resources: Resources
     guests: Guests
+
+    @property
+    def snapshots(self) -> SnapshotTarget | None:
+        """The target, if its datastore keeps restore points as snapshots of the replica VM; else None.
+
+        :raises Refused: if the host cannot keep such a datastore.
+        """
+        return snapshot_target(self.datastore.kind, self.target)
 
     def with_proxies(self, lease: Lease) -> Site:
         """The same place with the proxies of ``lease``."""

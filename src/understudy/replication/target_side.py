@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -14,9 +14,13 @@ from understudy.model.health import suspect_disks
 from understudy.model.inventory import Disk, Vm, VmState
 from understudy.model.job import Datastore
 from understudy.model.replica import Conversion, Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.snapshot import LibraryExport
 from understudy.model.transfer import DiskPlan
 from understudy.mover import api
 from understudy.platforms import ReplicaVmSpec
+from understudy.platforms.snapshot_target import SnapshotTarget
+from understudy.replication import snapshot_points
+from understudy.replication.held import HeldTask
 from understudy.replication.planning import required_bytes, with_suspects
 from understudy.replication.retention import points_to_retire
 from understudy.replication.site import Place, Site, Task
@@ -42,7 +46,12 @@ def check_datastore(site: Site) -> DatastoreFacts:
     what = f"datastore {site.datastore.name!r}"
     if not facts.writable:
         raise DatastoreError(what, f"directory {facts.path} is not writable", "check its permissions and mount options")
-    return facts
+    if site.snapshots is None:
+        return facts
+    space = snapshot_points.with_space(site.snapshots, facts, site.datastore.place)
+    if not space.writable:
+        raise DatastoreError(what, f"{site.datastore.place} takes no writes now", "see the platform's own console")
+    return space
 
 
 def platform_versions(site: Site) -> dict[str, str]:
@@ -78,8 +87,10 @@ def check_space(site: Site, facts: DatastoreFacts, disks: Sequence[Disk], plans:
         )
 
 
-def inspect(task: Task, site: Site) -> api.ReplicaFacts:
-    """What the target knows of the replica.
+def inspect(task: Task, site: Site, *, settle: bool = True) -> api.ReplicaFacts:
+    """What the target knows of the replica, without the points that its platform has lost.
+
+    :param settle: such points are forgotten for good.
 
     :raises Refused: if the replica is in failover, or belongs to another job.
     :raises ReplicaError: if its record is lost or damaged.
@@ -95,7 +106,22 @@ def inspect(task: Task, site: Site) -> api.ReplicaFacts:
                       f"use another --suffix, or 'understudy replica adopt {site.datastore.name}/{task.replica_name}'")
     if facts.replica.state is not ReplicaState.READY:
         raise Refused(what, "it is in failover", "run 'understudy failover undo' first")
+    if site.snapshots is not None:
+        return _without_lost_points(task, site, site.snapshots, facts, facts.replica, settle=settle)
     return replace(facts, damage=facts.damage | _exposed(site, facts.replica))
+
+
+def _without_lost_points(
+    task: Task, site: Site, target: SnapshotTarget, facts: api.ReplicaFacts, replica: Replica, *, settle: bool
+) -> api.ReplicaFacts:
+    lost = snapshot_points.lost_points(target, replica)
+    if not lost:
+        return facts
+    site.journal.warn(f"restore points of replica {task.replica_name!r} whose snapshots are gone: {', '.join(lost)}")
+    if settle:
+        snapshot_points.forget_points(site.target_mover, replica_ref(task, site), facts, lost)
+        facts = site.target_mover.call(api.InspectReplica(replica_ref(task, site)), api.ReplicaFacts)
+    return snapshot_points.without_points(facts, lost)
 
 
 def _exposed(site: Site, replica: Replica) -> dict[str, list[str]]:
@@ -178,6 +204,30 @@ def draft_request(
     return api.BeginPoint(replica_ref(task, site), owner, facts.last_attempt + 1, point_id, disks)
 
 
+def make_ready(
+    ctx: Context, site: Site, begin: api.BeginPoint, definition: str, replica: Replica | None, draft: str
+) -> None:
+    """Make the target ready for a draft that was opened; one that keeps layers in files needs nothing."""
+    if site.snapshots is not None:
+        points = tuple(point.id for point in replica.points) if replica else ()
+        leaves = snapshot_points.Leaves(begin.identity, definition, begin.disks, points, site.datastore.place)
+        snapshot_points.make_ready(ctx, site, site.snapshots, leaves, draft)
+
+
+def reading(site: Site, owner: ReplicaIdentity) -> Callable[[str, str], LibraryExport | None]:
+    """How the target proxy reads ``(disk, point)``: by an export of the platform, or None where it has it in files."""
+    snapshots = site.snapshots
+    return lambda disk, point: snapshots.point_export(owner, disk, point) if snapshots else None
+
+
+def seal(ctx: Context, site: Site, held: HeldTask, draft: str) -> None:
+    """Before a draft is published: the platform makes its snapshot, if that is what a point is here."""
+    if site.snapshots is not None:
+        text = (f"Understudy: VM {held.vm.name!r} as of {held.snapshot.taken_at}, job {held.spec.job.name!r}. "
+                "Removing it by hand removes the restore point.")
+        snapshot_points.take_point(ctx, site, site.snapshots, held.begin.identity, draft, held.spec.point, text)
+
+
 def identity(task: Task, vm: Vm, replica: Replica | None) -> ReplicaIdentity:
     """Whose replica it is: as recorded, under this job; a new one for the first run."""
     if replica is not None:
@@ -201,6 +251,9 @@ def take_over(task: Task, site: Site, facts: api.ReplicaFacts, owner: ReplicaIde
 def renew_replica_vm(task: Task, site: Site, draft: str, point: RestorePoint) -> None:
     """Put the replica VM on the new point, unless somebody uses it or has written to its head (S1)."""
     owner = api.OwnedReplica(replica_ref(task, site), draft)
+    if site.snapshots is not None:
+        site.target_mover.call(api.BindHead(owner, point.id), api.HeadBound)  # it is where the snapshot was made
+        return
     facts = site.target_mover.call(api.InspectReplica(owner.ref), api.ReplicaFacts)
     if facts.replica is None:
         raise ReplicaError(f"replica {task.replica_name!r}", "its record vanished", "see 'understudy replica show'")
@@ -247,9 +300,13 @@ def retire(ctx: Context, task: Task, site: Site, draft: str) -> None:
     ref = replica_ref(task, site)
     replica = site.target_mover.call(api.InspectReplica(ref), api.ReplicaFacts).replica
     surplus = points_to_retire([point.id for point in replica.points] if replica else [], task.job.points)
-    if not surplus:
+    if replica is None or not surplus:
+        return
+    owner = api.OwnedReplica(ref, draft)
+    if site.snapshots is not None:
+        snapshot_points.retire(ctx, site, site.snapshots, replica.identity, owner, surplus)
         return
     try:
-        finish(ctx, site.target_mover, api.RetirePoints(api.OwnedReplica(ref, draft), surplus))
+        finish(ctx, site.target_mover, api.RetirePoints(owner, surplus))
     except Refused as exc:
         site.journal.warn(f"retention postponed: {exc}")

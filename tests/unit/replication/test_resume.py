@@ -146,7 +146,7 @@ def test_a_replica_that_cannot_be_looked_at_leaves_the_draft_to_be_continued(
 ) -> None:
     world = World()
 
-    def refuse(*_: object) -> api.ReplicaFacts:
+    def refuse(*_: object, settle: bool) -> api.ReplicaFacts:
         raise MoverError("proxy", "gone")
 
     monkeypatch.setattr("understudy.replication.target_side.inspect", refuse)
