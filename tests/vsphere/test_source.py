@@ -59,7 +59,7 @@ def scene(
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def admin(vcenter: Front) -> Iterator[Client]:
     """What others do on the vCenter."""
     with connected(vcenter.url, vcenter.user, vcenter.password) as client:
