@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tests.vsphere.front import Front
@@ -16,10 +17,12 @@ from understudy.model.inventory import Vm
 from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, LibraryExport, SnapshotRequest, SourceSnapshot, Tag
 from understudy.platforms import CommitPatience
+from understudy.platforms.vsphere import properties, trees
 from understudy.platforms.vsphere.address import VCENTER
 from understudy.platforms.vsphere.connection import Connection
-from understudy.platforms.vsphere.inventory import list_vms
+from understudy.platforms.vsphere.inventory import LISTED, read_vm
 from understudy.platforms.vsphere.lookup import Lookup
+from understudy.platforms.vsphere.machine import snapshots_in
 from understudy.platforms.vsphere.source import VsphereSource
 from understudy.platforms.vsphere.trust import fetch_certificate
 
@@ -44,10 +47,11 @@ def access(vcenter: Front, thumbprint: str, library: DiskLibrary = DiskLibrary()
     return HostAccess(f"{VCENTER}://127.0.0.1:{vcenter.port}/", vcenter.user, vcenter.password, thumbprint, library)
 
 
-def described(connection: Connection, name: str) -> Vm:
-    """The VM of that name; its disks can be tracked, which the simulator does not say."""
-    (vm,) = [vm for vm in list_vms(connection) if vm.name == name]
-    return replace(vm, disks=tuple(replace(disk, tracked=True) for disk in vm.disks))
+def named(connection: Connection, name: str) -> Any:
+    """pyVmomi's object of the VM of that name."""
+    (found,) = [entry for entry in properties.collect(connection, "VirtualMachine", ["name"])
+                if entry.get("name") == name]  # fmt: skip
+    return connection.managed("VirtualMachine", found.moref)
 
 
 @dataclass
@@ -62,9 +66,14 @@ class Scene:
     def source(self, patience: CommitPatience = AT_ONCE) -> VsphereSource:
         return VsphereSource(self.connection, Lookup(self.connection), patience)
 
+    @functools.cached_property
+    def ref(self) -> Any:
+        return named(self.connection, self.name)
+
     @property
     def vm(self) -> Vm:
-        return described(self.connection, self.name)
+        """The VM as it is now."""
+        return read_vm(trees.of(self.connection, self.ref, LISTED), {})
 
     def tag(self, session: int) -> Tag:
         return Tag(self.job, self.vm.uuid, session)
@@ -98,8 +107,8 @@ class Scene:
     @property
     def snapshots(self) -> list[str]:
         """The names of the VM's snapshots."""
-        (found,) = [traces for traces in self.source().traces() if traces.name == self.name]
-        return list(found.snapshots)
+        info = properties.of(self.connection, self.ref, ["snapshot"]).get("snapshot")
+        return [snapshot.name for snapshot in snapshots_in(info)]
 
 
 def changed(export: LibraryExport) -> tuple[Extent, ...]:

@@ -23,27 +23,40 @@ from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, SourceSnapshot
 from understudy.model.transfer import Reason
 from understudy.platforms import CommitPatience
+from understudy.platforms.vsphere.connection import Connection
 
-pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(600)
 
-VM = "DC0_C0_RP0_VM0"
 SIZE = 4 * 1024 * 1024 + 512
 AUTO = SnapshotMode.AUTO
+TESTS = 44
 
 
-@pytest.fixture
-def vcenter(tmp_path: Path) -> Iterator[Front]:
-    with front(Inventory(vms=2), tmp_path, page=3) as running:
-        raw = tmp_path / "raw"
-        raw.write_bytes(random.Random(1).randbytes(SIZE))
-        running.place_disk(VM, raw)
+@pytest.fixture(scope="module")
+def vcenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """One for all: each test has a VM of its own."""
+    if reason := missing():
+        pytest.skip(reason)
+    with front(Inventory(vms=TESTS), tmp_path_factory.mktemp("front"), page=3) as running:
         yield running
 
 
+@pytest.fixture(scope="module")
+def connection(vcenter: Front) -> Iterator[Connection]:
+    with session(vcenter) as opened:
+        yield opened
+
+
 @pytest.fixture
-def scene(vcenter: Front) -> Iterator[Scene]:
-    with session(vcenter) as connection:
-        yield Scene(vcenter, connection, VM)
+def scene(
+    vcenter: Front, connection: Connection, request: pytest.FixtureRequest, tmp_path: Path
+) -> Scene:  # fmt: skip
+    """A running VM with a disk of random bytes."""
+    index = [item.name for item in request.session.items if item.path == request.path].index(request.node.name)
+    found = Scene(vcenter, connection, f"DC0_C0_RP0_VM{index}")
+    (tmp_path / "raw").write_bytes(random.Random(1).randbytes(SIZE))
+    vcenter.place_disk(found.name, tmp_path / "raw")
+    return found
 
 
 @pytest.fixture
@@ -97,7 +110,7 @@ def test_what_is_written_while_the_snapshot_is_held_is_in_the_next_one_and_not_i
     first, replica, _ = take(scene, 1)
     source = scene.source()
     with source.snapshot(Context(), scene.vm, AUTO, scene.request(2, baseline(first))) as held:
-        scene.vcenter.write(VM, scene.key(), 3 * AREA, b"while it is held")
+        scene.vcenter.write(scene.name, scene.key(), 3 * AREA, b"while it is held")
         assert changed(source.library_export(only(held))) == ()
         assert scene.frozen(held) == replica
     third, now, areas = take(scene, 3, baseline(held))
@@ -116,7 +129,7 @@ def test_nothing_moves_the_baseline_but_the_caller_so_an_older_one_tells_more(sc
 
 def test_tracking_that_was_reset_is_said_before_and_at_the_snapshot(scene: Scene) -> None:
     first, _, _ = take(scene, 1)
-    scene.vcenter.reset_tracking(VM)
+    scene.vcenter.reset_tracking(scene.name)
     assert scene.source().tracking(scene.vm, baseline(first)) == {only(first).name: Reason.CBT_RESET}
     held, _, _ = take(scene, 2, baseline(first))
     assert held.lost == ((only(first).name, Reason.CBT_RESET),)
@@ -127,7 +140,7 @@ def test_tracking_that_was_reset_is_said_before_and_at_the_snapshot(scene: Scene
 
 def test_tracking_that_was_switched_off_is_said_and_switched_on_again(scene: Scene, admin: Client) -> None:
     first, _, _ = take(scene, 1)
-    vm = admin.named(vim.VirtualMachine, VM)
+    vm = admin.named(vim.VirtualMachine, scene.name)
     admin.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(changeTrackingEnabled=False)))
     assert scene.source().tracking(scene.vm, baseline(first)) == {only(first).name: Reason.CBT_DISABLED}
     admin.wait(vm.CreateSnapshot_Task("of somebody", "", False, False))
@@ -139,7 +152,7 @@ def test_tracking_that_was_switched_off_is_said_and_switched_on_again(scene: Sce
 
 def test_a_vm_that_was_reverted_is_not_read_by_its_changes(scene: Scene, admin: Client) -> None:
     take(scene, 1)
-    vm = admin.named(vim.VirtualMachine, VM)
+    vm = admin.named(vim.VirtualMachine, scene.name)
     older = admin.wait(vm.CreateSnapshot_Task("of somebody", "", False, False))
     scene.write(random.Random(5), 3)
     held, _, _ = take(scene, 2)
@@ -150,7 +163,7 @@ def test_a_vm_that_was_reverted_is_not_read_by_its_changes(scene: Scene, admin: 
 
 
 def test_tracking_is_not_switched_on_over_snapshots_of_others(scene: Scene, admin: Client) -> None:
-    admin.wait(admin.named(vim.VirtualMachine, VM).CreateSnapshot_Task("before update", "", False, False))
+    admin.wait(admin.named(vim.VirtualMachine, scene.name).CreateSnapshot_Task("before update", "", False, False))
     held, _, _ = take(scene, 1)
     assert held.baseline is None
     assert "is not switched on while the VM has snapshots ('before update')" in held.notes[0]
@@ -181,7 +194,7 @@ def test_a_snapshot_that_somebody_removes_while_it_is_read_is_an_error(scene: Sc
     first, _, _ = take(scene, 1)
     source = scene.source()
     with source.snapshot(Context(), scene.vm, AUTO, scene.request(2, baseline(first))) as held:
-        admin.wait(admin.named(vim.VirtualMachine, VM).RemoveAllSnapshots_Task(True))
+        admin.wait(admin.named(vim.VirtualMachine, scene.name).RemoveAllSnapshots_Task(True))
         with pytest.raises(PlatformError, match="not held any more") as raised:
             source.library_export(only(held))
         assert not isinstance(raised.value, TrackingLost)
@@ -207,13 +220,13 @@ def quiesced(scene: Scene, *, must: bool = False) -> SourceSnapshot:
 
 
 def test_tools_that_run_quiesce_the_guest(scene: Scene) -> None:
-    scene.vcenter.set_tools(VM, running=True)
+    scene.vcenter.set_tools(scene.name, running=True)
     held = quiesced(scene, must=True)
     assert (held.quiesced, held.notes) == (True, ())
 
 
 def test_without_tools_the_wish_is_not_believed_to_be_fulfilled(scene: Scene) -> None:
-    scene.vcenter.set_tools(VM, running=False)
+    scene.vcenter.set_tools(scene.name, running=False)
     held = quiesced(scene)
     assert (held.quiesced, held.notes) == (False, (
         "the guest is not quiesced, the restore point is crash-consistent: VMware Tools do not run in the guest",))
@@ -233,7 +246,7 @@ QUIESCE_FAULTS = [
 def test_a_guest_that_cannot_be_quiesced_makes_the_point_crash_consistent_and_the_reason_is_told(
     scene: Scene, fault: Any
 ) -> None:
-    scene.vcenter.set_tools(VM, running=True)
+    scene.vcenter.set_tools(scene.name, running=True)
     scene.vcenter.faults.fail_task("CreateSnapshot_Task", fault)
     held = quiesced(scene)
     assert not held.quiesced
@@ -243,15 +256,16 @@ def test_a_guest_that_cannot_be_quiesced_makes_the_point_crash_consistent_and_th
 
 @pytest.mark.parametrize("tools", [True, False])
 def test_with_require_there_is_no_snapshot_of_a_guest_that_cannot_be_quiesced(scene: Scene, tools: bool) -> None:
-    scene.vcenter.set_tools(VM, running=tools)
-    scene.vcenter.faults.fail_task("CreateSnapshot_Task", QUIESCE_FAULTS[0])
+    scene.vcenter.set_tools(scene.name, running=tools)
+    if tools:
+        scene.vcenter.faults.fail_task("CreateSnapshot_Task", QUIESCE_FAULTS[0])
     with pytest.raises(GuestError, match="quiesce the guest"):
         quiesced(scene, must=True)
     assert scene.snapshots == []
 
 
 def test_a_snapshot_that_fails_for_another_reason_is_no_crash_consistent_one(scene: Scene) -> None:
-    scene.vcenter.set_tools(VM, running=True)
+    scene.vcenter.set_tools(scene.name, running=True)
     scene.vcenter.faults.fail_task("CreateSnapshot_Task", vim.fault.TooManySnapshotLevels(msg="too many"))
     with pytest.raises(PlatformError, match="TooManySnapshotLevels"):
         quiesced(scene)
@@ -303,9 +317,9 @@ def test_a_session_that_expires_at_any_call_is_renewed_and_nothing_is_left(scene
 def test_a_delta_that_a_removal_leaves_is_consolidated(scene: Scene, admin: Client) -> None:
     scene.vcenter.faults.leave_delta()
     take(scene, 1)
-    vm = admin.named(vim.VirtualMachine, VM)
+    vm = admin.named(vim.VirtualMachine, scene.name)
     assert admin.properties(vm, "runtime.consolidationNeeded")["runtime.consolidationNeeded"] is False
-    (disk,) = scene.vcenter.disks(VM)
+    (disk,) = scene.vcenter.disks(scene.name)
     assert not disk.chain.live.path.endswith("-000001.vmdk")
 
 
@@ -318,9 +332,9 @@ def test_a_delta_that_stays_is_an_error_that_says_what_to_do_and_the_next_sweep_
     with pytest.raises(PlatformError, match=r"is not merged: .*no space.*consolidate the VM's disks"):
         take(scene, 1)
     assert scene.source().sweep(Context(), scene.vm, scene.tag(2)) == [
-        f"merged what removed snapshots had left of VM {VM!r}"
+        f"merged what removed snapshots had left of VM {scene.name!r}"
     ]
-    vm = admin.named(vim.VirtualMachine, VM)
+    vm = admin.named(vim.VirtualMachine, scene.name)
     assert admin.properties(vm, "runtime.consolidationNeeded")["runtime.consolidationNeeded"] is False
 
 
@@ -331,14 +345,14 @@ def test_a_snapshot_that_may_not_be_removed_is_named_with_the_privilege_and_the_
             scene.source(CommitPatience((600.0,))).snapshot(Context(), scene.vm, AUTO, scene.request(1)):  # fmt: skip
         pass
     text = str(raised.value)
-    assert text.startswith(f"remove snapshot '{name}' of VM '{VM}': ")
+    assert text.startswith(f"remove snapshot '{name}' of VM '{scene.name}': ")
     assert "Denied.RemoveSnapshot_Task" in text
-    assert f"Get-VM '{VM}' | Get-Snapshot -Name '{name}' | Remove-Snapshot" in text
+    assert f"Get-VM '{scene.name}' | Get-Snapshot -Name '{name}' | Remove-Snapshot" in text
     with pytest.raises(PlatformError, match=f"{name}' stays"):
         scene.source().sweep(Context(), scene.vm, scene.tag(2))
     scene.vcenter.faults.allow("RemoveSnapshot_Task")
     assert scene.source().sweep(Context(), scene.vm, scene.tag(2)) == [
-        f"removed snapshot '{name}' of a dead session from VM '{VM}'"
+        f"removed snapshot '{name}' of a dead session from VM '{scene.name}'"
     ]
 
 
@@ -350,7 +364,7 @@ def test_a_removal_that_fails_is_tried_again_after_a_pause(scene: Scene) -> None
 
 
 def test_a_snapshot_of_a_vm_that_is_gone_needs_no_removal(scene: Scene, admin: Client) -> None:
-    vm = admin.named(vim.VirtualMachine, VM)
+    vm = admin.named(vim.VirtualMachine, scene.name)
     with scene.source().snapshot(Context(), scene.vm, AUTO, scene.request(1)):
         admin.wait(vm.PowerOffVM_Task())
         admin.wait(vm.Destroy_Task())
@@ -365,7 +379,7 @@ def left(scene: Scene, number: int, stack: ExitStack) -> SourceSnapshot:
 
 
 def test_a_sweep_removes_what_dead_sessions_of_the_job_left_and_nothing_else(scene: Scene, admin: Client) -> None:
-    vm = admin.named(vim.VirtualMachine, VM)
+    vm = admin.named(vim.VirtualMachine, scene.name)
     other_job = str(replace(scene.tag(9), job_id="f" * 32))
     with ExitStack() as stack:
         admin.wait(vm.CreateSnapshot_Task("understudy-by-hand", "", False, False))
@@ -374,7 +388,7 @@ def test_a_sweep_removes_what_dead_sessions_of_the_job_left_and_nothing_else(sce
         left(scene, 2, stack)
         assert scene.snapshots == ["understudy-by-hand", other_job, str(scene.tag(1)), str(scene.tag(2))]
         assert scene.source().sweep(Context(), scene.vm, scene.tag(3)) == [
-            f"removed snapshot '{scene.tag(number)}' of a dead session from VM '{VM}'" for number in (2, 1)
+            f"removed snapshot '{scene.tag(number)}' of a dead session from VM '{scene.name}'" for number in (2, 1)
         ]
         assert scene.snapshots == ["understudy-by-hand", other_job]
         assert scene.source().sweep(Context(), scene.vm, scene.tag(3)) == []
@@ -384,9 +398,11 @@ def test_traces_tell_of_all_vms_what_of_ours_they_have_and_how_to_remove_it(scen
     with scene.source().snapshot(Context(), scene.vm, AUTO, scene.request(4)):
         found = {item.name: item for item in scene.source().traces()}
     name = str(scene.tag(4))
-    assert {vm: item.snapshots for vm, item in found.items()} == {VM: (name,), "DC0_C0_RP0_VM1": ()}
-    assert (found[VM].uuid, found[VM].active) == (scene.vm.uuid, True)
-    assert found[VM].by_hand[name] == (f"Get-VM '{VM}' | Get-Snapshot -Name '{name}' | Remove-Snapshot",)
+    assert len(found) == TESTS
+    assert found[scene.name].snapshots == (name,)
+    assert (found[scene.name].uuid, found[scene.name].active) == (scene.vm.uuid, True)
+    by_hand = f"Get-VM '{scene.name}' | Get-Snapshot -Name '{name}' | Remove-Snapshot"
+    assert found[scene.name].by_hand == {name: (by_hand,)}
 
 
 def test_a_snapshot_is_taken_over_by_the_next_controller_and_ended_by_it(scene: Scene) -> None:
@@ -404,7 +420,7 @@ def test_a_snapshot_is_taken_over_by_the_next_controller_and_ended_by_it(scene: 
 def test_another_snapshot_of_the_same_name_is_not_taken_for_the_one_that_was_held(scene: Scene, admin: Client) -> None:
     with ExitStack() as stack:
         held = left(scene, 1, stack)
-        vm = admin.named(vim.VirtualMachine, VM)
+        vm = admin.named(vim.VirtualMachine, scene.name)
         admin.wait(vm.RemoveAllSnapshots_Task(True))
         admin.wait(vm.CreateSnapshot_Task(str(scene.tag(1)), "", False, False))
         with pytest.raises(PlatformError, match="another snapshot has its name now"), \
