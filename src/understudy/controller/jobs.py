@@ -27,6 +27,8 @@ MIN_VERIFY_RATE = 64 * KIB
 MAX_SCRIPT_TIMEOUT_S = 3600
 #: With less nothing would be frozen; for longer no application should have to stand still.
 MIN_FREEZE_DEADLINE_S, MAX_FREEZE_DEADLINE_S = 3, 60
+#: The rest must do for file systems and the snapshot.
+MIN_APPLICATIONS_PERCENT, MAX_APPLICATIONS_PERCENT = 10, 60
 UNFINISHED = (SessionState.QUEUED.value, SessionState.RUNNING.value)
 
 
@@ -250,13 +252,19 @@ def _check_guests(job: Job, what: str) -> None:
         if not 0 <= settings.script_timeout_s <= MAX_SCRIPT_TIMEOUT_S:
             raise UsageError(what, f"a script cannot take {settings.script_timeout_s} s",
                              f"choose 1 to {MAX_SCRIPT_TIMEOUT_S} seconds")
-        if settings.freeze_deadline_s and not (
-            MIN_FREEZE_DEADLINE_S <= settings.freeze_deadline_s <= MAX_FREEZE_DEADLINE_S
-        ):
-            raise UsageError(what, f"a guest cannot be frozen for {settings.freeze_deadline_s} s",
-                             f"choose {MIN_FREEZE_DEADLINE_S} to {MAX_FREEZE_DEADLINE_S} seconds")
         if not settings.vm and settings.address:
             raise UsageError(what, "VMs do not share an address", "give --address with --vm")
+        _check_freeze(settings, what)
+
+
+def _check_freeze(settings: GuestSettings, what: str) -> None:
+    deadline_s, percent = settings.freeze_deadline_s, settings.applications_percent
+    if deadline_s and not MIN_FREEZE_DEADLINE_S <= deadline_s <= MAX_FREEZE_DEADLINE_S:
+        raise UsageError(what, f"a guest cannot be frozen for {deadline_s} s",
+                         f"choose {MIN_FREEZE_DEADLINE_S} to {MAX_FREEZE_DEADLINE_S} seconds")
+    if percent and not MIN_APPLICATIONS_PERCENT <= percent <= MAX_APPLICATIONS_PERCENT:
+        raise UsageError(what, f"applications cannot have {percent} % of the time of the freeze",
+                         f"choose {MIN_APPLICATIONS_PERCENT} to {MAX_APPLICATIONS_PERCENT} percent")
 
 
 def _check_credentials(session: Session, job: Job) -> None:

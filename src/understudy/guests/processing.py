@@ -20,21 +20,14 @@ from understudy.context import Context
 from understudy.errors import GuestError, UnderstudyError, UsageError
 from understudy.guests.component import component_for
 from understudy.guests.freezing import VSS_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
-from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, timed
+from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, begin_s, timed
 from understudy.guests.program import Program, prepare_program
 from understudy.guests.scripts import Script, load_scripts, run_script
 from understudy.guests.transport import Transport, go_on
 from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage, GuestSystem
 
-#: The share of the deadline that the program in the guest gives applications, and the time that it takes itself.
-_APPLICATIONS_SHARE, _PROGRAM_S = 0.4, 1.0
 COMMIT_S = 120.0
 _HOST_ALONE = "only the watchdog on the host's side thaws file systems at the deadline"
-
-
-def begin_s(deadline_s: float) -> float:
-    """How long we listen to the program while it freezes applications."""
-    return deadline_s * _APPLICATIONS_SHARE + _PROGRAM_S
 
 
 @dataclass(frozen=True)
@@ -192,12 +185,11 @@ class GuestProcessing:
         if program is None or not self._watched():
             yield None
             return
-        deadline_s = self._settings.freeze_deadline_s
-        frozen = FrozenApplications(program, deadline_s, own, bool(self._settings.applications), self._stages)
+        frozen = FrozenApplications(program, self._settings, own, bool(self._settings.applications), self._stages)
         held = self._begun = frozen
         try:
             if not (own or self._begin(frozen, complaints)):
-                held = FrozenApplications(program, deadline_s, False, False, self._stages)
+                held = FrozenApplications(program, self._settings, False, False, self._stages)
                 self._watch(held, complaints)
             yield held
         finally:
@@ -218,7 +210,7 @@ class GuestProcessing:
         if not self._settings.applications:
             return False
         try:
-            frozen.freeze(begin_s(self._settings.freeze_deadline_s))
+            frozen.freeze(begin_s(self._settings))
             if frozen.failed and self._required:
                 raise GuestError("guest processing", frozen.failed, "see the application, or use policy try")
         except GuestError as exc:
@@ -233,7 +225,7 @@ class GuestProcessing:
     def _watch(self, watch: FrozenApplications, complaints: list[str]) -> None:
         """Arm the watchdog in the guest, and that alone."""
         try:
-            watch.freeze(begin_s(self._settings.freeze_deadline_s))
+            watch.freeze(begin_s(self._settings))
         except GuestError as exc:
             watch.thaw()
             complaints.append(f"the guest does not watch by itself: {exc}; {_HOST_ALONE}")
@@ -255,7 +247,7 @@ class GuestProcessing:
             deadline_s = VSS_DEADLINE_S if by_vss else self._settings.freeze_deadline_s
             quiesced = Quiesced(agent, watchdog, policy, self._around.record, deadline_s, since)
         elif applications is not None:
-            by_program = ByProgram(applications, self._required)
+            by_program = ByProgram(applications, begin_s(self._settings), self._required)
             quiesced = Quiesced(by_program, InGuest(), policy, lambda _: None, self._settings.freeze_deadline_s)
         else:
             yield Quiescing()

@@ -46,6 +46,7 @@ class ApplicationState(enum.StrEnum):
 DEFAULT_TRANSPORTS = (GuestTransport.QGA, GuestTransport.SSH)
 DEFAULT_SCRIPT_TIMEOUT_S = 60
 DEFAULT_FREEZE_DEADLINE_S = 10
+DEFAULT_APPLICATIONS_PERCENT = 40
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class GuestSettings:
     :ivar post_thaw: files that run in the guest after the thaw.
     :ivar script_timeout_s: how long one of them may take.
     :ivar freeze_deadline_s: how long the guest may be frozen; of Windows, VSS decides that.
+    :ivar applications_percent: the share of it in which applications must come to rest.
     :ivar applications: whether applications are quiesced, or file systems only.
     """
 
@@ -74,6 +76,7 @@ class GuestSettings:
     script_timeout_s: int = 0
     applications: bool | None = None
     freeze_deadline_s: int = 0
+    applications_percent: int = 0
 
 
 @dataclass(frozen=True)

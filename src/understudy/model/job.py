@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from understudy.model.access import NO_LIBRARY, DiskLibrary
 from understudy.model.guest import (
+    DEFAULT_APPLICATIONS_PERCENT,
     DEFAULT_FREEZE_DEADLINE_S,
     DEFAULT_SCRIPT_TIMEOUT_S,
     DEFAULT_TRANSPORTS,
@@ -182,6 +183,9 @@ class Job:
             script_timeout_s=own.script_timeout_s or common.script_timeout_s or DEFAULT_SCRIPT_TIMEOUT_S,
             applications=True if applications is None else applications,
             freeze_deadline_s=own.freeze_deadline_s or common.freeze_deadline_s or DEFAULT_FREEZE_DEADLINE_S,
+            applications_percent=(
+                own.applications_percent or common.applications_percent or DEFAULT_APPLICATIONS_PERCENT
+            ),
         )
 
     def _guest(self, vm: str) -> GuestSettings:

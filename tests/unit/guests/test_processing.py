@@ -14,6 +14,7 @@ from tests.unit.guests.local_guest import PROGRAM, LocalGuest, local_program
 from understudy.context import Context
 from understudy.errors import Cancelled, GuestError, Refused, UnderstudyError
 from understudy.guests import processing as module
+from understudy.guests.frozen import begin_s
 from understudy.guests.processing import GuestProcessing, Surroundings
 from understudy.guests.program import AGENT_PATH
 from understudy.guests.transport import Transport
@@ -95,7 +96,8 @@ class Watch:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    settings = GuestSettings("web", GuestPolicy.TRY, script_timeout_s=5, applications=True, freeze_deadline_s=10)
+    settings = GuestSettings("web", GuestPolicy.TRY, script_timeout_s=5, applications=True, freeze_deadline_s=10,
+                             applications_percent=40)
     return World(LocalGuest(tmp_path / "guest"), settings)
 
 
@@ -212,19 +214,24 @@ def test_applications_that_hold_begin_up_do_not_keep_the_guest_from_being_watche
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("deadline_s", [10, 60])
-def test_both_watchdogs_keep_the_deadline_of_the_settings(world: World, deadline_s: int) -> None:
-    world.settings = replace(world.settings, freeze_deadline_s=deadline_s)
-    with world.processing().quiesced():
+@pytest.mark.parametrize(("deadline_s", "percent", "told"), [(10, 40, ["10"]), (60, 25, ["60", "--share=25"])])
+@pytest.mark.parametrize("by_agent", [True, False])
+def test_both_watchdogs_keep_the_deadline_of_the_settings(
+    world: World, deadline_s: int, percent: int, told: list[str], by_agent: bool
+) -> None:
+    world.by_agent = by_agent
+    world.settings = replace(world.settings, freeze_deadline_s=deadline_s, applications_percent=percent)
+    with world.processing().quiesced() as quiescing:
         pass
-    (armed,) = world.armed
-    assert deadline_s - 5 < armed <= deadline_s
+    assert quiescing.application_consistent
+    assert [deadline_s - 5 < armed <= deadline_s for armed in world.armed] == [True] * by_agent
     (begun,) = [line for line in (world.guest.root / "log").read_text().splitlines() if line.startswith("begin ")]
-    assert begun.split()[2] == str(deadline_s)
+    assert [word for word in begun.split()[2:] if word != "--fs"] == told
 
 
-def test_applications_have_a_share_of_the_deadline_and_the_program_a_moment_more() -> None:
-    assert (module.begin_s(10), module.begin_s(60)) == (5, 25)
+def test_applications_have_their_share_of_the_deadline_and_the_program_a_moment_more(world: World) -> None:
+    longer = replace(world.settings, freeze_deadline_s=60, applications_percent=50)
+    assert (begin_s(world.settings), begin_s(longer)) == (5, 31)
 
 
 def test_a_watchdog_in_the_guest_that_cannot_thaw_file_systems_is_told(world: World) -> None:

@@ -60,7 +60,7 @@ class Session:
 
     def processing(self) -> GuestProcessing:
         settings = GuestSettings("win", self.policy, pre_freeze=self.pre, post_thaw=self.post, script_timeout_s=5,
-                                 applications=True, freeze_deadline_s=10)
+                                 applications=True, freeze_deadline_s=10, applications_percent=40)
         return GuestProcessing(Context(), Surroundings(
             settings=settings, ways=(lambda: QgaTransport(self.agent),), agent=self.agent, watchdog=self.watch,
             record=lambda _: None, report=self.reports.append, warn=self.warnings.append, key=KEY, prefix=PREFIX,
