@@ -237,7 +237,7 @@ def test_an_expired_session_does_not_keep_a_task_from_being_started_once(
     vcenter: Front, connection: Connection, vm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Asked(vcenter, monkeypatch)
-    vcenter.expire_sessions()
+    vcenter.faults.expire_sessions()
     tasks.run(Context(), connection, "snapshot", lambda: vm.CreateSnapshot_Task("s", "", False, False), QUICK)
     assert asked.times("CreateSnapshot_Task") == 2, "the first was refused: the session was not known"
     assert len(properties.of(connection, vm, ["snapshot"]).get("snapshot").rootSnapshotList) == 1
@@ -287,7 +287,7 @@ def test_threads_that_lose_the_session_together_log_in_once(
     def listing(_: int) -> int:
         found = count(connection)
         together.wait(60)
-        vcenter.expire_sessions()
+        vcenter.faults.expire_sessions()
         together.wait(60)
         return found + count(connection)
 
@@ -301,7 +301,7 @@ def test_a_refused_password_is_not_tried_again_at_every_call(
 ) -> None:
     with closing(Connection(access(vcenter))) as opened:
         vcenter.faults.fail("Login", vim.fault.InvalidLogin(msg="The password has changed."), times=9)
-        vcenter.expire_sessions()
+        vcenter.faults.expire_sessions()
         asked = Asked(vcenter, monkeypatch)
         for _ in range(3):
             with pytest.raises(PlatformError, match="The password has changed"):
@@ -360,7 +360,7 @@ def test_a_slow_task_is_waited_for(vcenter: Front, connection: Connection, vm: A
     slow = vcenter.faults.slow_task("CreateSnapshot_Task")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(tasks.run, Context(), connection, "snapshot", take(vm), QUICK)
-        vcenter.expire_sessions()
+        vcenter.faults.expire_sessions()
         assert not waiting.done()
         slow.release()
         assert waiting.result(60) is not None
