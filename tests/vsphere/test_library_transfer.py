@@ -184,6 +184,9 @@ def failure(lab: LibraryLab, mode: TransferMode = FULL) -> TransferError:
     with pytest.raises(TransferError) as caught:
         lab.session(mode)
     assert PASSWORD not in f"{caught.value!r}{caught.value}"
+    # The server's session ended in order.
+    counts = lab.stand_in.counts()
+    assert counts["Open"] == counts["Disconnect"] == 2
     return caught.value
 
 
