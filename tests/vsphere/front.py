@@ -75,7 +75,8 @@ class Front:
         self._gateway.start()
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections, also those of clients that wait."""
+        self.faults.release_all()
         self._gateway.close()
 
     def disks(self, vm: str) -> list[Disk]:

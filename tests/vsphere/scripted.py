@@ -45,6 +45,7 @@ class Faults:
         self._lock = threading.Lock()
         self._waiting: dict[tuple[Kind, str], list[Any]] = {}
         self._denied: set[str] = set()
+        self._slow: list[SlowTask] = []
         self._calls_left: int | None = None
         self.full_datastores: set[str] = set()
 
@@ -75,8 +76,16 @@ class Faults:
     def slow_task(self, method: str) -> SlowTask:
         """The method's task is carried out, and runs on until it is released."""
         task = SlowTask()
+        with self._lock:
+            self._slow.append(task)
         self._add(Kind.SLOW_TASK, method, [task])
         return task
+
+    def release_all(self) -> None:
+        """No task is held any more."""
+        with self._lock:
+            for task in self._slow:
+                task.release()
 
     def leave_delta(self, times: int = 1) -> None:
         """The next removal of a snapshot succeeds, leaves its delta, and the VM needs consolidation."""
