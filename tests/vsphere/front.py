@@ -79,6 +79,15 @@ class Front:
         self.faults.release_all()
         self._gateway.close()
 
+    @property
+    def calls(self) -> list[str]:
+        """The methods that clients have called, in the order in which the calls came."""
+        return list(self._gateway.calls)
+
+    def cut_connections(self) -> None:
+        """End all connections that clients have now; they may make new ones."""
+        self._gateway.cut_connections()
+
     def disks(self, vm: str) -> list[Disk]:
         """The disks of a VM, in the order of their keys."""
         machine = self._machine(vm)

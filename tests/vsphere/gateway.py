@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pyVmomi import vim
 
 from tests.vsphere import soap
-from tests.vsphere.scripted import Faults, Kind
+from tests.vsphere.scripted import LONGEST_HOLD_S, Faults, Kind
 from tests.vsphere.simulator import Simulator
 
 _PIECE = 1024 * 1024
@@ -46,6 +46,7 @@ class Gateway:
         self.faults = faults
         self.handle = handle
         self.sessions: set[str] = set()
+        self.calls: list[str] = []
         self.end_sessions: Callable[[list[str]], None] = lambda keys: None
         self._server = _Server(("127.0.0.1", 0), _Connection)
         self._server.gateway = self
@@ -70,6 +71,10 @@ class Gateway:
         self._thread.join()
         self._server.end_connections()
         self._server.server_close()
+
+    def cut_connections(self) -> None:
+        """End all connections that clients have now."""
+        self._server.end_connections()
 
     def expire_sessions(self) -> None:
         """Every client has to log in again."""
@@ -167,6 +172,9 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _call(self, body: bytes) -> None:
         request, gateway = soap.parsed(body), self._gateway
+        gateway.calls.append(request.method)
+        if (hold := gateway.faults.take(Kind.STALLED, request.method)) is not None:
+            hold.released.wait(LONGEST_HOLD_S)
         if gateway.faults.take(Kind.UNAVAILABLE, request.method) is not None:
             self._send(503, [("Content-Type", "text/plain")], b"Service unavailable")
             return
