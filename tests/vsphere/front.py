@@ -13,7 +13,8 @@ What it adds to the simulator, and where:
 - What the disk library's double has to know: `facts.json` in the directory of the front, `facts.py`.
 
 Nobody has compared any of it with a real vCenter. Known to differ: a task is carried out before its call is answered;
-a revert does not bring the VM's other settings back; `layoutEx` lists files that are gone.
+a revert brings back disks, network cards, CPUs, memory and tracking only; a linked clone is a whole copy; a VM that is
+registered again has lost its devices; `layoutEx` lists files that are gone; each delta is as large as its disk.
 """
 
 from __future__ import annotations
@@ -75,8 +76,18 @@ class Front:
         self._gateway.start()
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections, also those of clients that wait."""
+        self.faults.release_all()
         self._gateway.close()
+
+    @property
+    def calls(self) -> list[str]:
+        """The methods that clients have called, in the order in which the calls came."""
+        return list(self._gateway.calls)
+
+    def cut_connections(self) -> None:
+        """End all connections that clients have now; they may make new ones."""
+        self._gateway.cut_connections()
 
     def disks(self, vm: str) -> list[Disk]:
         """The disks of a VM, in the order of their keys."""
