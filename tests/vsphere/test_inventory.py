@@ -17,6 +17,7 @@ from pyVmomi import vim
 
 from tests.vsphere.client import Client, connected
 from tests.vsphere.front import Front, front
+from tests.vsphere.paging import Pages, page_answers
 from tests.vsphere.simulator import Inventory, missing, simulator
 from understudy.errors import GuestError, HostUnreachable, NotFound, PlatformError, Refused, UsageError
 from understudy.model.access import HostAccess
@@ -26,6 +27,7 @@ from understudy.platforms.vsphere.definition import DiskController, hardware_of
 from understudy.platforms.vsphere.host import VsphereHost
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.networks import networks
+from understudy.platforms.vsphere.stub import Stub
 from understudy.platforms.vsphere.surroundings import datastores, hosts
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -37,6 +39,7 @@ GIB = 1 << 30
 @pytest.fixture
 def vcenter(tmp_path: Path) -> Iterator[Front]:
     with front(Inventory(datacenters=2, hosts=2, vms=2), tmp_path) as running:
+        page_answers(running)
         yield running
 
 
@@ -351,8 +354,17 @@ def test_a_wrong_thumbprint_and_a_libvirt_address_have_no_certificate_to_trust(v
         server_certificate("qemu:///system")
 
 
-def test_ten_thousand_vms_are_listed_a_page_at_a_time() -> None:
-    """Without the front, which would parse everything once more, in this very process."""
+def test_ten_thousand_vms_are_listed_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the front, which would parse everything once more, in this very process; so answers are paged here."""
+    pages, ask = Pages(), Stub.answer
+
+    def answer(self: Stub, item: Any, info: Any, arguments: Any) -> bytes:
+        if info.wsdlName == "ContinueRetrievePropertiesEx":
+            return pages.next(arguments[0]) or b""
+        whole = ask(self, item, info, arguments)
+        return pages.first(whole, arguments[1].maxObjects) if info.wsdlName == "RetrievePropertiesEx" else whole
+
+    monkeypatch.setattr(Stub, "answer", answer)
     with simulator(Inventory(vms=10_000, autostart=False), "user", "password", tls=True) as server:
         uri = f"vpx://{urlsplit(server.url).netloc}/"
         access = HostAccess(uri, server.user, server.password, server_certificate(uri).thumbprint)
