@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
+import json
 import resource
 import threading
 import time
@@ -29,6 +32,7 @@ from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.networks import networks
 from understudy.platforms.vsphere.stub import Stub
 from understudy.platforms.vsphere.surroundings import datastores, hosts
+from understudy.platforms.vsphere.tags import vm_tags
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -292,6 +296,33 @@ def test_the_facts_of_a_vcenter_and_of_a_single_host(host: VsphereHost, tmp_path
         assert len(names) == 2
         assert single.describe_vm(f"ha-datacenter/vm/{names[0]}").uuid == single.describe_vm(names[0]).uuid
         assert single.describe_vm(names[0]).nics[0].source == "VM Network"
+
+
+def rest(vcenter: Front, verb: str, path: str, body: Any = None, session: str = "") -> Any:
+    """A call of the REST interface; the session's key, if there is none yet."""
+    server = http.client.HTTPConnection(urlsplit(vcenter._gateway.simulator.url).netloc)
+    pair = base64.b64encode(f"{vcenter.user}:{vcenter.password}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {pair}", "vmware-api-session-id": session}
+    with closing(server):
+        server.request(verb, f"/rest/com/vmware/cis/{path}", json.dumps(body) if body else None, headers)
+        text = server.getresponse().read()
+    return json.loads(text)["value"] if text else None
+
+
+def test_tags_are_read_where_there_are_any(host: VsphereHost, client: Client, vcenter: Front, tmp_path: Path) -> None:
+    assert vm_tags(host._connection) == {}
+    key = rest(vcenter, "POST", "session")
+    spec = {"name": "tier", "cardinality": "SINGLE", "associable_types": [], "description": ""}
+    category = rest(vcenter, "POST", "tagging/category", {"create_spec": spec}, key)
+    made = {"name": "gold", "category_id": category, "description": ""}
+    tag = rest(vcenter, "POST", "tagging/tag", {"create_spec": made}, key)
+    moref = client.named(vim.VirtualMachine, VM)._moId
+    attached = {"object_id": {"type": "VirtualMachine", "id": moref}}
+    rest(vcenter, "POST", f"tagging/tag-association/id:{tag}?~action=attach", attached, key)
+    assert vm_tags(host._connection) == {moref: ("tier/gold",)}
+    (tmp_path / "esx").mkdir()
+    with front(Inventory(vms=1, esx=True), tmp_path / "esx") as server, closing(opened(server, "esx")) as single:
+        assert vm_tags(single._connection) == {}
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
