@@ -17,6 +17,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.vsphere.front import Front, front
+from tests.vsphere.paging import page_answers
 from tests.vsphere.simulator import Inventory, missing
 from understudy.context import Context
 from understudy.errors import (
@@ -44,6 +45,7 @@ QUICK = tasks.Patience(deadline_s=60, busy_s=60, first_s=0.01, longest_s=0.05)
 @pytest.fixture
 def vcenter(tmp_path: Path) -> Iterator[Front]:
     with front(Inventory(vms=VMS), tmp_path) as running:
+        page_answers(running)
         yield running
 
 
@@ -225,6 +227,7 @@ def test_a_session_that_expires_in_the_middle_of_a_listing_is_renewed_and_the_li
     assert count(connection) == VMS
     assert asked.times("Login") == 1
     assert asked.times("RetrievePropertiesEx") == 2
+    assert asked.times("ContinueRetrievePropertiesEx") == 3, "one that was refused, and two of the second time"
 
 
 def test_the_same_holds_for_a_listing_of_trees(vcenter: Front, connection: Connection) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
+import json
 import resource
 import threading
 import time
@@ -17,6 +20,7 @@ from pyVmomi import vim
 
 from tests.vsphere.client import Client, connected
 from tests.vsphere.front import Front, front
+from tests.vsphere.paging import Pages, page_answers
 from tests.vsphere.simulator import Inventory, missing, simulator
 from understudy.errors import GuestError, HostUnreachable, NotFound, PlatformError, Refused, UsageError
 from understudy.model.access import HostAccess
@@ -26,7 +30,9 @@ from understudy.platforms.vsphere.definition import DiskController, hardware_of
 from understudy.platforms.vsphere.host import VsphereHost
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.networks import networks
+from understudy.platforms.vsphere.stub import Stub
 from understudy.platforms.vsphere.surroundings import datastores, hosts
+from understudy.platforms.vsphere.tags import vm_tags
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -37,6 +43,7 @@ GIB = 1 << 30
 @pytest.fixture
 def vcenter(tmp_path: Path) -> Iterator[Front]:
     with front(Inventory(datacenters=2, hosts=2, vms=2), tmp_path) as running:
+        page_answers(running)
         yield running
 
 
@@ -291,6 +298,33 @@ def test_the_facts_of_a_vcenter_and_of_a_single_host(host: VsphereHost, tmp_path
         assert single.describe_vm(names[0]).nics[0].source == "VM Network"
 
 
+def rest(vcenter: Front, verb: str, path: str, body: Any = None, session: str = "") -> Any:
+    """A call of the REST interface; the session's key, if there is none yet."""
+    server = http.client.HTTPConnection(urlsplit(vcenter._gateway.simulator.url).netloc)
+    pair = base64.b64encode(f"{vcenter.user}:{vcenter.password}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {pair}", "vmware-api-session-id": session}
+    with closing(server):
+        server.request(verb, f"/rest/com/vmware/cis/{path}", json.dumps(body) if body else None, headers)
+        text = server.getresponse().read()
+    return json.loads(text)["value"] if text else None
+
+
+def test_tags_are_read_where_there_are_any(host: VsphereHost, client: Client, vcenter: Front, tmp_path: Path) -> None:
+    assert vm_tags(host._connection) == {}
+    key = rest(vcenter, "POST", "session")
+    spec = {"name": "tier", "cardinality": "SINGLE", "associable_types": [], "description": ""}
+    category = rest(vcenter, "POST", "tagging/category", {"create_spec": spec}, key)
+    made = {"name": "gold", "category_id": category, "description": ""}
+    tag = rest(vcenter, "POST", "tagging/tag", {"create_spec": made}, key)
+    moref = client.named(vim.VirtualMachine, VM)._moId
+    attached = {"object_id": {"type": "VirtualMachine", "id": moref}}
+    rest(vcenter, "POST", f"tagging/tag-association/id:{tag}?~action=attach", attached, key)
+    assert vm_tags(host._connection) == {moref: ("tier/gold",)}
+    (tmp_path / "esx").mkdir()
+    with front(Inventory(vms=1, esx=True), tmp_path / "esx") as server, closing(opened(server, "esx")) as single:
+        assert vm_tags(single._connection) == {}
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +385,17 @@ def test_a_wrong_thumbprint_and_a_libvirt_address_have_no_certificate_to_trust(v
         server_certificate("qemu:///system")
 
 
-def test_ten_thousand_vms_are_listed_a_page_at_a_time() -> None:
-    """Without the front, which would parse everything once more, in this very process."""
+def test_ten_thousand_vms_are_listed_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the front, which would parse everything once more, in this very process; so answers are paged here."""
+    pages, ask = Pages(), Stub.answer
+
+    def answer(self: Stub, item: Any, info: Any, arguments: Any) -> bytes:
+        if info.wsdlName == "ContinueRetrievePropertiesEx":
+            return pages.next(arguments[0]) or b""
+        whole = ask(self, item, info, arguments)
+        return pages.first(whole, arguments[1].maxObjects) if info.wsdlName == "RetrievePropertiesEx" else whole
+
+    monkeypatch.setattr(Stub, "answer", answer)
     with simulator(Inventory(vms=10_000, autostart=False), "user", "password", tls=True) as server:
         uri = f"vpx://{urlsplit(server.url).netloc}/"
         access = HostAccess(uri, server.user, server.password, server_certificate(uri).thumbprint)
