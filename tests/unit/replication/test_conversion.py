@@ -9,11 +9,19 @@ import pytest
 
 from understudy.context import Context
 from understudy.errors import Cancelled, MoverError, Refused, ReplicaError, UnderstudyError
-from understudy.model.replica import ConversionWish, ReplicaIdentity, ReplicaState
+from understudy.model.replica import (
+    Consistency,
+    ConversionWish,
+    Replica,
+    ReplicaIdentity,
+    ReplicaState,
+    RestorePoint,
+)
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.platforms import ReplicaVmSpec, TargetPlatform
 from understudy.replication.conversion import Converting, convert
+from understudy.replication.failover import FailoverSite, start_failover
 from understudy.storage import HeadFacts
 
 POINT = "p7"
@@ -122,3 +130,33 @@ def test_the_operator_ends_it_and_the_replica_is_ready() -> None:
         with pytest.raises(Cancelled):
             ends.convert(wish, ctx)
         assert (ends.fresh, ends.state) == ([POINT], ReplicaState.READY)
+
+
+class ReplicaEnds(Ends):
+    """The same, of a replica whose VM is of the target's own platform."""
+
+    def call(self, request: Any, response: type[Any]) -> Any:
+        if isinstance(request, api.InspectReplica):
+            point = RestorePoint(POINT, "2026-01-02T03:04:05Z", Consistency.CRASH, 1, 1 << 20, ())
+            return api.ReplicaFacts(Replica(IDENTITY, ReplicaState.READY, (point,)), None, 3, {}, {}, {})
+        return super().call(request, response)
+
+    def replica_state(self, _uuid: str) -> None:
+        return None
+
+    def start_replica(self, _uuid: str) -> None:
+        self.asked.append("start")
+
+
+def test_a_replica_of_the_targets_own_platform_is_never_converted_and_a_wish_for_it_is_refused() -> None:
+    ends = ReplicaEnds()
+    ref = api.ReplicaRef("qcow2", "/srv", "web")
+    site = FailoverSite(ref, cast(MoverClient, ends), cast(TargetPlatform, ends))
+    with pytest.raises(Refused, match="cannot be converted"):
+        start_failover(Context(), site, wish=ALWAYS)
+    assert ends.asked == ["BindHead"]
+    assert not ends.defined
+    outcome = start_failover(Context(), site)
+    assert (outcome.point, outcome.note) == (POINT, "")
+    assert "ConvertHead" not in ends.asked
+    assert ends.asked[-2:] == ["SetState", "start"]
