@@ -15,7 +15,7 @@ from understudy.mover import api
 from understudy.mover.drafts import ORPHANED_S, store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
-from understudy.mover.work import VERIFYING
+from understudy.mover.work import CONVERTING, VERIFYING
 from understudy.storage import ReplicaStore, list_replicas
 from understudy.storage.marker import make_marker, read_marker
 from understudy.storage.values import DatastoreFacts, HeadFacts
@@ -144,7 +144,8 @@ def release_orphans(mover: Mover) -> None:
     for orphan in mover.drafts.orphaned():
         LOG.warning("draft %s of replica %s: its controller is not heard of any more", orphan.id, orphan.ref.name)
         end_draft(mover, orphan.id, keep=True)
-    mover.works.cancel_unheard(VERIFYING, ORPHANED_S)
+    for group in (VERIFYING, CONVERTING):
+        mover.works.cancel_unheard(group, ORPHANED_S)
 
 
 def end_draft(mover: Mover, key: str, *, keep: bool) -> None:
