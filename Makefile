@@ -19,7 +19,7 @@ demo-two-hosts: packages $(VENV)/runtime  ## the same with a proxy on each host,
 	$(AS_ROOT) $(BIN)/understudy demo --two-hosts
 
 test: packages-test $(VENV)/development check  ## lint, types, import contracts and all tests
-	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract tests/lab tests/system -n $(WORKERS) --dist loadfile --durations 20
+	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract tests/vsphere tests/lab tests/system -n $(WORKERS) --dist loadfile --durations 20
 
 bench: packages-bench $(VENV)/development  ## measure against nbdcopy and virtnbdbackup
 	$(AS_ROOT) $(BIN)/python -m bench --runs $(RUNS) --json bench-result.json
@@ -36,7 +36,7 @@ contracts: $(VENV)/development
 	$(BIN)/lint-imports
 
 unit: packages-test $(VENV)/development  ## the tests that need no lab
-	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract
+	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract tests/vsphere
 
 system: packages-test $(VENV)/development  ## the tests on real libvirt hosts
 	$(AS_ROOT) $(BIN)/python -m pytest tests/lab tests/system
@@ -52,6 +52,7 @@ packages:
 
 packages-test:
 	packaging/install-packages $(PACKAGES) packaging/debian-packages-test
+	$(AS_ROOT) packaging/fetch-vddk-plugin
 
 packages-bench:
 	packaging/install-packages $(PACKAGES) packaging/debian-packages-bench

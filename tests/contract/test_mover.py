@@ -590,7 +590,7 @@ def test_every_request_of_the_contract_has_a_handler() -> None:
         "WorkState", "WorkStarted", "Progress", "ErrorFields", "WorkStatus", "RateLimit", "TargetAddress",
         "TaggedFile", "TaggedFiles", "HeldFacts", "DigestCopy", "DigestCopyList", "DatastoreSurvey", "SurveyedReplica",
         "DraftHolding", "DatastoreMarker", "CertificateRequest", "Enrolled", "EnrolmentRequest", "IdentityFacts",
-        "PointExclusions", "SurveyedDisk", "SurveyedDisks",
+        "PointExclusions", "SurveyedDisk", "SurveyedDisks", "LibraryFacts",
     }
     ours = f"{api.__name__}."
     types = {name for name, value in vars(api).items() if getattr(value, "__module__", "").startswith(ours)}

@@ -1,64 +1,32 @@
-"""Exports: images served read-only by qemu-nbd children of this mover."""
+"""Exports: images served read-only by qemu-nbd, and disks served through a vendor's disk library by nbdkit."""
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from understudy.errors import PlatformError, UsageError
-from understudy.mover.api import NbdSource, OpenExport
+from understudy.errors import LinkLost, PlatformError, TransferError, UsageError
+from understudy.mover.api import NbdSource, OpenExport, OpenLibraryExport
+from understudy.mover.changed import context_of, write_areas
+from understudy.mover.children import START_TIMEOUT_S, Child, Server, Spawner
+from understudy.mover.library import LibraryServer, reason_of
 
 CONNECTIONS = 16
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 5.0
 EXPORT = "disk"
 
 
-@dataclass(frozen=True)
-class _Child:
-    tag: str
-    process: subprocess.Popen[bytes]
-    socket: Path
-    stderr: IO[bytes]
-
-    def said(self) -> str:
-        """What it wrote to stderr, as one line."""
-        self.stderr.seek(0)
-        return " ".join(self.stderr.read(4096).decode(errors="replace").split())
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self.process.wait()
-        self.stderr.close()
-        self.socket.unlink(missing_ok=True)
-
-
 class Exports:
-    """The running qemu-nbd children; their sockets are in ``run_dir``."""
+    """The running servers; their sockets are in ``run_dir``."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._children: dict[str, _Child] = {}
+        self._children: dict[str, Child] = {}
         self._lock = threading.Lock()
-        # The kernel sends the parent-death signal when the *thread* that forked ends. Threads of a request pool end
-        # when idle; this one lives as long as the process.
-        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+        self._spawner = Spawner()
 
     def open(self, request: OpenExport) -> tuple[str, NbdSource]:
         """Serve an image; returns an id and where it is served.
@@ -67,17 +35,47 @@ class Exports:
         """
         if not request.image.startswith("/"):
             raise UsageError(f"export {request.image!r}", "it is no absolute path")
-        key = uuid.uuid4().hex[:12]
-        child = self._spawner.submit(self._spawn, request, self._run_dir / f"{key}.nbd").result()
+        key = _new_key()
+        child = self._spawner.start(_image_server(request, self._run_dir / f"{key}.nbd"))
         try:
-            _wait_listening(child, request)
+            child.wait_ready(lambda: greets(child.socket, START_TIMEOUT_S), lambda said: _refused(request, said))
         except BaseException:
             child.end()
             raise
-        with self._lock:
-            self._children[key] = child
+        self._add(key, child)
         dirty = f"qemu:dirty-bitmap:{request.bitmap}" if request.bitmap else ""
         return key, NbdSource(str(child.socket), EXPORT, dirty)
+
+    def open_library(self, request: OpenLibraryExport) -> tuple[str, NbdSource]:
+        """Serve a disk through the vendor's disk library; returns an id and where it is served.
+
+        :raises UnderstudyError: if the library, or the server that it logs in to, refuses.
+        """
+        key = _new_key()
+        path = self._run_dir / f"{key}.nbd"
+        try:
+            if request.export.changed is not None:
+                write_areas(path, request.export.changed)
+            child = LibraryServer(request, path, EXPORT).start(self._spawner)
+        except BaseException:
+            write_areas(path, None)
+            raise
+        self._add(key, child)
+        return key, NbdSource(str(path), EXPORT, context_of(key) if request.export.changed is not None else "")
+
+    @contextmanager
+    def explaining(self, source: NbdSource) -> Iterator[None]:
+        """Errors of reading say what the vendor's disk library said: by NBD comes only that there was an error."""
+        try:
+            yield
+        except LinkLost:  # of the way to the other proxy
+            raise
+        except TransferError as exc:
+            child = next((child for child in list(self._children.values()) if str(child.socket) == source.socket), None)
+            reason = reason_of(child) if child is not None else None
+            if reason is None:
+                raise
+            raise TransferError(exc.what, f"{exc.why} ({reason.why})", reason.todo) from exc
 
     def close(self, key: str) -> None:
         """End an export; unknown ids are no error."""
@@ -88,18 +86,18 @@ class Exports:
 
     def close_tagged(self, tag: str) -> None:
         """End the exports whose tag begins with ``tag``."""
-        for key in [key for key, child in list(self._children.items()) if child.tag.startswith(tag)]:
+        for key in [key for key, child in list(self._children.items()) if child.server.tag.startswith(tag)]:
             self.close(key)
 
     def tags(self) -> tuple[str, ...]:
         """Tags of what is served, sorted."""
-        return tuple(sorted({child.tag for child in list(self._children.values())}))
+        return tuple(sorted({child.server.tag for child in list(self._children.values())}))
 
     def close_all(self) -> None:
         """End all exports; none can be opened after."""
         for key in list(self._children):
             self.close(key)
-        self._spawner.shutdown()
+        self._spawner.close()
 
     @contextmanager
     def serving(self, image: Path, image_format: str) -> Iterator[NbdSource]:
@@ -110,37 +108,24 @@ class Exports:
         finally:
             self.close(key)
 
-    def _spawn(self, request: OpenExport, path: Path) -> _Child:
-        command = [
-            "setpriv", "--pdeathsig", "KILL",
-            "qemu-nbd", "-r", "--persistent", "-e", str(CONNECTIONS), "-k", str(path), "-f", request.image_format,
-            "-x", EXPORT, "-D", request.tag,
-        ]
-        if request.bitmap:
-            command += ["-B", request.bitmap]
-        # A file, not a pipe: nobody reads while the child runs, and a full pipe would stop it.
-        stderr = tempfile.TemporaryFile(dir=self._run_dir)  # noqa: SIM115 - lives as long as the child
-        try:
-            process = subprocess.Popen(
-                [*command, request.image], stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        except OSError as exc:
-            stderr.close()
-            raise PlatformError(f"export {request.image}", f"cannot start qemu-nbd: {exc}",
-                                "install qemu-utils and util-linux") from exc
-        return _Child(request.tag, process, path, stderr)
+    def _add(self, key: str, child: Child) -> None:
+        with self._lock:
+            self._children[key] = child
 
 
-def _wait_listening(child: _Child, request: OpenExport) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not greets(child.socket, START_TIMEOUT_S):
-        if child.process.poll() is not None:
-            raise _refused(request, child.said())
-        if time.monotonic() > deadline:
-            raise PlatformError(f"export {request.image}", f"qemu-nbd did not start within {START_TIMEOUT_S:.0f} s",
-                                "see what slows this host down")
-        time.sleep(0.01)
+def _new_key() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _image_server(request: OpenExport, path: Path) -> Server:
+    command = [
+        "qemu-nbd", "-r", "--persistent", "-e", str(CONNECTIONS), "-k", str(path), "-f", request.image_format,
+        "-x", EXPORT, "-D", request.tag,
+    ]
+    if request.bitmap:
+        command += ["-B", request.bitmap]
+    what = f"export {request.image}"
+    return Server(request.tag, what, (*command, request.image), path, "qemu-utils and util-linux")
 
 
 def greets(path: Path, timeout_s: float) -> bool:
@@ -155,7 +140,7 @@ def greets(path: Path, timeout_s: float) -> bool:
 
 
 def _refused(request: OpenExport, said: str) -> PlatformError:
-    said = said.removeprefix("qemu-nbd: ")
+    said = " ".join(said.split()).removeprefix("qemu-nbd: ")
     if "Failed to get" in said and "lock" in said:
         return PlatformError(f"export {request.image}", f"the image is in use for writing, by a running VM ({said})",
                              "power the VM off, or read it through its hypervisor")

@@ -16,6 +16,7 @@ from understudy.mover import operations_transfer as transfer
 from understudy.mover import operations_verify as verify
 from understudy.mover.about import about
 from understudy.mover.images import probe_image, remove_bitmap
+from understudy.mover.library_probe import probe_library
 from understudy.mover.rebuild import start_rebuild_replica
 from understudy.mover.state import Mover
 from understudy.mover.throttle import Throttles
@@ -39,6 +40,8 @@ HANDLERS: dict[type, Handler] = {
     api.RemoveBitmap: lambda _mover, request: remove_bitmap(request),
     api.ReadNvram: source.read_nvram,
     api.OpenExport: source.open_export,
+    api.OpenLibraryExport: source.open_library_export,
+    api.ProbeLibrary: lambda _mover, request: probe_library(request),
     api.CloseExport: source.close_export,
     api.EndLeftovers: source.end_leftovers,
     api.RemoveTagged: source.remove_tagged,

@@ -40,6 +40,12 @@ def open_export(mover: Mover, request: api.OpenExport) -> api.OpenedExport:
     return api.OpenedExport(key, source)
 
 
+def open_library_export(mover: Mover, request: api.OpenLibraryExport) -> api.OpenedExport:
+    """Serve a disk through the vendor's disk library."""
+    key, source = mover.exports.open_library(request)
+    return api.OpenedExport(key, source)
+
+
 def close_export(mover: Mover, request: api.CloseExport) -> api.Nothing:
     """End an export."""
     mover.exports.close(request.id)

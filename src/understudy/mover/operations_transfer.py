@@ -132,7 +132,10 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
         since = since_digests(stack, mover, read)
         partial = mover.copies.partial_path(api.DigestRef(read.replica_id, read.disk, read.point))
         try:
-            with mover.throttles.lane(request.limits, tls=bool(request.target.identity)) as pace:
+            with (
+                mover.throttles.lane(request.limits, tls=bool(request.target.identity)) as pace,
+                mover.exports.explaining(read.source),
+            ):
                 send_disk(ctx, request, base, partial, meter, link, pace, since)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -140,7 +143,7 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
 
 
 def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.ReadSpec, meter: Meter) -> None:
-    with ExitStack() as stack:
+    with mover.exports.explaining(read.source), ExitStack() as stack:
         base = _target_base(mover, draft, read)
         if base is not None:
             stack.enter_context(base)

@@ -51,7 +51,10 @@ def _validation(value_type: type) -> Iterator[None]:
     try:
         yield
     except ValidationError as exc:
-        raise UsageError(f"value {value_type.__name__}", str(exc), "use the same version everywhere") from exc
+        # Not the text of the exception: it repeats what was given, and that may hold a password.
+        faults = exc.errors(include_url=False, include_context=False, include_input=False)
+        why = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".removeprefix(": ") for fault in faults)
+        raise UsageError(f"value {value_type.__name__}", why, "use the same version everywhere") from None
 
 
 def _adapter(value_type: Any) -> TypeAdapter[Any]:

@@ -13,6 +13,7 @@ from understudy.context import Context
 from understudy.errors import TrackingLost, TransferError
 from understudy.model.extent import Extent
 from understudy.mover.api import NbdSource
+from understudy.mover.changed import ChangedClient, areas_of
 from understudy.mover.crew import Crew
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.plan import Conclusion, Plan, ReadBlock, Skipped, StatusSource, ZeroRun
@@ -102,6 +103,7 @@ class Source:
 
     A tracked export is asked for the dirty map and for what is allocated on two connections, because a server answers
     for all contexts of a connection, and the second answer costs it far more: it has to look into the image's file.
+    Of an export whose changed areas the mover keeps, the server is asked for what is allocated alone.
 
     :param tracked: the dirty context must be there.
     :param credentials: of this proxy, for servers on other hosts.
@@ -115,12 +117,13 @@ class Source:
     ) -> None:
         self._where = where
         self._tls_dir = _tls_directory(where, credentials) if where.address else None
-        self._allocation: NbdClient | None = None
-        both = (ALLOCATION, where.dirty_context) if where.dirty_context else (ALLOCATION,)
-        self.planner = self._connect((where.dirty_context,) if tracked else both)
-        if tracked and not self.planner.multi_conn:
-            self.planner.close()
-            self.planner = self._connect(both)
+        areas = areas_of(where)
+        self._first = self._connect((ALLOCATION,)) if areas is not None else self._connect_for_maps(tracked)
+        # Who is asked for what is allocated, when the planner is not.
+        self._allocation = self._first if areas is not None or not self._first.multi_conn else None
+        self.planner: Client = self._first
+        if areas is not None:
+            self.planner = ChangedClient(self._first, where.dirty_context, areas, alone=tracked)
         try:
             if self._tls_dir is not None and lets_anybody_in(where.address, where.export, self._tls_dir):
                 raise TransferError(f"read {self.planner.name}", "its server asks nobody for a certificate",
@@ -146,17 +149,17 @@ class Source:
     def allocation(self, run: Extent) -> list[Extent]:
         """See :class:`understudy.mover.plan.StatusSource`; empty if the server does not tell."""
         if self._allocation is None:
-            self._allocation = self._connect((ALLOCATION,)) if self.planner.multi_conn else self.planner
+            self._allocation = self._connect((ALLOCATION,))
         return self._allocation.statuses(run.start, run.length, run.length)[1].get(ALLOCATION, [])
 
-    def readers(self, threads: int) -> list[NbdClient]:
+    def readers(self, threads: int) -> list[Client]:
         """Connections for ``threads`` reading threads.
 
         Without multi_conn the server may not accept a second connection: then one thread shares the planner's.
         """
         if not self.planner.multi_conn:
             return [self.planner]
-        clients: list[NbdClient] = []
+        clients: list[Client] = []
         try:
             for _ in range(threads):
                 clients.append(self._connect())
@@ -171,6 +174,15 @@ class Source:
         self.planner.close()
         if self._allocation is not None:
             self._allocation.close()
+
+    def _connect_for_maps(self, tracked: bool) -> NbdClient:
+        """The connection for block status; if it stays the only one, it is asked for everything."""
+        both = (ALLOCATION, self._where.dirty_context) if self._where.dirty_context else (ALLOCATION,)
+        client = self._connect((self._where.dirty_context,) if tracked else both)
+        if not tracked or client.multi_conn:
+            return client
+        client.close()
+        return self._connect(both)
 
     def _connect(self, contexts: tuple[str, ...] = ()) -> NbdClient:
         return NbdClient(self._where.address or self._where.socket, self._where.export, contexts, self._tls_dir)

@@ -90,10 +90,14 @@ class OpenExport:
 
 @dataclass(frozen=True)
 class OpenLibraryExport:
-    """Serve a disk through the vendor's disk library, read-only."""
+    """Serve a disk through the vendor's disk library.
+
+    :ivar writable: it can be written, too: a disk of a VM that is powered off, without a snapshot reference.
+    """
 
     export: LibraryExport
     tag: str
+    writable: bool = False
 
 
 @dataclass(frozen=True)
