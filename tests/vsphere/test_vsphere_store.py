@@ -10,7 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,14 @@ from understudy.errors import DatastoreError, NotFound, Refused, ReplicaError, U
 from understudy.model.exclusion import pack
 from understudy.model.extent import PART, Extent, merge, round_out, subtract, total
 from understudy.model.job import SNAPSHOTS
-from understudy.model.replica import Replica
+from understudy.model.replica import Replica, ReplicaIdentity
 from understudy.model.snapshot import LibraryDisk, LibraryExport
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
+from understudy.mover.drafts import ORPHANED_S
+from understudy.mover.operations_target import attach_disks, begin_point, release_orphans
 from understudy.mover.process import MoverProcess
+from understudy.mover.state import Mover
 from understudy.storage.values import NewDisk
 from understudy.units import KIB, MIB
 
@@ -532,6 +535,32 @@ def test_a_mover_that_is_killed_takes_its_leaf_with_it_and_an_older_attempt_is_f
     while Path(f"/proc/{server}").exists() and "Z" not in Path(f"/proc/{server}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_controller_that_is_not_heard_of_any_more_keeps_no_leaf_open(library: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "run").mkdir()
+    leaf = sparse(tmp_path / "leaf.raw", 3, SIZE, ())
+    library.serve([DiskFact(REPLICA, REPLICA_PATH, str(leaf), writable=True)])
+    ref = api.ReplicaRef(SNAPSHOTS, str(tmp_path / "ds"), "web 1")
+    identity = ReplicaIdentity("id", "web 1", "job", "job", "web 1", "uuid", "uuid2")
+    begin = api.BeginPoint(ref, identity, 1, "p1", (NewDisk("vda", SIZE, False),))
+    export = LibraryExport(library.login, LibraryDisk("vda", REPLICA, "", REPLICA_PATH, 2000))
+    mover = Mover.make("esx", tmp_path / "state", tmp_path / "run")
+    try:
+        draft = begin_point(mover, begin).draft
+        attach_disks(mover, api.AttachDisks(draft, (export,)))
+        release_orphans(mover)
+        assert mover.exports.tags() == (f"leaf of draft {draft}",)
+        mover.drafts.get(draft).asked_at -= ORPHANED_S + 1
+        release_orphans(mover)
+        assert (mover.exports.tags(), mover.drafts.ids()) == ((), [])
+        # The lock is free, and so is the leaf.
+        newer = begin_point(mover, replace(begin, attempt=2)).draft
+        attach_disks(mover, api.AttachDisks(newer, (export,)))
+    finally:
+        mover.close()
+    assert mover.exports.tags() == ()
 
 
 def test_what_was_allocated_is_counted_right(one: StoreLab) -> None:

@@ -222,6 +222,11 @@ class Drafts:
         """Drafts of the replica that are no longer wanted when ``attempt`` comes (S11)."""
         return [draft for draft in list(self._drafts.values()) if draft.ref == ref and draft.attempt < attempt]
 
+    def stop_writing(self) -> None:
+        """Whoever waits for a disk library to write something gives up."""
+        for draft in list(self._drafts.values()):
+            draft.leaves.stop()
+
     def ids(self) -> list[str]:
         """Ids of all drafts held."""
         return list(self._drafts)
