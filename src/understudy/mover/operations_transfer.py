@@ -13,7 +13,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.arriving import checkpoints
 from understudy.mover.audit import audit_of
-from understudy.mover.below import Below
+from understudy.mover.below import Below, Content
 from understudy.mover.copier import (
     Copying,
     DiskSink,
@@ -61,7 +61,11 @@ def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
 
     def receive(ctx: Context, meter: Meter) -> None:
         try:
-            with draft.writing(disk.name, request.block_size) as arriving, _below(mover, draft, disk) as below:
+            with (
+                draft.leaves.explaining(disk.name),
+                draft.writing(disk.name, request.block_size) as arriving,
+                _below(mover, draft, disk) as below,
+            ):
                 reception = Reception(_receiving(draft, disk, request), arriving, meter, below)
                 admitted.set_result(mover.data.admit(draft.id, reception))
                 reception.run(ctx)
@@ -143,7 +147,7 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
 
 
 def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.ReadSpec, meter: Meter) -> None:
-    with mover.exports.explaining(read.source), ExitStack() as stack:
+    with mover.exports.explaining(read.source), draft.leaves.explaining(read.disk), ExitStack() as stack:
         base = _target_base(mover, draft, read)
         if base is not None:
             stack.enter_context(base)
@@ -172,8 +176,11 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.Read
         copy_digests(disk.writer.path, partial)
 
 
-def _below(mover: Mover, draft: Draft, disk: NewDisk) -> Below:
+def _below(mover: Mover, draft: Draft, disk: NewDisk) -> AbstractContextManager[Content]:
     """What the new layer of ``disk`` lies on; nothing is opened before it is read."""
+    leaf = draft.leaves.content(disk.name)
+    if leaf is not None:
+        return leaf
 
     def serve() -> AbstractContextManager[api.NbdSource]:
         if not disk.chained:
