@@ -6,11 +6,11 @@ nothing of that volume is left out. Everything here reads through :class:`Image`
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent
 from understudy.volumes.masks import Masks
 
@@ -35,14 +35,6 @@ class Unfit(Exception):
 
 class Hibernated(Unfit):
     """The memory of a guest that sleeps lies there: when it wakes up, it goes on with all its disks as they were."""
-
-
-class Kind(enum.StrEnum):
-    """Why bytes are left out: swap and page files, what the user's masks name, blocks that hold no file."""
-
-    SWAP = "swap"
-    MASK = "mask"
-    FREE = "free"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack
+from understudy.model.exclusion import DiskSurvey, Exclusion, Kind, excludable, exclusion_of, pack
 from understudy.model.extent import Extent, merge, subtract, total
-from understudy.volumes import FileSystem, Finding, Hibernated, Image, Kind, Unfit, Wishes
+from understudy.volumes import FileSystem, Finding, Hibernated, Image, Unfit, Wishes
 from understudy.volumes.device_names import names_of
 from understudy.volumes.image import Piece, Pieces
 from understudy.volumes.lvm import LogicalVolume

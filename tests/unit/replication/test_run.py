@@ -235,7 +235,7 @@ class Rows:
         self._world.held.append(held)
         self._world.events.append("hold" if held else "hold nothing")
 
-    def freezing(self, vm_uuid: str, frozen: bool) -> None:
+    def freezing(self, vm_uuid: str, deadline_s: float, frozen: bool) -> None:
         pass
 
     def guest(self, report: GuestReport) -> None:

@@ -26,15 +26,9 @@ from understudy.model.replica import (
     SourceGeneration,
 )
 from understudy.storage.qcow2.chains import MergingDisk
-from understudy.storage.qcow2.manifest import (
-    Record,
-    load_record,
-    parse_record,
-    render_record,
-    save_record,
-)
+from understudy.storage.qcow2.manifest import Record, load_record, parse_record, render_record, save_record
 from understudy.storage.qcow2.names import Place
-from understudy.storage.qcow2.sealed import checksum
+from understudy.storage.records.sealed import checksum
 
 from .replica_lab import IDENTITY
 

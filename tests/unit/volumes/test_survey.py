@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.unit.volumes.hives import hive
-from understudy.model.exclusion import DiskSurvey
+from understudy.model.exclusion import DiskSurvey, Kind
 from understudy.model.extent import Extent
 from understudy.units import MIB
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Image, Unfit, Wishes
 from understudy.volumes.lvm import LogicalVolume
 from understudy.volumes.lvm import Piece as LvmPiece
 from understudy.volumes.partitions import Partition

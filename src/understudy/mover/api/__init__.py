@@ -58,6 +58,7 @@ from understudy.mover.api.source import (
 )
 from understudy.mover.api.survey import SurveyDisks, SurveyedDisk, SurveyedDisks
 from understudy.mover.api.target import (
+    AttachDisks,
     BeginPoint,
     BindHead,
     CheckDatastore,
@@ -66,6 +67,7 @@ from understudy.mover.api.target import (
     DraftHolding,
     DraftOpened,
     DraftQuery,
+    ForgetPoints,
     HeadBound,
     InspectReplica,
     ListReplicas,
@@ -82,6 +84,7 @@ from understudy.mover.api.target import (
     ReplicaFacts,
     ReplicaNames,
     RetirePoints,
+    SealPoint,
     SetIdentity,
     SetState,
     VerifiedDisk,
@@ -111,6 +114,7 @@ from understudy.mover.api.work import (
 
 __all__ = [
     "About",
+    "AttachDisks",
     "BeginPoint",
     "BindHead",
     "CancelWork",
@@ -135,6 +139,7 @@ __all__ = [
     "ErrorFields",
     "EstimateTransfer",
     "ForgetController",
+    "ForgetPoints",
     "HeadBound",
     "HeldFacts",
     "HeldQuery",
@@ -184,6 +189,7 @@ __all__ = [
     "RequestCertificate",
     "RetirePoints",
     "ScratchFacts",
+    "SealPoint",
     "SendDisk",
     "SetIdentity",
     "SetRates",

@@ -8,6 +8,7 @@ from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.snapshot import LibraryExport
 from understudy.mover.api.common import ReplicaRef
 from understudy.storage.values import DatastoreFacts, HeadFacts, NewDisk, PointMeta
 
@@ -116,6 +117,24 @@ class DraftOpened:
 
 
 @dataclass(frozen=True)
+class AttachDisks:
+    """Say where the disks of a draft are written whose store keeps no layers in files: at leaves of the replica VM.
+
+    To be told once, before any transfer; the proxy opens and holds them until :class:`SealPoint` or the draft's end.
+    """
+
+    draft: str
+    leaves: tuple[LibraryExport, ...]
+
+
+@dataclass(frozen=True)
+class SealPoint:
+    """Every disk of the draft is complete: let go of the leaves, so that the platform can make them a restore point."""
+
+    draft: str
+
+
+@dataclass(frozen=True)
 class DraftQuery:
     """Ask whether a draft is held."""
 
@@ -173,6 +192,17 @@ class RetirePoints:
 
 
 @dataclass(frozen=True)
+class ForgetPoints:
+    """Take points out of a replica's record whose content the platform does not have any more, or is about to remove.
+
+    Only for stores that keep no layers in files.
+    """
+
+    owner: OwnedReplica
+    points: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BindHead:
     """Make a new head on a point."""
 
@@ -219,12 +249,14 @@ class VerifyPoint:
 
     :ivar rate: bytes a second to read at most; 0 for no limit.
     :ivar restart: begin a new pass, whatever was done of one.
+    :ivar exports: how each disk is read, if the store keeps no layers in files.
     """
 
     ref: ReplicaRef
     point: str
     rate: int = 0
     restart: bool = False
+    exports: tuple[LibraryExport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -283,8 +315,12 @@ class DatastoreMarker:
 
 @dataclass(frozen=True)
 class RebuildDigests:
-    """Recompute the digest file of a point's disk from its layers (long), when both copies are lost or damaged."""
+    """Recompute the digest file of a point's disk from its layers (long), when both copies are lost or damaged.
+
+    :ivar export: how it is read, if the store keeps no layers in files.
+    """
 
     ref: ReplicaRef
     point: str
     disk: str
+    export: LibraryExport | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from understudy.model.replica import PointDisk, Replica, RestorePoint
-from understudy.storage.qcow2.names import digest_name, disk_token
+from understudy.storage.records.place import digest_name, disk_token
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, merge, total
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Image, Unfit, Wishes
 from understudy.volumes.gate import checked
 from understudy.volumes.ntfs.bitmap import free_ranges
 from understudy.volumes.ntfs.boot import Boot
