@@ -22,7 +22,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.mover.process import MoverProcess
-from understudy.storage import NewDisk, PointMeta
+from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import MIB
 
 BLOCK_SIZE = MIB

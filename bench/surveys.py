@@ -19,10 +19,10 @@ from bench.settings import Settings
 from bench.tools import BenchError, run
 from bench.volumes import EXT4, NTFS, XFS, Kind, make_volume
 from understudy.context import Context
+from understudy.model.exclusion import Kind as Why
 from understudy.mover.api import NbdSource, SurveyDisks, SurveyedDisk
 from understudy.mover.survey_process import survey_disks
 from understudy.units import KIB, MIB
-from understudy.volumes import Kind as Why
 
 #: The second one makes every directory be searched.
 MASKS = ("cache/**", "**/*.tmp", "home/*/.cache/**", "var/log/**/*.gz")

@@ -1,23 +1,29 @@
-"""Volumes: file systems with very many files, made by their own tools and filled by their own drivers."""
+"""Volumes: file systems with very many files, made by their own tools and filled by their own drivers.
+
+Of NTFS more is left out if Windows runs from it. So it gets a registry, and lies in the partition that this one names.
+"""
 
 from __future__ import annotations
 
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.tools import Word, run
-from understudy.units import GIB, KIB
+from tests.unit.volumes.hives import hive
+from understudy.units import GIB, KIB, MIB
 
 #: Mounts, and whatever serves them, end with whoever made them.
 _ISOLATED = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _MOUNTED = """
 mount -t {driver} -o loop {image} {at} && {{ {python} -c "$0" "$@"; state=$?; umount {at} && exit $state; }}
 """
-#: Arguments: the mounted volume, how many files to make, how many of them to remove, the longest one, the swap file.
+#: Arguments: the mounted volume, how many files to make, how many of them to remove, the longest one, the swap file;
+#: and a registry if Windows is to run from it.
 #: Their space is allocated as if it had been written; what was removed leaves holes all over the volume.
 _FILL = """
-import os, random, subprocess, sys
+import os, random, shutil, subprocess, sys
 top, swap = sys.argv[1], sys.argv[5]
 made, removed, longest = map(int, sys.argv[2:5])
 chance = random.Random(7)
@@ -39,6 +45,9 @@ subprocess.run(["mkswap", "-q", f"{top}/{swap}"], check=True)
 os.mkdir(f"{top}/etc")
 with open(f"{top}/etc/fstab", "w") as table:
     table.write("/dev/vda / auto defaults 0 1\\n")
+for registry in sys.argv[6:]:
+    os.makedirs(f"{top}/Windows/System32/config")
+    shutil.copy(registry, f"{top}/Windows/System32/config/SYSTEM")
 """
 
 
@@ -68,16 +77,21 @@ XFS = Kind("xfs", "xfs", ("mkfs.xfs", "-q"))
 NTFS = Kind("ntfs", "ntfs-3g", ("mkntfs", "-q", "-F", "-f"), "pagefile.sys", "\\")
 
 
+#: A disk of Windows: the signature of its table of partitions, and where the only one begins.
+_SIGNATURE, _BEGIN = b"NTFS", MIB
+
+
 def make_volume(image: Path, kind: Kind, files: int, longest: int, *, holes: bool) -> int:
-    """Make a qcow2 image of a volume with so many files, one half below ``cache``, and a swap file; its size.
+    """Make a qcow2 image of a volume with so many files, one half below ``cache``, and a swap file; the image's size.
 
     :param longest: of the files, which are of all lengths, in bytes.
     :param holes: as many files again by half were removed from all over it.
     """
     removed = files // 2 if holes else 0
     size = GIB + (files + removed) * (longest + KIB)
-    raw, at = image.with_suffix(".raw"), image.with_suffix(".mounted")
+    raw, at, registry = (image.with_suffix(suffix) for suffix in (".raw", ".mounted", ".registry"))
     at.mkdir()
+    registry.write_bytes(hive({"MountedDevices": {"\\DosDevices\\C:": _SIGNATURE + struct.pack("<Q", _BEGIN)}}))
     with raw.open("wb") as file:
         file.truncate(size)
     try:
@@ -85,9 +99,28 @@ def make_volume(image: Path, kind: Kind, files: int, longest: int, *, holes: boo
         run(*kind.make, *inodes, raw)
         script = _MOUNTED.format(driver=kind.driver, image=raw, at=at, python=sys.executable)
         filling: tuple[Word, ...] = (_FILL, at, str(files + removed), str(removed), str(longest), kind.swap_file)
-        run(*_ISOLATED, "sh", "-c", script, *filling)
+        run(*_ISOLATED, "sh", "-c", script, *filling, *([registry] if kind is NTFS else []))
+        if kind is NTFS:
+            return _make_disk(image, raw, size)
         run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
     finally:
         raw.unlink()
+        registry.unlink()
         at.rmdir()
     return size
+
+
+def _make_disk(image: Path, volume: Path, size: int) -> int:
+    """Make a qcow2 image of a disk with a volume in its only partition; the disk's size."""
+    table = volume.with_suffix(".table")
+    entry = struct.pack("<B3xB3xII", 0, 7, _BEGIN // 512, size // 512)
+    table.write_bytes((bytes(440) + _SIGNATURE + bytes(2) + entry).ljust(510, b"\0") + b"\x55\xaa")
+    try:
+        run("qemu-img", "create", "-q", "-f", "qcow2", image, str(_BEGIN + size))
+        for offset, length, source in ((0, 512, table), (_BEGIN, size, volume)):
+            part = f"driver=raw,offset={offset},size={length},file.driver=qcow2,file.file.driver=file"
+            run("qemu-img", "convert", "-n", "--target-is-zero", "-f", "raw", source, "--target-image-opts",
+                f"{part},file.file.filename={image}")  # fmt: skip
+    finally:
+        table.unlink()
+    return _BEGIN + size

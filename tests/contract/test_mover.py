@@ -37,7 +37,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.exports import greets
 from understudy.mover.process import MoverProcess
-from understudy.storage import NewDisk, PointMeta
+from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import KIB, MIB
 
 SIZE = 10 * MIB + 512

@@ -33,7 +33,7 @@ from understudy.replication.held import TransferSpec
 from understudy.replication.planning import PlanningFacts, plan_disks
 from understudy.replication.site import Site
 from understudy.replication.target_side import damaged_disks
-from understudy.storage.qcow2.sealed import checksum
+from understudy.storage.records.sealed import checksum
 from understudy.units import KIB, MIB
 
 SIZE = 6 * MIB + 512

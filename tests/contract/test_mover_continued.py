@@ -14,7 +14,7 @@ from understudy.faults import VARIABLE
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.process import MoverProcess
-from understudy.storage import NewDisk
+from understudy.storage.values import NewDisk
 from understudy.units import KIB, MIB
 
 

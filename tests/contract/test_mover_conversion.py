@@ -22,7 +22,8 @@ from understudy.model.replica import Consistency, Conversion, ReplicaIdentity
 from understudy.mover import api
 from understudy.mover.process import MoverProcess
 from understudy.platforms.vsphere.definition import DiskController, HardwareDisk, VmHardware, domain_definition
-from understudy.storage import NewDisk, PointMeta, open_store
+from understudy.storage import open_store
+from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import MIB
 
 DISKS = ("scsi0:0", "scsi0:1")

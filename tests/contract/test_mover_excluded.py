@@ -21,7 +21,7 @@ from understudy.model.replica import Consistency
 from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.process import MoverProcess
-from understudy.storage import NewDisk, PointMeta
+from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import KIB, MIB
 
 FULL, INCREMENTAL, SCAN = TransferMode.FULL, TransferMode.INCREMENTAL, TransferMode.DIGEST_SCAN

@@ -16,7 +16,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.process import MoverProcess
 from understudy.replication.work import finish
-from understudy.storage import StoreLeftovers
+from understudy.storage.values import StoreLeftovers
 from understudy.units import MIB
 
 TAG = "understudy-"

@@ -14,7 +14,8 @@ from understudy.errors import NotFound, Refused, ReplicaError, UnderstudyError
 from understudy.model.exclusion import Exclusion, pack
 from understudy.model.extent import Extent
 from understudy.model.replica import Baseline, Consistency, ReplicaIdentity, ReplicaState
-from understudy.storage import DigestFacts, NewDisk, PointMeta, RebuiltReplica, ReplicaStore, open_store
+from understudy.storage import ReplicaStore, open_store
+from understudy.storage.values import DigestFacts, NewDisk, PointMeta, RebuiltReplica
 
 KINDS = ("qcow2",)
 NAME = "web 1_replica"

@@ -13,7 +13,8 @@ import pytest
 from understudy.errors import DatastoreError, Fenced, NotFound, Refused, ReplicaError, UnderstudyError, UsageError
 from understudy.model.extent import Extent
 from understudy.model.replica import Baseline, Consistency, Conversion, ReplicaIdentity, ReplicaState
-from understudy.storage import KeptLayer, NewDisk, PointDraft, PointMeta, ReplicaStore, list_replicas, open_store
+from understudy.storage import PointDraft, ReplicaStore, list_replicas, open_store
+from understudy.storage.values import KeptLayer, NewDisk, PointMeta
 
 KINDS = ("qcow2",)
 NAME = "web 1 – Zürich_replica"

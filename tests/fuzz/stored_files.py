@@ -30,12 +30,12 @@ with atheris.instrument_imports(include=["understudy.mover.digest", "understudy.
         UnfinishedDigests,
         array_checksum,
     )
-    from understudy.storage.qcow2.exclusions import parse_exclusions, render_exclusions
-    from understudy.storage.qcow2.fields import Malformed, parse_object
     from understudy.storage.qcow2.format import CLUSTER, check_maps, layer_is_empty, read_header
     from understudy.storage.qcow2.journal import read_journal
     from understudy.storage.qcow2.manifest import parse_record, render_record
-    from understudy.storage.qcow2.sealed import checksum
+    from understudy.storage.records.exclusions import parse_exclusions, render_exclusions
+    from understudy.storage.records.fields import Malformed, parse_object
+    from understudy.storage.records.sealed import checksum
 
 import xxhash
 

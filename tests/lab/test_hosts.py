@@ -10,7 +10,7 @@ import pytest
 
 from understudy.lab.agent import run_in_guest
 from understudy.lab.disks import DataDisk
-from understudy.lab.errors import GuestCommandFailed, HypervisorFailed, LabTimeout
+from understudy.lab.errors import GuestCommandFailed, HypervisorFailed, LabError, LabTimeout
 from understudy.lab.hosts import qemu_user
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
@@ -107,3 +107,11 @@ def test_a_guest_is_up_within_seconds(lab: Lab) -> None:
     print(f"start to agent: {time.monotonic() - started:.1f} s")
     vm.destroy()
     vm.undefine()
+
+
+def test_a_name_whose_disks_are_still_there_is_refused_by_that_name(lab: Lab) -> None:
+    first = LabVm.create(lab.beta, "taken", lab.guest)
+    first.undefine(delete_disks=False)
+    with pytest.raises(LabError, match="has, or had, a VM 'taken'"):
+        LabVm.create(lab.beta, "taken", lab.guest)
+    assert first.disks[0].path.exists()

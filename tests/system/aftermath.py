@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -223,7 +224,10 @@ def bench(lab: Lab, name: str, *, points: int) -> Iterator[Bench]:
 
 
 def remove_vms(lab: Lab) -> None:
-    """Power off and undefine every VM of both hosts."""
+    """Power off and undefine every VM of both hosts, and remove the disks that the lab made for them.
+
+    No test sees another one's VMs, and each may use any name again.
+    """
     flags = (
         libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
         | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -235,4 +239,8 @@ def remove_vms(lab: Lab) -> None:
             for domain in connection.listAllDomains():
                 if domain.isActive():
                     domain.destroy()
-                domain.undefineFlags(flags)
+                if domain.isPersistent():
+                    domain.undefineFlags(flags)
+        images = host.directory / "images"
+        if images.exists():
+            shutil.rmtree(images)

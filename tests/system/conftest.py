@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import libvirt
 import pytest
 
+from tests.system.aftermath import remove_vms
 from tests.system.installation import Installation
 from understudy.lab.lab import Lab
 
@@ -35,24 +35,7 @@ def installation_in(lab: Lab, name: str) -> Iterator[Installation]:
     try:
         yield Installation(lab, place)
     finally:
-        _remove_replicas(lab)
-
-
-def _remove_replicas(lab: Lab) -> None:
-    """Power off and undefine what the test left on both hosts, so that no test sees another one's VMs."""
-    flags = (
-        libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-        | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-    )
-    for host in lab.hosts:
-        with host.connection() as connection:
-            for domain in connection.listAllDomains():
-                if domain.isActive():
-                    domain.destroy()
-                if domain.isPersistent():
-                    domain.undefineFlags(flags)
+        remove_vms(lab)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ from understudy.platforms.vsphere.definition import (
     VmHardware,
     domain_definition,
 )
-from understudy.storage import NewDisk, PointMeta
+from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import MIB
 
 REPLICA = "dätabase 1_replica"

@@ -22,9 +22,10 @@ from pathlib import Path
 import pytest
 
 from understudy.lab.commands import run
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, merge, subtract, total, unite
 from understudy.units import KIB, MIB
-from understudy.volumes import Kind, Unfit, Wishes
+from understudy.volumes import Unfit, Wishes
 from understudy.volumes.ext import open_ext
 from understudy.volumes.masks import Masks
 

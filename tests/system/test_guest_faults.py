@@ -19,9 +19,9 @@ import pytest
 from tests.system.conftest import installation_in
 from tests.system.installation import Installation
 from tests.system.steps import freeze_status, wait_until
-from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
+from understudy.model.guest import DEFAULT_FREEZE_DEADLINE_S
 
 SLACK_S = 2.5
 SCRIPT_LIMIT_S = 2
@@ -53,7 +53,7 @@ kill -CONT $(pidof qemu-ga)
 """
 _HANGING = "sleep 611 &\nsleep 612\n"
 
-FREEZING, FROZEN, RESET, FULL = "freezing", "frozen", "reset", "full"
+FREEZING, FROZEN, RESET, FULL = "stuck-freezing", "stuck-frozen", "reset-frozen", "full-frozen"
 
 
 @dataclass
@@ -126,7 +126,7 @@ def story(lab: Lab) -> Iterator[Story]:
 @pytest.mark.parametrize("name", [FREEZING, FROZEN, FULL])
 def test_no_write_waits_for_longer_than_the_deadline(story: Story, name: str) -> None:
     beats = [float(line) for line in story.vms[name].run("cat /run/beats").split()]
-    assert max(later - earlier for earlier, later in pairwise(beats)) < FREEZE_DEADLINE_S + SLACK_S
+    assert max(later - earlier for earlier, later in pairwise(beats)) < DEFAULT_FREEZE_DEADLINE_S + SLACK_S
 
 
 def test_a_guest_whose_agent_never_thaws_is_thawed_by_the_program_in_it(story: Story) -> None:
@@ -140,7 +140,7 @@ def test_a_guest_whose_agent_never_thaws_is_thawed_by_the_program_in_it(story: S
 
 
 TOLD = {
-    FREEZING: ("freeze VM 'freezing'", "crash"),
+    FREEZING: (f"freeze VM '{FREEZING}'", "crash"),
     FROZEN: ("it could not be thawed in order", "crash"),
     RESET: ("freeze", "crash"),
     FULL: (f"killed after {SCRIPT_LIMIT_S} s", "filesystem"),

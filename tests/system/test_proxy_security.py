@@ -15,7 +15,7 @@ import pytest
 
 from tests.system.site_lab import LINE_BITS, MBIT, Run, SiteLab, disk_of, fill, site_lab
 from understudy.certificates import PROXIES_CA
-from understudy.controller import catalog, journal
+from understudy.controller import catalog, interrupted
 from understudy.controller.authority import Authorities
 from understudy.lab.errors import CommandFailed
 from understudy.lab.vm import LabVm
@@ -129,7 +129,7 @@ def scene() -> Iterator[Scene]:
         sites.lab.link.set_rate(SLOW_BITS)
         run = sites.begin("nightly", vm)
         run.await_sent(MIB)
-        (held,) = [task.held for session in journal.held_sessions(sites.database) for task in session.resumed]
+        (held,) = [task.held for session in interrupted.held_sessions(sites.database) for task in session.resumed]
         tickets = {name: works.ticket for name, works in held.works.items()}
         yield Scene(sites, vm, run, catalog.get_proxy(sites.database, "far").identity, tickets, stolen)
 

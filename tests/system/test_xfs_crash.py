@@ -25,8 +25,9 @@ import pytest
 
 from tests.unit.volumes.xfs.images import MIB, free_blocks, image_of, xfs_db
 from understudy.lab.commands import run
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, clip, merge, subtract, total, unite
-from understudy.volumes import Kind, Wishes
+from understudy.volumes import Wishes
 from understudy.volumes.masks import Masks
 from understudy.volumes.xfs import open_xfs
 

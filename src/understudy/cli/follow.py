@@ -18,7 +18,7 @@ from understudy.cli.summary import show_session
 from understudy.controller.records import ReplicaRecord, VerifyAnswer, VerifyWish
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress
-from understudy.storage import RebuiltReplica
+from understudy.storage.values import RebuiltReplica
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -32,13 +32,17 @@ DEFAULT = "default"
               help="Script that runs in the guest after the thaw; given again, one after the other.")  # fmt: skip
 @click.option("--script-timeout", type=click.IntRange(1, jobs.MAX_SCRIPT_TIMEOUT_S), default=None, metavar="SECONDS",
               help="How long one script may take.")  # fmt: skip
+@click.option("--freeze-deadline", type=click.IntRange(jobs.MIN_FREEZE_DEADLINE_S, jobs.MAX_FREEZE_DEADLINE_S),
+              default=None, metavar="SECONDS", help="How long a guest may be frozen.")  # fmt: skip
+@click.option("--applications-share", type=click.IntRange(jobs.MIN_APPLICATIONS_PERCENT, jobs.MAX_APPLICATIONS_PERCENT),
+              default=None, metavar="PERCENT", help="The share of that in which applications must come to rest.")
 @click.option("--applications/--no-applications", default=None, help="Whether applications are quiesced.")
 @click.option("--reset", is_flag=True, help="Forget the former settings first.")
 @pass_app
 def guest(
     app: App, *, name: str, vm: str, policy: str | None, transports: tuple[str, ...], address: str | None,
     credential: str | None, pre_freeze: tuple[Path, ...], post_thaw: tuple[Path, ...], script_timeout: int | None,
-    applications: bool | None, reset: bool,
+    freeze_deadline: int | None, applications_share: int | None, applications: bool | None, reset: bool,
 ) -> None:
     """Set how the guests of job NAME are processed; what is not named stays. JSON: as of `job show`."""
     what = f"set guest processing of job {name!r}"
@@ -54,6 +58,8 @@ def guest(
         post_thaw=tuple(str(path.absolute()) for path in post_thaw) or before.post_thaw,
         script_timeout_s=before.script_timeout_s if script_timeout is None else script_timeout,
         applications=before.applications if applications is None else applications,
+        freeze_deadline_s=before.freeze_deadline_s if freeze_deadline is None else freeze_deadline,
+        applications_percent=before.applications_percent if applications_share is None else applications_share,
     )
     if after == before and not reset:
         raise UsageError(what, "nothing to change was named", "see 'understudy job guest --help'")

@@ -186,8 +186,9 @@ def show(app: App, name: str) -> None:
     JSON: {name, id, enabled, source, other_sources, vms, target, datastore, points, suffix, snapshot_mode,
     guest_processing, block_size, compression, source_proxy, target_proxy, connections, patience_s,
     excluded_disks: [{vm, disk}], verify_every_s, verify_rate, masks: [{vm, mask}], exclude_swap, exclude_free,
-    guests: [{vm, policy, transports, address, credential, pre_freeze, post_thaw, script_timeout_s, applications}]};
-    0 is off; an empty `vm` stands for all, and null or empty in `guests` for the default.
+    guests: [{vm, policy, transports, address, credential, pre_freeze, post_thaw, script_timeout_s, applications,
+    freeze_deadline_s, applications_percent}]}; 0 is off; an empty `vm` stands for all, and null, 0 or empty in
+    `guests` for the default.
     """
     answer_facts(app, job_shape(jobs.get_job(app.database, name)))
 

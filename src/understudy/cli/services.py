@@ -31,7 +31,7 @@ from understudy.model.job import Datastore
 from understudy.model.replica import ConversionWish
 from understudy.model.session import SessionReport
 from understudy.mover.api import Progress, ReplicaFacts
-from understudy.storage import DatastoreFacts, RebuiltReplica
+from understudy.storage.values import DatastoreFacts, RebuiltReplica
 
 
 class Services(Protocol):

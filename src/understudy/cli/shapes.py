@@ -16,7 +16,7 @@ from understudy.model.job import Job
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.model.session import DiskReport, SessionReport, StepReport, TaskReport
 from understudy.mover.api import ReplicaFacts
-from understudy.storage import RebuiltReplica
+from understudy.storage.values import RebuiltReplica
 
 Shape = dict[str, Any]
 

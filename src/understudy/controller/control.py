@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from understudy.context import CancelToken, Context
-from understudy.controller import catalog, journal, lock
+from understudy.controller import catalog, interrupted, journal, lock
 from understudy.controller.database import Database
 from understudy.controller.engine import Engine, LocalEngine
 from understudy.controller.frozen import clear_frozen, list_frozen
@@ -72,7 +72,7 @@ class Control:
     def _recover(self) -> None:
         """What a dead controller left: sessions to go on with or to end, guests that may be frozen (S9)."""
         resumed = resumable_sessions(self._database, self._sites.is_held)
-        dead = journal.fail_dead_sessions(self._database, [session.id for session in resumed])
+        dead = interrupted.fail_dead_sessions(self._database, [session.id for session in resumed])
         for session_id in dead:
             LOG.warning("session=%s was left by a controller that died", session_id)
         for guest in list_frozen(self._database):
@@ -86,10 +86,10 @@ class Control:
                 clear_frozen(self._database, guest.host, guest.vm_uuid)
         for session in resumed:
             LOG.warning("session=%s was left by a controller that died, and is gone on with", session.id)
-            journal.fail_lost_tasks(self._database, session.id, [task.vm for task in session.resumed])
+            interrupted.fail_lost_tasks(self._database, session.id, [task.vm for task in session.resumed])
             self._engine.submit(session)
         # A job that is about to run sweeps for itself, and tells in its session what it found.
-        jobs = journal.idle_jobs(self._database, dead)
+        jobs = interrupted.idle_jobs(self._database, dead)
         if jobs:
             self._sweeping = threading.Thread(target=self._sweep, args=(jobs,), name="sweep", daemon=True)
             self._sweeping.start()

@@ -25,6 +25,10 @@ MAX_POINTS = 1000
 MAX_VERIFY_EVERY_S = 3650 * 86400
 MIN_VERIFY_RATE = 64 * KIB
 MAX_SCRIPT_TIMEOUT_S = 3600
+#: With less nothing would be frozen; for longer no application should have to stand still.
+MIN_FREEZE_DEADLINE_S, MAX_FREEZE_DEADLINE_S = 3, 60
+#: The rest must do for file systems and the snapshot.
+MIN_APPLICATIONS_PERCENT, MAX_APPLICATIONS_PERCENT = 10, 60
 UNFINISHED = (SessionState.QUEUED.value, SessionState.RUNNING.value)
 
 
@@ -250,6 +254,17 @@ def _check_guests(job: Job, what: str) -> None:
                              f"choose 1 to {MAX_SCRIPT_TIMEOUT_S} seconds")
         if not settings.vm and settings.address:
             raise UsageError(what, "VMs do not share an address", "give --address with --vm")
+        _check_freeze(settings, what)
+
+
+def _check_freeze(settings: GuestSettings, what: str) -> None:
+    deadline_s, percent = settings.freeze_deadline_s, settings.applications_percent
+    if deadline_s and not MIN_FREEZE_DEADLINE_S <= deadline_s <= MAX_FREEZE_DEADLINE_S:
+        raise UsageError(what, f"a guest cannot be frozen for {deadline_s} s",
+                         f"choose {MIN_FREEZE_DEADLINE_S} to {MAX_FREEZE_DEADLINE_S} seconds")
+    if percent and not MIN_APPLICATIONS_PERCENT <= percent <= MAX_APPLICATIONS_PERCENT:
+        raise UsageError(what, f"applications cannot have {percent} % of the time of the freeze",
+                         f"choose {MIN_APPLICATIONS_PERCENT} to {MAX_APPLICATIONS_PERCENT} percent")
 
 
 def _check_credentials(session: Session, job: Job) -> None:

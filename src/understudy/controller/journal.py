@@ -1,13 +1,11 @@
 """Sessions and their progress, as they happen: one transaction per function.
 
 Reports are read by :mod:`understudy.controller.reports`. A session is queued, claimed by the one controller, and
-ended by it; what a controller left behind when it died is ended by the next one.
+ended by it; what a controller left behind when it died is the matter of :mod:`understudy.controller.interrupted`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
 from dataclasses import replace
 
 from sqlalchemy import select
@@ -16,16 +14,14 @@ from sqlalchemy.orm import Session
 from understudy.controller.clock import now_iso, seconds_since
 from understudy.controller.database import Database
 from understudy.controller.jobs import job_row, job_value, unfinished_session
-from understudy.controller.records import ClaimedSession, Estimates, ResumedTask, RunningSession
+from understudy.controller.records import ClaimedSession, Estimates
 from understudy.controller.schema import DiskTransferRow, JobRow, SessionRow, StepRow, TaskRow
 from understudy.errors import DatabaseError, NotFound, Refused, UsageError
 from understudy.model.estimate import DiskEstimate
 from understudy.model.guest import GuestReport
 from understudy.model.session import DiskReport, SessionKind, SessionState, Step, StepState, session_state
-from understudy.mover.protocol import decode, encode
+from understudy.mover.protocol import encode
 from understudy.replication.held import HeldTask
-
-LOG = logging.getLogger(__name__)
 
 # The legal moves of a session and of a task; an end is final.
 TRANSITIONS = {
@@ -36,8 +32,6 @@ TRANSITIONS = {
 }
 
 _VERBS = {SessionKind.REPLICATE: "run", SessionKind.ESTIMATE: "estimate"}
-
-CONTROLLER_DIED = "controller ended unexpectedly"
 
 # How a step that was not ended by its task ends with it.
 _STEP_END = {SessionState.FAILED: StepState.FAILED, SessionState.CANCELLED: StepState.CANCELLED}
@@ -273,80 +267,7 @@ def end_session(database: Database, session_id: int) -> SessionState:
     """
     with database.transaction() as session:
         row = session_row(session, session_id, lock=True)
-        return _close(row, "the session ended before this VM was done")
-
-
-def held_sessions(database: Database) -> tuple[ClaimedSession, ...]:
-    """Sessions that a dead controller left running with tasks that hold something to go on with.
-
-    What another version of this program wrote may mean nothing to this one: it is as if nothing was held.
-    """
-    with database.reading() as session:
-        rows = session.scalars(select(SessionRow).filter_by(state=SessionState.RUNNING.value)).all()
-        found = []
-        for row in rows:
-            job = session.get(JobRow, row.job_id)
-            running = [task for task in row.tasks if task.state == SessionState.RUNNING.value]
-            resumed = tuple(task for task in map(_resumed_task, running) if task is not None)
-            if job is not None and resumed:
-                found.append(ClaimedSession(row.id, job_value(job), row.full_scan, resumed))
-        return tuple(found)
-
-
-def idle_jobs(database: Database, session_ids: Collection[int]) -> tuple[str, ...]:
-    """Ids of the jobs of some sessions, of jobs that have no session now that is queued or running."""
-    with database.reading() as session:
-        query = select(SessionRow.job_id).where(SessionRow.id.in_(session_ids), SessionRow.job_id.is_not(None))
-        found = {job_id for job_id in session.scalars(query) if job_id is not None}
-        return tuple(sorted(job_id for job_id in found if unfinished_session(session, job_id) is None))
-
-
-def running_sessions(database: Database) -> tuple[RunningSession, ...]:
-    """Sessions that run, or that ran when their controller died, the oldest first."""
-    query = select(SessionRow).filter_by(state=SessionState.RUNNING.value).order_by(SessionRow.id)
-    with database.reading() as session:
-        return tuple(RunningSession(row.id, row.job_id or "", tuple(task.vm for task in row.tasks))
-                     for row in session.scalars(query))
-
-
-def _resumed_task(row: TaskRow) -> ResumedTask | None:
-    if not row.held:
-        return None
-    try:
-        return ResumedTask(row.id, row.vm, decode(HeldTask, row.held.encode()))
-    except UsageError as exc:
-        LOG.warning("session=%s vm=%s cannot be gone on with: %s", row.session_id, row.vm, exc)
-        return None
-
-
-def interrupted_session(database: Database, job: str) -> int | None:
-    """The running session of a job; for a home without a controller, which so has died.
-
-    :raises NotFound: if there is no such job.
-    """
-    with database.reading() as session:
-        found = unfinished_session(session, job_row(session, job).id)
-        return found if found is not None and session_row(session, found).state == SessionState.RUNNING.value else None
-
-
-def fail_lost_tasks(database: Database, session_id: int, kept: Collection[str]) -> None:
-    """End the tasks of a session that ran when its controller died, but for the VMs in ``kept``."""
-    with database.transaction() as session:
-        for task in session_row(session, session_id, lock=True).tasks:
-            if task.state == SessionState.RUNNING.value and task.vm not in kept:
-                _end_task(task, SessionState.FAILED, _not_done(task, CONTROLLER_DIED))
-
-
-def fail_dead_sessions(database: Database, kept: Collection[int] = ()) -> tuple[int, ...]:
-    """End what a dead controller left running, but for ``kept``; the ids. Only for who has just got the lock."""
-    with database.transaction() as session:
-        running = session.scalars(select(SessionRow).filter_by(state=SessionState.RUNNING.value)).all()
-        rows = [row for row in running if row.id not in kept]
-        for row in rows:
-            # A dead controller may have died before it could obey; then the cancellation was not done either.
-            row.cancel_requested = False
-            _close(row, CONTROLLER_DIED)
-        return tuple(row.id for row in rows)
+        return close(row, "the session ended before this VM was done")
 
 
 def session_row(session: Session, session_id: int, lock: bool = False) -> SessionRow:
@@ -357,23 +278,24 @@ def session_row(session: Session, session_id: int, lock: bool = False) -> Sessio
     return row
 
 
-def _close(row: SessionRow, why: str) -> SessionState:
-    """End a session and those of its tasks that have not ended."""
+def close(row: SessionRow, why: str) -> SessionState:
+    """For the controller package: end a session and those of its tasks that have not ended."""
     for task in row.tasks:
         if SessionState(task.state).ended:
             continue
         if row.cancel_requested:
             _end_task(task, SessionState.CANCELLED)
         else:
-            _end_task(task, SessionState.FAILED, _not_done(task, why))
+            fail_task(task, why)
     state = session_state(tuple(SessionState(task.state) for task in row.tasks))
     _end_session(row, state)
     return state
 
 
-def _not_done(task: TaskRow, why: str) -> str:
+def fail_task(task: TaskRow, why: str) -> None:
+    """For the controller package: end a task that was not done."""
     todo = "run the job again" if task.session.kind == SessionKind.REPLICATE else "estimate again"
-    return f"{task.session.kind} {task.vm!r}: {why}; {todo}"
+    _end_task(task, SessionState.FAILED, f"{task.session.kind} {task.vm!r}: {why}; {todo}")
 
 
 def _end_session(row: SessionRow, state: SessionState) -> None:

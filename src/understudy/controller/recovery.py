@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from understudy.controller import journal, lock
+from understudy.controller import interrupted, journal, lock
 from understudy.controller.database import Database
 from understudy.controller.records import ClaimedSession
 from understudy.replication.held import HeldTask
@@ -17,7 +17,7 @@ def resumable_sessions(database: Database, is_held: Callable[[HeldTask], bool]) 
     :param is_held: whether the proxies still have what a task holds.
     """
     found = []
-    for session in journal.held_sessions(database):
+    for session in interrupted.held_sessions(database):
         resumed = tuple(task for task in session.resumed if is_held(task.held))
         if resumed:
             found.append(replace(session, resumed=resumed))
@@ -39,5 +39,5 @@ def end_dead_sessions(database: Database, stays: Callable[[ClaimedSession], bool
     if held is None:
         return ()
     with held:
-        kept = [session.id for session in journal.held_sessions(database) if stays(session)]
-        return journal.fail_dead_sessions(database, kept)
+        kept = [session.id for session in interrupted.held_sessions(database) if stays(session)]
+        return interrupted.fail_dead_sessions(database, kept)

@@ -163,4 +163,4 @@ def _point(row: RestorePointRow) -> RestorePoint:
 
 
 def _baseline(stored: dict[str, Any] | None) -> Baseline | None:
-    return Baseline(**{**stored, "disks": tuple(stored["disks"])}) if stored else None
+    return decode_plain(Baseline, stored) if stored else None

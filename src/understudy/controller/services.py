@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from understudy.context import Context
-from understudy.controller import catalog, control, guest_checks, jobs, journal, lock, verification
+from understudy.controller import catalog, control, guest_checks, interrupted, jobs, lock, verification
 from understudy.controller.database import Database
 from understudy.controller.datastores import marked_datastore, moved_datastore, proved_datastore
 from understudy.controller.leftovers import Swept
@@ -41,7 +41,7 @@ from understudy.mover.process import MoverProcess
 from understudy.replication import failover
 from understudy.replication.target_side import refuse_unreadable
 from understudy.replication.work import finish
-from understudy.storage import DatastoreFacts, RebuiltReplica
+from understudy.storage.values import DatastoreFacts, RebuiltReplica
 
 
 class ControllerServices:
@@ -134,7 +134,7 @@ class ControllerServices:
     def interrupted_session(self, job: str) -> int | None:
         """The session of a job to go on with, if there is one; the end of those that nobody can go on with."""
         end_dead_sessions(self._database, lambda left: any(self._sites.is_held(task.held) for task in left.resumed))
-        return journal.interrupted_session(self._database, job) if lock.holder(self._home) is None else None
+        return interrupted.session_of(self._database, job) if lock.holder(self._home) is None else None
 
     def start_background_controller(self) -> None:
         """Start a controller that outlives this command."""

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import PurePosixPath
 
 from understudy.context import Context
-from understudy.controller import catalog, journal, lock
+from understudy.controller import catalog, interrupted, lock
 from understudy.controller.database import Database
 from understudy.controller.frozen import clear_frozen
 from understudy.controller.jobs import list_jobs
@@ -38,7 +38,7 @@ def list_leftovers(database: Database, sites: SiteBuilder, hosts: Sequence[str])
     :param hosts: names of the hosts to look at; empty for all.
     :raises NotFound: if a host is unknown.
     """
-    running = journal.running_sessions(database)
+    running = interrupted.running_sessions(database)
     if lock.holder(database.home) is None:
         kept = {session.id for session in resumable_sessions(database, sites.is_held)}
         running = tuple(item for item in running if item.id in kept)
@@ -59,8 +59,8 @@ def sweep_as_controller(database: Database, sites: SiteBuilder, hosts: Sequence[
                       "wait until its sessions have ended, or list only: --dry-run")
     with held:
         kept = [session.id for session in resumable_sessions(database, sites.is_held)]
-        journal.fail_dead_sessions(database, kept)
-        facts, plan = _planned(database, sites, hosts, journal.running_sessions(database))
+        interrupted.fail_dead_sessions(database, kept)
+        facts, plan = _planned(database, sites, hosts, interrupted.running_sessions(database))
         return Sweeping(Context(), database, sites, facts).apply(plan)
 
 
@@ -83,7 +83,7 @@ def sweep_jobs(ctx: Context, database: Database, sites: SiteBuilder, job_ids: It
             taken = {(host, vm): alone.enter_context(sites.alone(host, vm)) for host in job.sources for vm in job.vms}
             ctx.check()
             scope = Scope(jobs=frozenset({job.id}))
-            busy = {item.job_id: item.id for item in journal.running_sessions(database)}
+            busy = {item.job_id: item.id for item in interrupted.running_sessions(database)}
             facts = Looking(database, sites, scope).facts(busy, (key for key, free in taken.items() if not free))
             swept += Sweeping(ctx, database, sites, facts).apply(plan_sweep(facts, scope))
     return tuple(swept)

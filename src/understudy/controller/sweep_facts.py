@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from understudy.controller import catalog, journal
+from understudy.controller import catalog, interrupted
 from understudy.controller.database import Database
 from understudy.controller.frozen import list_frozen
 from understudy.controller.jobs import list_jobs
@@ -49,7 +49,7 @@ class Looking:
         proxies = catalog.list_proxies(self._database)
         hosts = self._hosts()
         vms = self._vms(hosts)
-        works = {*busy_vms, *_vms_of(self._jobs, journal.running_sessions(self._database), busy)}
+        works = {*busy_vms, *_vms_of(self._jobs, interrupted.running_sessions(self._database), busy)}
         # Jobs may call the host by another name.
         uris = {host.name: host.uri for host in catalog.list_hosts(self._database)}
         shown = {host.uri: host.name for host in hosts}

@@ -13,7 +13,6 @@ from understudy.controller.frozen import clear_frozen, record_frozen
 from understudy.controller.records import FrozenGuest
 from understudy.errors import Cancelled
 from understudy.faults import fault_point
-from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.model.guest import GuestReport
 from understudy.model.session import DiskReport, Step, StepState
 from understudy.replication.held import HeldTask
@@ -76,13 +75,13 @@ class DatabaseJournal:
         """Store what the task holds."""
         journal.store_held(self._database, self._task_id, held)
 
-    def freezing(self, vm_uuid: str, frozen: bool) -> None:
+    def freezing(self, vm_uuid: str, deadline_s: float, frozen: bool) -> None:
         """Record that the guest is, or may be, frozen; or that it is thawed (S9)."""
         if not frozen:
             clear_frozen(self._database, self.host, vm_uuid)
             return
         now = datetime.datetime.now(datetime.UTC)
-        deadline = now + datetime.timedelta(seconds=FREEZE_DEADLINE_S)
+        deadline = now + datetime.timedelta(seconds=deadline_s)
         record_frozen(
             self._database, FrozenGuest(self.host, vm_uuid, self._session, now.isoformat(), deadline.isoformat())
         )

@@ -15,9 +15,8 @@ from typing import Protocol
 from understudy.errors import GuestError
 from understudy.model.guest import ApplicationResult, GuestPolicy
 
-FREEZE_DEADLINE_S = 10.0
-#: Of a Windows guest. Before anything is frozen its agent prepares the writers of VSS, which may take long and holds up
-#: nobody; from the freeze on VSS itself thaws after 10 s, and the agent's answer to the thaw says so.
+#: The deadline of a Windows guest. Before anything is frozen its agent prepares the writers of VSS, which may take long
+#: and holds up nobody; from the freeze on VSS itself thaws after 10 s, and the agent's answer to the thaw says so.
 VSS_DEADLINE_S = 60.0
 #: A freeze that has less time than this is not begun.
 _LEAST_S = 2.0
@@ -145,7 +144,7 @@ class Quiesced:
         watchdog: ThawWatch,
         policy: GuestPolicy,
         record: Callable[[bool], None],
-        deadline_s: float = FREEZE_DEADLINE_S,
+        deadline_s: float,
         since: float | None = None,
     ) -> None:
         """``record(True)`` is called before the freeze and must be durable; ``record(False)`` after the thaw.

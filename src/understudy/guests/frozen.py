@@ -11,20 +11,32 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from understudy.errors import GuestError, UnderstudyError
-from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.guests.program import Ended, Program
-from understudy.model.guest import ApplicationResult, ApplicationState, GuestStage
+from understudy.model.guest import ApplicationResult, ApplicationState, GuestSettings, GuestStage
 
+#: The time that the program itself takes to begin, besides that of the applications.
+_PROGRAM_S = 1.0
 #: How long we listen to ``end``; the guest itself thaws at the deadline, whatever becomes of us.
 END_S = 12.0
+
+
+def begin_s(settings: GuestSettings) -> float:
+    """How long we listen to the program while it freezes applications."""
+    return settings.freeze_deadline_s * settings.applications_percent / 100 + _PROGRAM_S
 
 
 class FrozenApplications:
     """Freezes and thaws by the program in the guest; thawing is done once, however often it is asked for."""
 
-    def __init__(self, program: Program, file_systems: bool, applications: bool, stages: list[GuestStage]) -> None:
-        """:param file_systems: the program freezes these as well."""
+    def __init__(
+        self, program: Program, settings: GuestSettings, file_systems: bool, applications: bool,
+        stages: list[GuestStage],
+    ) -> None:
+        """:param settings: of them, how long anything may be frozen.
+        :param file_systems: the program freezes these as well.
+        """
         self._program = program
+        self._settings = settings
         self._file_systems = file_systems
         self._wanted = applications
         self._stages = stages
@@ -56,7 +68,7 @@ class FrozenApplications:
         self.began = time.monotonic()
         try:
             with timed(self._stages, "freeze"):
-                begun = self._program.begin(FREEZE_DEADLINE_S, timeout_s, self._file_systems, self._wanted)
+                begun = self._program.begin(self._settings, timeout_s, self._file_systems, self._wanted)
         except UnderstudyError as exc:
             self._problem = str(exc)
             raise
@@ -81,7 +93,7 @@ class FrozenApplications:
         except UnderstudyError as exc:
             self.lost(f"whether it was held is not known: {exc}")
             self.complaints.append(f"the guest was not told to thaw: {exc}; it does so by itself within "
-                                   f"{FREEZE_DEADLINE_S:g} s of the freeze")
+                                   f"{self._settings.freeze_deadline_s} s of the freeze")
         if self.results or self._file_systems:
             self._stages.append(GuestStage("frozen", round((time.monotonic() - self.began) * 1000, 1)))
 
@@ -119,14 +131,17 @@ def _together(begun: ApplicationResult, ended: ApplicationResult | None) -> Appl
 class ByProgram:
     """Implements :class:`understudy.guests.freezing.FileSystems` by the program in the guest."""
 
-    def __init__(self, frozen: FrozenApplications, strict: bool) -> None:
-        """:param strict: an application that could not be quiesced is an error."""
+    def __init__(self, frozen: FrozenApplications, least_s: float, strict: bool) -> None:
+        """:param least_s: what applications need to be frozen.
+        :param strict: an application that could not be quiesced is an error.
+        """
         self._frozen = frozen
+        self._least_s = least_s
         self._strict = strict
 
     def freeze(self, timeout_s: float) -> int:
         """Freeze applications and file systems; how many of these."""
-        count = self._frozen.freeze(timeout_s)
+        count = self._frozen.freeze(max(timeout_s, self._least_s))
         if self._strict and self._frozen.failed:
             raise GuestError("freeze applications", self._frozen.failed)
         return count

@@ -4,7 +4,7 @@ Reach the guest, put the program there, pre-freeze scripts, start the watchdog i
 freeze file systems - the snapshot - thaw file systems, thaw applications, post-thaw scripts; when the point is
 published, what applications do then.
 
-The time limits, of which the first four lie inside :data:`FREEZE_DEADLINE_S`: ``BEGIN_S`` for freezing applications;
+The time limits, of which the first four lie inside the freeze deadline: :func:`begin_s` for freezing applications;
 half of what remains for file systems; the snapshot; the other half for the thaw. Whatever we wait for after that, the
 watchdogs do not: the one on our host thaws file systems, the one in the guest thaws everything, a moment later. A guest
 in which no program can run has the first one only, and its report says so.
@@ -19,15 +19,13 @@ from dataclasses import dataclass, replace
 from understudy.context import Context
 from understudy.errors import GuestError, UnderstudyError, UsageError
 from understudy.guests.component import component_for
-from understudy.guests.freezing import FREEZE_DEADLINE_S, VSS_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
-from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, timed
+from understudy.guests.freezing import VSS_DEADLINE_S, FileSystems, Quiesced, Quiescing, ThawWatch
+from understudy.guests.frozen import ByProgram, FrozenApplications, InGuest, begin_s, timed
 from understudy.guests.program import Program, prepare_program
 from understudy.guests.scripts import Script, load_scripts, run_script
 from understudy.guests.transport import Transport, go_on
 from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestStage, GuestSystem
 
-#: The program in the guest gives applications 4 s; this is with the time that it takes itself.
-BEGIN_S = 5.0
 COMMIT_S = 120.0
 _HOST_ALONE = "only the watchdog on the host's side thaws file systems at the deadline"
 
@@ -187,11 +185,11 @@ class GuestProcessing:
         if program is None or not self._watched():
             yield None
             return
-        frozen = FrozenApplications(program, own, bool(self._settings.applications), self._stages)
+        frozen = FrozenApplications(program, self._settings, own, bool(self._settings.applications), self._stages)
         held = self._begun = frozen
         try:
             if not (own or self._begin(frozen, complaints)):
-                held = FrozenApplications(program, False, False, self._stages)
+                held = FrozenApplications(program, self._settings, False, False, self._stages)
                 self._watch(held, complaints)
             yield held
         finally:
@@ -212,7 +210,7 @@ class GuestProcessing:
         if not self._settings.applications:
             return False
         try:
-            frozen.freeze(BEGIN_S)
+            frozen.freeze(begin_s(self._settings))
             if frozen.failed and self._required:
                 raise GuestError("guest processing", frozen.failed, "see the application, or use policy try")
         except GuestError as exc:
@@ -227,7 +225,7 @@ class GuestProcessing:
     def _watch(self, watch: FrozenApplications, complaints: list[str]) -> None:
         """Arm the watchdog in the guest, and that alone."""
         try:
-            watch.freeze(BEGIN_S)
+            watch.freeze(begin_s(self._settings))
         except GuestError as exc:
             watch.thaw()
             complaints.append(f"the guest does not watch by itself: {exc}; {_HOST_ALONE}")
@@ -246,10 +244,11 @@ class GuestProcessing:
         if agent is not None and watchdog is not None:
             # VSS freezes nothing before the agent asks it to.
             since = None if by_vss or applications is None else applications.held_since
-            deadline_s = VSS_DEADLINE_S if by_vss else FREEZE_DEADLINE_S
+            deadline_s = VSS_DEADLINE_S if by_vss else self._settings.freeze_deadline_s
             quiesced = Quiesced(agent, watchdog, policy, self._around.record, deadline_s, since)
         elif applications is not None:
-            quiesced = Quiesced(ByProgram(applications, self._required), InGuest(), policy, lambda _: None)
+            by_program = ByProgram(applications, begin_s(self._settings), self._required)
+            quiesced = Quiesced(by_program, InGuest(), policy, lambda _: None, self._settings.freeze_deadline_s)
         else:
             yield Quiescing()
             return

@@ -18,7 +18,14 @@ from dataclasses import dataclass, replace
 from understudy.errors import GuestError
 from understudy.guests.shells import shell_of
 from understudy.guests.transport import Completed, Transport, go_on
-from understudy.model.guest import ApplicationResult, ApplicationState, Component, GuestSystem
+from understudy.model.guest import (
+    DEFAULT_APPLICATIONS_PERCENT,
+    ApplicationResult,
+    ApplicationState,
+    Component,
+    GuestSettings,
+    GuestSystem,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -101,14 +108,17 @@ class Program:
             found.append((_kind(words[1]), words[2], words[3]))
         return tuple(found)
 
-    def begin(self, deadline_s: float, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
+    def begin(self, settings: GuestSettings, timeout_s: float, file_systems: bool, applications: bool) -> Begun:
         """Freeze applications, then file systems if wished.
 
-        After ``deadline_s`` the guest thaws by itself, also file systems that somebody else froze.
+        At the deadline of the settings the guest thaws by itself, also file systems that somebody else froze.
         """
         options = [*(["--fs"] if file_systems else []), *([] if applications else ["--no-applications"])]
+        # A program that was installed earlier may not know the word; it watches all the same.
+        if applications and settings.applications_percent != DEFAULT_APPLICATIONS_PERCENT:
+            options.append(f"--share={settings.applications_percent}")
         begin, end = (self._shell.program(self._path, words) for words in (
-            ["begin", self._key, str(int(deadline_s)), *options], ["end", self._key]))  # fmt: skip
+            ["begin", self._key, str(settings.freeze_deadline_s), *options], ["end", self._key]))  # fmt: skip
         done, self._finish = self._transport.run_pair(begin, end, timeout_s + self._shell.start_s)
         lines = _answer("begin in the guest", done, "ready")
         results, count, unwatched = [], 0, ""

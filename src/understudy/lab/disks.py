@@ -34,6 +34,10 @@ def make_disks(directory: Path, guest: GuestFiles, data_disks: Sequence[DataDisk
     """Create all disks of one guest in the new `directory`; the first is the system disk."""
     try:
         directory.mkdir(parents=True)
+    except FileExistsError as exc:
+        why = f"this lab host has, or had, a VM '{directory.name}', whose disks are still there"
+        raise LabError(f"make disks in {directory}", why, "choose another name, or remove that VM first") from exc
+    try:
         disks = [VmDisk("vda", _make_system_disk(directory, guest, overlay=overlay), "qcow2")]
         for letter, disk in zip(ascii_lowercase[1:], data_disks, strict=False):
             target = f"vd{letter}"

@@ -14,10 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from understudy.model.exclusion import Kind
 from understudy.model.transfer import Reason, TransferMode
-
-#: Why bytes are left out, in the order of the categories.
-SWAP, MASK, FREE = "swap", "mask", "free"
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,11 @@ def totals_of(disks: Iterable[DiskEstimate]) -> Totals:
     items = tuple(disks)
     changed = [item.sums.changed for item in items]
     known = [count for count in changed if count is not None]
-    left_out = {kind: sum(item.excluded.get(kind, 0) for item in items) for kind in (SWAP, MASK, FREE)}
+    left_out = {kind: sum(item.excluded.get(kind, 0) for item in items) for kind in Kind}
     return Totals(
         size=sum(item.size for item in items),
         used=sum(item.sums.used for item in items),
-        swap=left_out[SWAP], mask=left_out[MASK], free=left_out[FREE],
+        swap=left_out[Kind.SWAP], mask=left_out[Kind.MASK], free=left_out[Kind.FREE],
         zero=sum(item.sums.zero for item in items),
         changed=sum(known) if len(known) == len(changed) else None,
         read=sum(item.sums.read for item in items),

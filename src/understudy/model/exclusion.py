@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import enum
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +21,20 @@ _MOST_BYTES = 20 * MOST_RANGES
 _MOST_BITS = 63
 
 
+class Kind(enum.StrEnum):
+    """Why bytes are left out: swap and page files, what the user's masks name, blocks that hold no file."""
+
+    SWAP = "swap"
+    MASK = "mask"
+    FREE = "free"
+
+
 @dataclass(frozen=True)
 class Exclusion:
     """What one disk leaves out.
 
     :ivar packed: the ranges, see :func:`pack`; at borders of 64 KiB parts, or ending with the disk.
-    :ivar by_kind: bytes left out for each reason: ``swap``, ``mask``, ``free``.
+    :ivar by_kind: bytes left out for each :class:`Kind`.
     :ivar candidates: what was found and may be left out when it is found again unmoved, by volume and path.
     """
 

@@ -45,6 +45,8 @@ class ApplicationState(enum.StrEnum):
 
 DEFAULT_TRANSPORTS = (GuestTransport.QGA, GuestTransport.SSH)
 DEFAULT_SCRIPT_TIMEOUT_S = 60
+DEFAULT_FREEZE_DEADLINE_S = 10
+DEFAULT_APPLICATIONS_PERCENT = 40
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class GuestSettings:
     :ivar pre_freeze: files on the controller's host that run in the guest before the freeze, in this order.
     :ivar post_thaw: files that run in the guest after the thaw.
     :ivar script_timeout_s: how long one of them may take.
+    :ivar freeze_deadline_s: how long the guest may be frozen; of Windows, VSS decides that.
+    :ivar applications_percent: the share of it in which applications must come to rest.
     :ivar applications: whether applications are quiesced, or file systems only.
     """
 
@@ -71,6 +75,8 @@ class GuestSettings:
     post_thaw: tuple[str, ...] = ()
     script_timeout_s: int = 0
     applications: bool | None = None
+    freeze_deadline_s: int = 0
+    applications_percent: int = 0
 
 
 @dataclass(frozen=True)

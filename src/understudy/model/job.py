@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from understudy.model.access import NO_LIBRARY, DiskLibrary
 from understudy.model.guest import (
+    DEFAULT_APPLICATIONS_PERCENT,
+    DEFAULT_FREEZE_DEADLINE_S,
     DEFAULT_SCRIPT_TIMEOUT_S,
     DEFAULT_TRANSPORTS,
     GuestPolicy,
@@ -24,6 +26,10 @@ DEFAULT_PATIENCE_S = 1800
 DEFAULT_SNAPSHOTS = 4
 #: Addresses of VMware vSphere: a vCenter, or a single ESXi host.
 LIBRARY_SCHEMES = ("vpx", "esx")
+#: Kinds of datastores: layers in files; or snapshots of the replica VM, which its platform makes.
+LAYERS, SNAPSHOTS = "qcow2", "vsphere"
+#: Longest chain of restore points that are snapshots: the platform's limit is 32, and others need some, too.
+MOST_SNAPSHOT_POINTS = 28
 
 
 class SnapshotMode(enum.StrEnum):
@@ -176,6 +182,10 @@ class Job:
             post_thaw=own.post_thaw or common.post_thaw,
             script_timeout_s=own.script_timeout_s or common.script_timeout_s or DEFAULT_SCRIPT_TIMEOUT_S,
             applications=True if applications is None else applications,
+            freeze_deadline_s=own.freeze_deadline_s or common.freeze_deadline_s or DEFAULT_FREEZE_DEADLINE_S,
+            applications_percent=(
+                own.applications_percent or common.applications_percent or DEFAULT_APPLICATIONS_PERCENT
+            ),
         )
 
     def _guest(self, vm: str) -> GuestSettings:

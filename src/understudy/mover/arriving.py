@@ -27,7 +27,8 @@ from understudy.mover.digest import (
     DigestWriter,
     UnfinishedDigests,
 )
-from understudy.storage import Buffer, KeptLayer, LayerWriter
+from understudy.storage import Buffer, LayerWriter
+from understudy.storage.values import KeptLayer
 from understudy.units import block_count
 
 CHECKPOINT_S = 1.0

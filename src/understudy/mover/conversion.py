@@ -25,7 +25,8 @@ from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
 from understudy.mover.work import CONVERTING
 from understudy.platforms.foreign import disk_names, source_of
-from understudy.storage import HeadFacts, ReplicaStore
+from understudy.storage import ReplicaStore
+from understudy.storage.values import HeadFacts
 
 LOG = logging.getLogger(__name__)
 PROGRAM = "virt-v2v-in-place"

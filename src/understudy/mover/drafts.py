@@ -13,7 +13,8 @@ from pathlib import Path
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
 from understudy.mover.arriving import Arrival, ArrivingDisk
-from understudy.storage import NewDisk, PointDraft, ReplicaStore, open_store
+from understudy.storage import PointDraft, ReplicaStore, open_store
+from understudy.storage.values import NewDisk
 
 #: A controller asks for its drafts every few seconds. Who does not for so long is dead; another one, started again, has
 #: that long to go on with them.

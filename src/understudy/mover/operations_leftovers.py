@@ -13,7 +13,8 @@ from understudy.mover.images import files_below
 from understudy.mover.meter import Meter
 from understudy.mover.operations_target import end_draft
 from understudy.mover.state import Mover
-from understudy.storage import StoreLeftovers, list_replicas
+from understudy.storage import list_replicas
+from understudy.storage.values import StoreLeftovers
 
 DELTA = ".delta"
 

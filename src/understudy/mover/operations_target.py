@@ -16,8 +16,9 @@ from understudy.mover.drafts import ORPHANED_S, store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
 from understudy.mover.work import CONVERTING, VERIFYING
-from understudy.storage import DatastoreFacts, HeadFacts, ReplicaStore, list_replicas
+from understudy.storage import ReplicaStore, list_replicas
 from understudy.storage.marker import make_marker, read_marker
+from understudy.storage.values import DatastoreFacts, HeadFacts
 
 LOG = logging.getLogger(__name__)
 

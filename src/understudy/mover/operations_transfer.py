@@ -38,7 +38,7 @@ from understudy.mover.sampling import check_sample
 from understudy.mover.send import send_disk
 from understudy.mover.state import Mover
 from understudy.mover.work import Function
-from understudy.storage import NewDisk
+from understudy.storage.values import NewDisk
 
 
 def start_copy(mover: Mover, request: api.CopyDisk) -> api.WorkStarted:

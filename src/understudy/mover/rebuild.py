@@ -14,7 +14,8 @@ from understudy.mover.drafts import store_of
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
 from understudy.mover.verify import Pass, verify_disk
-from understudy.storage import DigestFacts, RebuiltReplica, Salvage
+from understudy.storage import Salvage
+from understudy.storage.values import DigestFacts, RebuiltReplica
 
 
 def start_rebuild_replica(mover: Mover, request: api.RebuildReplica) -> api.WorkStarted:

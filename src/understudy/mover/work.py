@@ -14,7 +14,7 @@ from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey
 from understudy.mover.api import ErrorFields, VerifiedDisk, WorkState, WorkStatus
 from understudy.mover.meter import Meter
-from understudy.storage import RebuiltReplica
+from understudy.storage.values import RebuiltReplica
 
 LOG = logging.getLogger(__name__)
 KEPT = 256

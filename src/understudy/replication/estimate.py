@@ -37,7 +37,7 @@ from understudy.replication.source_images import look_at_images
 from understudy.replication.surveying import surveyed
 from understudy.replication.transfer import Exports
 from understudy.replication.work import finish
-from understudy.storage import DatastoreFacts
+from understudy.storage.values import DatastoreFacts
 
 
 def estimate_vm(ctx: Context, task: Task, place: Place) -> tuple[DiskEstimate, ...]:

@@ -8,6 +8,7 @@ from understudy.context import Context
 from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.inventory import VmState
+from understudy.model.job import LAYERS
 from understudy.model.replica import ConversionWish, Replica, ReplicaState
 from understudy.mover import api
 from understudy.mover.client import MoverClient
@@ -73,7 +74,8 @@ def start_failover(
                            else "no restore point is undamaged")
     owner = _owner(site, facts)
     bound = site.mover.call(api.BindHead(owner, chosen.id), api.HeadBound)
-    foreign = source_of(bound.definition) is not None
+    # Replicas made of layers run on KVM; the other kind is on the platform that its VMs came from.
+    foreign = site.ref.kind == LAYERS and source_of(bound.definition) is not None
     if not foreign and wish is ConversionWish.ALWAYS:
         raise Refused(what, "it cannot be converted: its VM is of the target's own platform", "leave --convert out")
     warnings = site.target.define_replica(replica_vm_spec(replica.identity, bound))

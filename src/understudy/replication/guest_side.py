@@ -59,8 +59,8 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
         command = functools.partial(place.source.agent_command, vm.uuid)
         processing = GuestProcessing(ctx, Surroundings(
             settings=settings, ways=ways, agent=None if problem else _Agent(place.source, vm.uuid), watchdog=watchdog,
-            record=functools.partial(place.journal.freezing, vm.uuid), report=place.journal.guest,
-            warn=place.journal.warn, key=str(tag), prefix=tag.prefix,
+            record=functools.partial(place.journal.freezing, vm.uuid, settings.freeze_deadline_s),
+            report=place.journal.guest, warn=place.journal.warn, key=str(tag), prefix=tag.prefix,
             system=GuestSystem.POSIX if problem else guest_system(command),
         ))  # fmt: skip
         try:

@@ -29,7 +29,7 @@ from understudy.replication.site import Lease, Place, Site, Task, TaskOutcome
 from understudy.replication.source_images import look_at_images, remove_orphans
 from understudy.replication.surveying import surveyed
 from understudy.replication.transfer import Copying, copy_disks, send_seconds
-from understudy.storage import DatastoreFacts, NewDisk, PointMeta
+from understudy.storage.values import DatastoreFacts, NewDisk, PointMeta
 
 
 def replicate_vm(ctx: Context, task: Task, place: Place) -> TaskOutcome:

@@ -59,8 +59,8 @@ class TaskJournal(Protocol):
     def holding(self, held: HeldTask | None) -> None:
         """What the task holds now, for a controller that goes on with it; None if there is nothing to go on with."""
 
-    def freezing(self, vm_uuid: str, frozen: bool) -> None:
-        """The guest is about to be frozen, or was thawed (S9)."""
+    def freezing(self, vm_uuid: str, deadline_s: float, frozen: bool) -> None:
+        """The guest is about to be frozen, for ``deadline_s`` at the longest, or was thawed (S9)."""
 
     def guest(self, report: GuestReport) -> None:
         """What guest processing did so far."""

@@ -93,26 +93,24 @@ def surveyed(ctx: Context, site: Site, held: HeldTask) -> Iterator[HeldTask]:
 
 
 def _surveys(ctx: Context, site: Site, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
-    job, vm = held.spec.job, held.vm.name
-    if not wants_survey(job, vm):
+    """The surveys; of a survey that fails, whose step has failed then, that nothing is left out."""
+    if not wants_survey(held.spec.job, held.vm.name):
         return ()
-    with site.journal.step(Step.SURVEY):
-        return _found(ctx, site, held, exports)
-
-
-def _found(ctx: Context, site: Site, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
-    """The surveys; of a survey that fails, that nothing is left out."""
-    job, vm = held.spec.job, held.vm.name
     try:
-        sources = {plan.name: replace(exports.open(plan.name, restarted=False), dirty_context="")
-                   for plan in held.plans}
-        quiesced = held.consistency is not Consistency.CRASH
-        return find_exclusions(ctx, site, job, vm, held.plans, sources, quiesced, held.excluding.former)
+        with site.journal.step(Step.SURVEY):
+            return _found(ctx, site, held, exports)
     except Cancelled:
         raise
     except UnderstudyError as exc:
         ctx.log(__name__).warning("survey: %s", exc)
         return tuple(_nothing(plan.name, f"nothing is left out: {exc}") for plan in held.plans)
+
+
+def _found(ctx: Context, site: Site, held: HeldTask, exports: Exports) -> tuple[DiskSurvey, ...]:
+    sources = {plan.name: replace(exports.open(plan.name, restarted=False), dirty_context="") for plan in held.plans}
+    quiesced = held.consistency is not Consistency.CRASH
+    job, vm = held.spec.job, held.vm.name
+    return find_exclusions(ctx, site, job, vm, held.plans, sources, quiesced, held.excluding.former)
 
 
 def wants_survey(job: Job, vm: str) -> bool:

@@ -20,7 +20,7 @@ from understudy.replication.planning import required_bytes, with_suspects
 from understudy.replication.retention import points_to_retire
 from understudy.replication.site import Place, Site, Task
 from understudy.replication.work import finish
-from understudy.storage import DatastoreFacts, NewDisk
+from understudy.storage.values import DatastoreFacts, NewDisk
 from understudy.units import format_size
 
 

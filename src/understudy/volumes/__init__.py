@@ -6,11 +6,11 @@ nothing of that volume is left out. Everything here reads through :class:`Image`
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent
 from understudy.volumes.masks import Masks
 
@@ -37,14 +37,6 @@ class Hibernated(Unfit):
     """The memory of a guest that sleeps lies there: when it wakes up, it goes on with all its disks as they were."""
 
 
-class Kind(enum.StrEnum):
-    """Why bytes are left out: swap and page files, what the user's masks name, blocks that hold no file."""
-
-    SWAP = "swap"
-    MASK = "mask"
-    FREE = "free"
-
-
 @dataclass(frozen=True)
 class Wishes:
     """What to leave out of one volume.
@@ -54,6 +46,7 @@ class Wishes:
     :ivar masks: files to leave out, by their paths from the volume's root; None for none.
     :ivar free: blocks that hold no file.
     :ivar quiesced: the guest's file systems were frozen when the snapshot was taken.
+    :ivar doubt: why that is not said of this volume though the guest was frozen, to an administrator; else empty.
     :ivar seen: :attr:`Finding.candidates` of the survey before, of the same volume.
     """
 
@@ -62,6 +55,7 @@ class Wishes:
     masks: Masks | None = None
     free: bool = False
     quiesced: bool = False
+    doubt: str = ""
     seen: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -15,13 +15,15 @@ _INLINE = 1 << 31
 _LONGEST_DATA = 16_344  # more lies in several pieces
 
 
-def values_of(hive: bytes, path: Sequence[str]) -> dict[str, bytes]:
+def values_of(hive: bytes, path: Sequence[str], *, latest: bool = True) -> dict[str, bytes]:
     """The values of the key at ``path`` below the root, by name; none if there is no such key.
 
-    :raises Unfit: if the hive is damaged, or being written.
+    :param latest: whether the hive must have them all as they are now; that of a Windows that runs seldom does, for its
+        latest changes are in the hive's log.
+    :raises Unfit: if the hive is damaged, or with ``latest``, if it was being written.
     """
     try:
-        return _Hive(hive).values(path)
+        return _Hive(hive, latest=latest).values(path)
     except (struct.error, IndexError) as exc:
         raise Unfit("the registry is damaged") from exc
 
@@ -29,16 +31,12 @@ def values_of(hive: bytes, path: Sequence[str]) -> dict[str, bytes]:
 class _Hive:
     """Cells by their distance from the base block; each begins with its size, negative if it is in use."""
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, *, latest: bool) -> None:
         self._raw = raw
-        head = struct.unpack_from("<127I", raw)
-        checksum = 0
-        for word in head:
-            checksum ^= word
-        if raw[:4] != _MAGIC or struct.unpack_from("<I", raw, 508)[0] != checksum or raw[_BASE : _BASE + 4] != _BIN:
-            raise Unfit("the registry is damaged")
         first, second, _, major, minor, kind, _, self._root, length = struct.unpack_from("<IIQIIIIII", raw, 4)
-        if first != second:
+        if raw[:4] != _MAGIC or (latest and not _is_summed(raw)) or raw[_BASE : _BASE + 4] != _BIN:
+            raise Unfit("the registry is damaged")
+        if latest and first != second:
             raise Unfit("the registry was being written")
         if major != 1 or not 3 <= minor <= 6 or kind or _BASE + length > len(raw):
             raise Unfit("the registry is of an unknown kind")
@@ -94,6 +92,13 @@ class _Hive:
         if len(cell) != -size - 4 or not cell.startswith(kind):
             raise Unfit("the registry is damaged")
         return cell
+
+
+def _is_summed(raw: bytes) -> bool:
+    checksum = 0
+    for word in struct.unpack_from("<127I", raw):
+        checksum ^= word
+    return bool(struct.unpack_from("<I", raw, 508)[0] == checksum)
 
 
 def _name(cell: bytes, flags_at: int, length_at: int, at: int, ascii_flag: int) -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from understudy.model.exclusion import DiskSurvey, Exclusion, excludable, exclusion_of, pack
+from understudy.model.exclusion import DiskSurvey, Exclusion, Kind, excludable, exclusion_of, pack
 from understudy.model.extent import Extent, merge, subtract, total
-from understudy.volumes import FileSystem, Finding, Hibernated, Image, Kind, Unfit, Wishes
+from understudy.volumes import FileSystem, Finding, Hibernated, Image, Unfit, Wishes
 from understudy.volumes.device_names import names_of
 from understudy.volumes.image import Piece, Pieces
 from understudy.volumes.lvm import LogicalVolume
@@ -19,6 +19,7 @@ from understudy.volumes.mounted import Mounted, Told
 from understudy.volumes.mounts import layout_of
 from understudy.volumes.partitions import Partition
 from understudy.volumes.signatures import EMPTY, LVM, NTFS, SWAP, UNKNOWN
+from understudy.volumes.windows import runs_from
 
 LOG = logging.getLogger(__name__)
 
@@ -102,21 +103,17 @@ def survey(disks: Sequence[Disk], wanted: Wanted, readers: Readers) -> tuple[Dis
     """What each disk can leave out, in the order of ``disks``."""
     found = _Found()
     parts = _partitions(disks, readers, found)
-    # A disk whose table is refused may be the one of a Linux guest.
-    read = {disk for part in parts for disk in part.disks}
-    windows = all(disk.name in read for disk in disks) and all(part.kind in _ON_WINDOWS for part in parts)
     volumes = _with_logical(parts, readers, found)
     for volume in volumes:
         _guarded(volume, found, _open, volume, readers, found)
     opened = [volume for volume in volumes if volume.system is not None]
     layout = _layout(opened, wanted, found)
+    doubt = _doubt(disks, parts, opened) if wanted.quiesced else ""
     for volume in volumes:
         if volume.kind == SWAP:
             _guarded(volume, found, _find_swap, volume, wanted, readers, found)
     for volume, told in zip(opened, layout, strict=True):
-        # Freezing a Linux guest does not hold NTFS still, which it writes through FUSE.
-        still = wanted if windows or volume.kind != NTFS else replace(wanted, quiesced=False)
-        _guarded(volume, found, _find, volume, told, still, found)
+        _guarded(volume, found, _find, volume, told, wanted, doubt if volume.kind == NTFS else "", found)
     if found.asleep:
         # It goes on with what it has swapped out and cached, wherever that is (W2, W8).
         found.ranges, found.candidates = {}, {}
@@ -133,6 +130,35 @@ def _layout(opened: Sequence[_Volume], wanted: Wanted, found: _Found) -> tuple[T
         for volume in opened:
             found.note(volume.disks, f"masks are not applied: the guest's mounts cannot be read: {exc}")
         return tuple(Told() for _ in opened)
+
+
+def _doubt(disks: Sequence[Disk], parts: Sequence[_Volume], opened: Sequence[_Volume]) -> str:
+    """Why NTFS may not have been held still though the guest was frozen; empty if it was, for the guest is Windows.
+
+    A Linux guest writes NTFS through FUSE, which a freeze does not stop. That there is no sign of one proves nothing:
+    its own disk may be one that the job leaves out. So there must be the Windows itself, too.
+    """
+    ntfs = [volume for volume in opened if volume.kind == NTFS]
+    if not ntfs:
+        return ""
+    read = {disk for part in parts for disk in part.disks}
+    unread = [f"the partitions of disk {disk.name} are not known" for disk in disks if disk.name not in read]
+    strange = [f"{part.place} may be one of Linux" for part in parts if part.kind not in _ON_WINDOWS]
+    why = next(iter([*unread, *strange]), "")
+    if not why and not any(map(_has_windows, ntfs)):
+        why = "no replicated disk has a Windows that runs from it as its C:"
+    return f"the guest may be a Linux, which still writes NTFS when it is frozen: {why}" if why else ""
+
+
+def _has_windows(volume: _Volume) -> bool:
+    """Of a volume that cannot be read, whoever looks for ranges on it is told why."""
+    try:
+        return runs_from(_mounted(volume))
+    except Unfit:
+        return False
+    except Exception:
+        LOG.exception("%s: the registry of Windows cannot be read", volume.place)
+        return False
 
 
 def _mounted(volume: _Volume) -> Mounted:
@@ -218,7 +244,8 @@ def _open(volume: _Volume, readers: Readers, found: _Found) -> None:
         found.note(volume.disks, f"{volume.place}: {what}, nothing of it is left out")
 
 
-def _find(volume: _Volume, told: Told, wanted: Wanted, found: _Found) -> None:
+def _find(volume: _Volume, told: Told, wanted: Wanted, doubt: str, found: _Found) -> None:
+    """:param doubt: why it counts for nothing of the volume that the guest was frozen; else empty."""
     if volume.system is None:
         return
     prefix = _prefix(volume)
@@ -226,7 +253,7 @@ def _find(volume: _Volume, told: Told, wanted: Wanted, found: _Found) -> None:
     seen = {path.removeprefix(prefix): digest
             for path, digest in exclusion_of(wanted.former, volume.bytes.pieces[0].disk).candidates.items()
             if path.startswith(prefix)}
-    wishes = Wishes(wanted.swap, told.swap_files, told.masks, wanted.free, wanted.quiesced, seen)
+    wishes = Wishes(wanted.swap, told.swap_files, told.masks, wanted.free, wanted.quiesced and not doubt, doubt, seen)
     for text in told.notes:
         found.note(volume.disks, f"{volume.place}: {text}")
     _take(volume, volume.system.find(wishes), found)

@@ -10,9 +10,10 @@ import struct
 import uuid
 from dataclasses import dataclass
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import span
 from understudy.units import KIB
-from understudy.volumes import Finding, Hibernated, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Hibernated, Image, Unfit, Wishes
 
 #: What :func:`check_header` wants to see: the largest page that Linux knows.
 HEADER_LENGTH = 64 * KIB

@@ -1,4 +1,4 @@
-"""Windows: which masks with and without drive letters are those of which volume?
+"""Windows: which masks with and without drive letters are those of which volume, and is there a Windows at all?
 
 What a drive letter stands for is in the registry of the one volume that Windows runs from; without it, that is C:.
 """
@@ -50,6 +50,22 @@ def told_by_letters(volumes: Sequence[Mounted], masks: Sequence[str]) -> list[To
         else:
             notes.append(f"the mask {mask} is not applied, for {drive}: is not known: {letters.unknown}")
     return [Told(Masks(own, ignore_case=True) if own else None, notes=tuple(notes)) for own in found]
+
+
+def runs_from(volume: Mounted) -> bool:
+    """Whether a Windows runs from a volume: its registry is there, and knows that very volume as C:.
+
+    Where the files of a Windows were copied to, it knows another one.
+
+    :raises Unfit: if the volume cannot be read.
+    """
+    hive = volume.system.read_file(_REGISTRY, _MOST_REGISTRY)
+    try:
+        entries = values_of(hive, _LETTERS, latest=False) if hive is not None else {}
+    except Unfit:
+        return False
+    data = entries.get(f"{_LETTER}C:")
+    return data is not None and windows_name(data) in volume.names
 
 
 def _letters(volumes: Sequence[Mounted]) -> _Letters:

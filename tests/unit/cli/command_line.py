@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.cli.run import run
-from understudy.controller import catalog, journal, lock, replicas, reports
+from understudy.controller import catalog, interrupted, journal, lock, replicas, reports
 from understudy.controller.database import Database, open_database
 from understudy.controller.leftovers import Swept
 from understudy.controller.proxies import proxy_warnings
@@ -49,7 +49,7 @@ from understudy.model.replica import (
 from understudy.model.session import DiskReport, SessionKind, SessionReport, SessionState, Step
 from understudy.model.transfer import Reason, TransferMode, TransportMode
 from understudy.mover.api import MoverInfo, Progress, ReplicaFacts, VerifiedDisk
-from understudy.storage import DatastoreFacts, HeadFacts, RebuiltReplica
+from understudy.storage.values import DatastoreFacts, HeadFacts, RebuiltReplica
 from understudy.units import GIB, KIB, MIB
 
 VM = Vm(
@@ -168,7 +168,7 @@ class FakeServices:
         self._called("run_session", session_id)
         if reports.session_report(self.database, session_id).kind is SessionKind.ESTIMATE:
             return self._estimate(session_id, on_progress)
-        resumed = {task.vm: task.id for left in journal.held_sessions(self.database) for task in left.resumed}
+        resumed = {task.vm: task.id for left in interrupted.held_sessions(self.database) for task in left.resumed}
         for vm in self._vms(session_id):
             task = resumed.get(vm) or journal.start_task(self.database, session_id, vm)
             journal.start_step(self.database, task, Step.READ)
@@ -198,7 +198,7 @@ class FakeServices:
 
     def interrupted_session(self, job: str) -> int | None:
         end_dead_sessions(self.database, lambda _: self.held)
-        return journal.interrupted_session(self.database, job) if lock.holder(self.home) is None else None
+        return interrupted.session_of(self.database, job) if lock.holder(self.home) is None else None
 
     def _end(self, task: int, vm: str) -> None:
         failed = self.outcome is SessionState.FAILED

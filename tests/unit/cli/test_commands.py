@@ -20,7 +20,7 @@ from understudy.lab.demo import DemoOutcome
 from understudy.model.exclusion import Exclusion
 from understudy.model.replica import ConversionWish
 from understudy.model.session import SessionReport, SessionState, TaskReport
-from understudy.storage import DatastoreFacts
+from understudy.storage.values import DatastoreFacts
 from understudy.units import GIB, MIB
 
 

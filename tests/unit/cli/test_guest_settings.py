@@ -48,15 +48,20 @@ def test_guests_get_settings_for_all_and_for_one(cli: CommandLine, tmp_path: Pat
         "name": "linux", "user": "root", "kind": "key"}  # fmt: skip
     assert "linux" in cli.ok("credential", "list").out
     script = str(tmp_path / "before.sh")
-    cli.ok("job", "guest", "nightly", "--credential", "linux", "--policy", "require", "--no-applications")
+    cli.ok("job", "guest", "nightly", "--credential", "linux", "--policy", "require", "--no-applications",
+           "--freeze-deadline", "20", "--applications-share", "30")  # fmt: skip
     made = cli.json("job", "guest", "nightly", "--vm", "web", "--transport", "ssh", "--transport", "qga", "--address",
                     "web.lan", "--pre-freeze", script, "--script-timeout", "5")  # fmt: skip
     assert made["guests"] == [
         {"vm": "", "policy": "require", "transports": [], "address": "", "credential": "linux", "pre_freeze": [],
-         "post_thaw": [], "script_timeout_s": 0, "applications": False},
+         "post_thaw": [], "script_timeout_s": 0, "applications": False, "freeze_deadline_s": 20,
+         "applications_percent": 30},
         {"vm": "web", "policy": None, "transports": ["ssh", "qga"], "address": "web.lan", "credential": "",
-         "pre_freeze": [script], "post_thaw": [], "script_timeout_s": 5, "applications": None},
+         "pre_freeze": [script], "post_thaw": [], "script_timeout_s": 5, "applications": None,
+         "freeze_deadline_s": 0, "applications_percent": 0},
     ]  # fmt: skip
+    assert "3<=x<=60" in cli.refused("job", "guest", "nightly", "--freeze-deadline", "61")
+    assert "10<=x<=60" in cli.refused("job", "guest", "nightly", "--applications-share", "61")
     assert "uses it" in cli.refused("credential", "remove", "linux")
     assert len(cli.json("job", "guest", "nightly", "--vm", "web", "--reset")["guests"]) == 1
     assert cli.json("job", "guest", "nightly", "--reset")["guests"] == []

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from understudy.context import CancelToken, Context
-from understudy.controller import catalog, control, frozen, jobs, journal, lock
+from understudy.controller import catalog, control, frozen, interrupted, jobs, journal, lock
 from understudy.controller import engine as engine_module
 from understudy.controller.control import Control, cancel_on_interrupt, control_until_idle, follow_session
 from understudy.controller.database import Database, open_database
@@ -380,7 +380,7 @@ def test_what_dead_sessions_left_is_swept_for_jobs_that_are_not_about_to_run(
     for name in ("nightly", "hourly"):
         journal.insert_session(database, name)
         journal.claim_session(database)
-    journal.fail_dead_sessions(database)
+    interrupted.fail_dead_sessions(database)
     swept, may_end = [], threading.Event()
 
     def sweep(_ctx: Context, _database: Database, _sites: SiteBuilder, job_ids: tuple[str, ...]) -> tuple[Swept, ...]:
@@ -395,7 +395,7 @@ def test_what_dead_sessions_left_is_swept_for_jobs_that_are_not_about_to_run(
     for name in ("nightly", "hourly"):
         journal.insert_session(database, name)
         journal.claim_session(database)
-    monkeypatch.setattr(journal, "fail_dead_sessions", _ended_and_queued_again(database, "nightly"))
+    monkeypatch.setattr(interrupted, "fail_dead_sessions", _ended_and_queued_again(database, "nightly"))
     assert duties.tick()
     assert Context().wait_until(lambda: swept == [("2",)], timeout_s=20)
     assert not duties.idle
@@ -406,7 +406,7 @@ def test_what_dead_sessions_left_is_swept_for_jobs_that_are_not_about_to_run(
 
 def _ended_and_queued_again(database: Database, name: str) -> Callable[..., tuple[int, ...]]:
     """Ends dead sessions, as it does; by then the operator has started a job again."""
-    end = journal.fail_dead_sessions
+    end = interrupted.fail_dead_sessions
 
     def act(*arguments: Any) -> tuple[int, ...]:
         ended = end(*arguments)

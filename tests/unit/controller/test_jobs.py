@@ -22,7 +22,8 @@ def test_every_setting_survives_storing(site: Database) -> None:
         jobs.new_job_id(), "full", "prod", "dr", "vault", ("z", "a:b", "ü"), 1000, ".r", SnapshotMode.EXTERNAL,
         GuestPolicy.REQUIRE, 256 * KIB, Compression.ZSTD_HIGH, "local", "fast", (("z", "vdb"), ("a:b", "sda")), False,
         masks=(("", "/tmp/**"), ("a:b", "C:\\Temp\\*")), exclude_swap=False, exclude_free=True,
-        guests=(GuestSettings("", GuestPolicy.TRY, (GuestTransport.SSH,), script_timeout_s=5),
+        guests=(GuestSettings("", GuestPolicy.TRY, (GuestTransport.SSH,), script_timeout_s=5, freeze_deadline_s=7,
+                              applications_percent=50),
                 GuestSettings("z", address="z.lan:2222", pre_freeze=("/a/b", "/c"), applications=False)),
     )  # fmt: skip
     assert jobs.create_job(site, full) == full
@@ -70,6 +71,9 @@ def test_ids_are_new_each_time() -> None:
         ({"guests": (GuestSettings("c"),)}, UsageError, "'c' is no VM of this job"),
         ({"guests": (GuestSettings("a", pre_freeze=("x",)),)}, UsageError, "not an absolute path"),
         ({"guests": (GuestSettings("a", script_timeout_s=9999),)}, UsageError, "9999 s"),
+        ({"guests": (GuestSettings("a", freeze_deadline_s=2),)}, UsageError, "3 to 60"),
+        ({"guests": (GuestSettings("a", freeze_deadline_s=61),)}, UsageError, "61 s"),
+        ({"guests": (GuestSettings("a", applications_percent=61),)}, UsageError, "10 to 60 percent"),
         ({"guests": (GuestSettings("", address="x"),)}, UsageError, "do not share an address"),
         ({"guests": (GuestSettings("a", credential="x"),)}, NotFound, "no such credential"),
     ],

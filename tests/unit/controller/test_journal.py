@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.unit.replication.ends import HELD
-from understudy.controller import frozen, jobs, journal, reports
+from understudy.controller import frozen, interrupted, jobs, journal, reports
 from understudy.controller.database import Database
-from understudy.controller.records import FrozenGuest, ResumedTask
+from understudy.controller.records import FrozenGuest
 from understudy.controller.schema import SessionRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.estimate import DiskEstimate, Sums
@@ -127,7 +126,7 @@ def test_an_estimate_is_a_session_of_its_kind_for_one_vm_or_all(site: Database) 
     assert reports.list_sessions(site)[0].kind is SessionKind.ESTIMATE
     second = journal.insert_session(site, "nightly", kind=SessionKind.ESTIMATE)
     journal.claim_session(site)
-    journal.fail_dead_sessions(site)
+    interrupted.fail_dead_sessions(site)
     errors = {item.error for item in reports.session_report(site, second).tasks}
     assert errors == {f"estimate {vm!r}: controller ended unexpectedly; estimate again" for vm in ("web 1", "db")}
 
@@ -245,47 +244,6 @@ def test_a_session_that_ends_before_its_tasks_failed(site: Database) -> None:
     journal.end_task(site, task, SessionState.SUCCESS)
     assert journal.end_session(site, session) is SessionState.FAILED
     assert "before this VM was done" in (task_of(reports.session_report(site, session), "db").error or "")
-
-
-def test_sessions_of_a_dead_controller_fail_and_all_else_stays(site: Database) -> None:
-    jobs.create_job(site, Job("2", "hourly", "prod", "dr", "vault", ("x",)))
-    session, task = running(site)
-    journal.start_step(site, task, Step.READ)
-    journal.request_cancel(site, session)
-    queued = journal.insert_session(site, "hourly")
-    assert journal.fail_dead_sessions(site) == (session,)
-    assert journal.fail_dead_sessions(site) == ()
-    report = reports.session_report(site, session)
-    assert report.state is SessionState.FAILED
-    assert report.ended_at is not None
-    for told in report.tasks:
-        assert told.state is SessionState.FAILED
-        assert told.error == f"replicate {told.vm!r}: controller ended unexpectedly; run the job again"
-    assert task_of(report, "web 1").steps[0].state is StepState.FAILED
-    assert reports.session_report(site, queued).state is SessionState.QUEUED
-
-
-def test_what_a_running_task_holds_is_found_until_it_lets_go_or_ends(site: Database) -> None:
-    session, task = running(site)
-    held = replace(HELD, vm=replace(HELD.vm, name="wéb '1\" \x00 ☃"))
-    assert journal.held_sessions(site) == ()
-    journal.store_held(site, task, held)
-    (found,) = journal.held_sessions(site)
-    assert (found.id, found.job.name, found.full_scan) == (session, "nightly", False)
-    assert found.resumed == (ResumedTask(task, "web 1", held),)
-    journal.store_held(site, task, None)
-    assert journal.held_sessions(site) == ()
-    journal.store_held(site, task, held)
-    journal.end_task(site, task, SessionState.FAILED)
-    assert journal.held_sessions(site) == ()
-
-
-def test_a_task_that_was_done_stays_done_when_the_controller_dies(site: Database) -> None:
-    session, task = running(site)
-    journal.end_task(site, task, SessionState.SUCCESS, restore_point="p1")
-    journal.fail_dead_sessions(site)
-    told = task_of(reports.session_report(site, session), "web 1")
-    assert (told.state, told.restore_point) == (SessionState.SUCCESS, "p1")
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(ENDS, ENDS)))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.replication.ends import HELD
 from understudy.context import Context
-from understudy.controller import catalog, jobs, journal, lock
+from understudy.controller import catalog, interrupted, jobs, journal, lock
 from understudy.controller import engine as engine_module
 from understudy.controller.control import Control, follow_session
 from understudy.controller.database import Database, open_database
@@ -252,7 +252,7 @@ def test_with_a_task_its_disks_end(database: Database) -> None:
                         waiting="a slot")  # fmt: skip
     journal.update_disk(database, resumed.resumed[0].id, moving)
     assert session_report(database, session).tasks[0].disks == (moving,)
-    journal.fail_dead_sessions(database)
+    interrupted.fail_dead_sessions(database)
     assert session_report(database, session).tasks[0].disks == (replace(moving, rate=0.0, waiting=""),)
 
 

@@ -24,7 +24,7 @@ from understudy.mover import api
 from understudy.mover.client import MoverClient
 from understudy.platforms import CommitPatience
 from understudy.replication.site import Lease, Place
-from understudy.storage import DatastoreFacts
+from understudy.storage.values import DatastoreFacts
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from understudy.context import Context
-from understudy.controller import catalog, journal, lock, sweep
+from understudy.controller import catalog, interrupted, journal, lock, sweep
 from understudy.controller.database import Database, open_database
 from understudy.controller.leftovers import Scope
 from understudy.controller.sites import SiteBuilder
@@ -119,7 +119,7 @@ def test_the_sessions_of_a_dead_controller_end_when_its_leftovers_are_swept(
     monkeypatch.setattr(sweep, "_planned", plan)
     sites = cast("SiteBuilder", SimpleNamespace(is_held=lambda _held: False))
     list_leftovers(database, sites, ())
-    assert [item.id for item in journal.running_sessions(database)] == [session]
+    assert [item.id for item in interrupted.running_sessions(database)] == [session]
     sweep_as_controller(database, sites, ())
     assert running == [(), ()]
-    assert journal.running_sessions(database) == ()
+    assert interrupted.running_sessions(database) == ()

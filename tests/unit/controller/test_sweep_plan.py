@@ -23,7 +23,7 @@ from understudy.model.replica import (
 from understudy.model.snapshot import Mark, Tag
 from understudy.mover.api import DatastoreSurvey, DigestCopy, HeldFacts, SurveyedReplica, TaggedFile
 from understudy.platforms import VmTraces
-from understudy.storage import StoreLeftovers
+from understudy.storage.values import StoreLeftovers
 
 NIGHTLY, HOURLY, FOREIGN = "a" * 32, "b" * 32, "f" * 32
 WEB, DB = "uuid-web", "uuid-db"

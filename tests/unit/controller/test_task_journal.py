@@ -14,7 +14,6 @@ from understudy.controller.schema import TaskRow
 from understudy.controller.task_journal import DatabaseJournal
 from understudy.errors import Cancelled, UnderstudyError
 from understudy.faults import VARIABLE
-from understudy.guests.freezing import FREEZE_DEADLINE_S
 from understudy.model.guest import Component, GuestReport, GuestStage
 from understudy.model.session import DiskReport, Step, StepState, TaskReport
 from understudy.model.transfer import Reason, TransferMode
@@ -117,12 +116,12 @@ def test_why_a_task_waits_is_stored_until_it_goes_on(site: Database, rows: Datab
 
 
 def test_a_guest_is_recorded_with_its_deadline_until_it_is_thawed(site: Database, rows: DatabaseJournal) -> None:
-    rows.freezing("uuid-1", True)
+    rows.freezing("uuid-1", 25, True)
     (guest,) = frozen.list_frozen(site)
     assert (guest.host, guest.vm_uuid, guest.session) == ("prod", "uuid-1", rows._session)
     lasting = datetime.fromisoformat(guest.deadline) - datetime.fromisoformat(guest.frozen_at)
-    assert lasting.total_seconds() == FREEZE_DEADLINE_S
-    rows.freezing("uuid-1", False)
+    assert lasting.total_seconds() == 25
+    rows.freezing("uuid-1", 25, False)
     assert frozen.list_frozen(site) == ()
 
 

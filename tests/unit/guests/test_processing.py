@@ -14,6 +14,7 @@ from tests.unit.guests.local_guest import PROGRAM, LocalGuest, local_program
 from understudy.context import Context
 from understudy.errors import Cancelled, GuestError, Refused, UnderstudyError
 from understudy.guests import processing as module
+from understudy.guests.frozen import begin_s
 from understudy.guests.processing import GuestProcessing, Surroundings
 from understudy.guests.program import AGENT_PATH
 from understudy.guests.transport import Transport
@@ -42,6 +43,7 @@ class World:
     reports: list[GuestReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ctx: Context = field(default_factory=Context)
+    armed: list[float] = field(default_factory=list)
 
     def say(self, word: str) -> None:
         with (self.guest.root / "log").open("a") as log:
@@ -86,7 +88,7 @@ class Watch:
 
     def arm(self, seconds: float) -> None:
         self.ready()
-        assert 5 <= seconds <= 10
+        self._world.armed.append(seconds)
 
     def disarm(self) -> bool:
         return self._world.in_time
@@ -94,7 +96,8 @@ class Watch:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    settings = GuestSettings("web", GuestPolicy.TRY, script_timeout_s=5, applications=True)
+    settings = GuestSettings("web", GuestPolicy.TRY, script_timeout_s=5, applications=True, freeze_deadline_s=10,
+                             applications_percent=40)
     return World(LocalGuest(tmp_path / "guest"), settings)
 
 
@@ -182,7 +185,7 @@ def test_the_watchdog_in_the_guest_is_armed_before_the_agent_freezes(world: Worl
 def test_a_guest_that_cannot_watch_is_frozen_by_its_agent_and_that_is_told(
     world: World, mode: str, policy: GuestPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    monkeypatch.setattr(module, "begin_s", lambda _: 0.5)
     world.settings = replace(world.settings, applications=False, policy=policy)
     world.guest.mode(mode)
     with world.processing().quiesced() as quiescing:
@@ -199,7 +202,7 @@ def test_a_guest_that_cannot_watch_is_frozen_by_its_agent_and_that_is_told(
 def test_applications_that_hold_begin_up_do_not_keep_the_guest_from_being_watched(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    monkeypatch.setattr(module, "begin_s", lambda _: 0.5)
     world.guest.mode("blocks")
     with world.processing().quiesced() as quiescing:
         world.say("snapshot")
@@ -209,6 +212,26 @@ def test_applications_that_hold_begin_up_do_not_keep_the_guest_from_being_watche
     assert world.guest.log == [
         "cleanup", "ready", "begin", "end", "begin", "ready", "freeze", "snapshot", "thaw", "end", "cleanup",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("deadline_s", "percent", "told"), [(10, 40, ["10"]), (60, 25, ["60", "--share=25"])])
+@pytest.mark.parametrize("by_agent", [True, False])
+def test_both_watchdogs_keep_the_deadline_of_the_settings(
+    world: World, deadline_s: int, percent: int, told: list[str], by_agent: bool
+) -> None:
+    world.by_agent = by_agent
+    world.settings = replace(world.settings, freeze_deadline_s=deadline_s, applications_percent=percent)
+    with world.processing().quiesced() as quiescing:
+        pass
+    assert quiescing.application_consistent
+    assert [deadline_s - 5 < armed <= deadline_s for armed in world.armed] == [True] * by_agent
+    (begun,) = [line for line in (world.guest.root / "log").read_text().splitlines() if line.startswith("begin ")]
+    assert [word for word in begun.split()[2:] if word != "--fs"] == told
+
+
+def test_applications_have_their_share_of_the_deadline_and_the_program_a_moment_more(world: World) -> None:
+    longer = replace(world.settings, freeze_deadline_s=60, applications_percent=50)
+    assert (begin_s(world.settings), begin_s(longer)) == (5, 31)
 
 
 def test_a_watchdog_in_the_guest_that_cannot_thaw_file_systems_is_told(world: World) -> None:
@@ -240,7 +263,7 @@ FAULTS = pytest.mark.parametrize("mode", ["refuses", "garbage", "cut", "hangs", 
 def test_what_goes_wrong_with_applications_is_a_warning_and_file_systems_are_frozen(
     world: World, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    monkeypatch.setattr(module, "begin_s", lambda _: 0.5)
     world.guest.mode(mode)
     started = time.monotonic()
     with world.processing().quiesced() as quiescing:
@@ -256,7 +279,7 @@ def test_what_goes_wrong_with_applications_is_a_warning_and_file_systems_are_fro
 def test_with_require_it_is_an_error_after_the_thaw(
     world: World, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEGIN_S", 0.5)
+    monkeypatch.setattr(module, "begin_s", lambda _: 0.5)
     require(world)
     world.guest.mode(mode)
     with pytest.raises(GuestError), world.processing().quiesced():

@@ -60,7 +60,7 @@ class Session:
 
     def processing(self) -> GuestProcessing:
         settings = GuestSettings("win", self.policy, pre_freeze=self.pre, post_thaw=self.post, script_timeout_s=5,
-                                 applications=True)
+                                 applications=True, freeze_deadline_s=10, applications_percent=40)
         return GuestProcessing(Context(), Surroundings(
             settings=settings, ways=(lambda: QgaTransport(self.agent),), agent=self.agent, watchdog=self.watch,
             record=lambda _: None, report=self.reports.append, warn=self.warnings.append, key=KEY, prefix=PREFIX,
@@ -137,7 +137,7 @@ def test_a_program_that_crashes_is_told_and_removed(verb: str) -> None:
 
 
 def test_a_program_that_hangs_is_killed_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEGIN_S", 0.2)
+    monkeypatch.setattr(module, "begin_s", lambda _: 0.2)
     monkeypatch.setattr("understudy.guests.shells.Windows.start_s", 0.2)
     started = time.monotonic()
     with nothing_left(WindowsAgent("hangs in begin")) as agent, Session(agent).processing().quiesced() as quiescing:

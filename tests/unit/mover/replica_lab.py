@@ -20,7 +20,8 @@ from understudy.mover.digest import DigestReader, copy_digests
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.reader import Source
 from understudy.mover.verify import Pass, verify_disk
-from understudy.storage import NewDisk, PointDraft, PointMeta, ReplicaStore, open_store
+from understudy.storage import PointDraft, ReplicaStore, open_store
+from understudy.storage.values import NewDisk, PointMeta
 
 IDENTITY = ReplicaIdentity("11111111-2222-3333-4444-555555555555", "web", "j", "j", "web", "u1", "u2")
 

@@ -24,7 +24,8 @@ from understudy.mover.exports import greets
 from understudy.mover.meter import Counters, Meter
 from understudy.mover.reader import Source
 from understudy.mover.verify import Pass, rebuild_digests, verify_disk
-from understudy.storage import Buffer, KeptLayer
+from understudy.storage import Buffer
+from understudy.storage.values import KeptLayer
 from understudy.units import KIB, MIB
 
 SIZE = 10 * MIB + 512

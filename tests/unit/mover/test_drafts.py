@@ -13,8 +13,8 @@ from understudy.errors import Fenced, NotFound
 from understudy.model.replica import Consistency
 from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
 from understudy.mover.drafts import Draft, Drafts, store_of
-from understudy.storage import NewDisk, PointMeta
 from understudy.storage.qcow2 import draft as qcow2_draft
+from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import MIB
 
 

@@ -36,7 +36,8 @@ from understudy.mover.meter import Meter
 from understudy.mover.receive import Reception
 from understudy.mover.send import send_disk
 from understudy.mover.throttle import Throttles
-from understudy.storage import KeptLayer, LayerWriter
+from understudy.storage import LayerWriter
+from understudy.storage.values import KeptLayer
 from understudy.units import KIB, MIB
 
 SIZE = 5 * MIB + 512

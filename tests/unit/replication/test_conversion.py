@@ -22,7 +22,7 @@ from understudy.mover.client import MoverClient
 from understudy.platforms import ReplicaVmSpec, TargetPlatform
 from understudy.replication.conversion import Converting, convert
 from understudy.replication.failover import FailoverSite, start_failover
-from understudy.storage import HeadFacts
+from understudy.storage.values import HeadFacts
 
 POINT = "p7"
 BOUND = api.HeadBound(HeadFacts(POINT, True, {"scsi0:0": "/srv/web/head/scsi0.qcow2"}), "<domain/>")

@@ -51,7 +51,7 @@ from understudy.replication import power
 from understudy.replication.held import HeldTask
 from understudy.replication.run import replicate_vm, resume_vm
 from understudy.replication.site import Lease, Place, Task, TaskOutcome
-from understudy.storage import DatastoreFacts, HeadFacts, PointMeta
+from understudy.storage.values import DatastoreFacts, HeadFacts, PointMeta
 from understudy.units import GIB, MIB
 
 JOB = Job("0123456789abcdef", "nightly", "a", "b", "ds", ("web",), points=1, guest_policy=GuestPolicy.OFF,
@@ -235,7 +235,7 @@ class Rows:
         self._world.held.append(held)
         self._world.events.append("hold" if held else "hold nothing")
 
-    def freezing(self, vm_uuid: str, frozen: bool) -> None:
+    def freezing(self, vm_uuid: str, deadline_s: float, frozen: bool) -> None:
         pass
 
     def guest(self, report: GuestReport) -> None:

@@ -78,7 +78,8 @@ def test_a_survey_that_fails_leaves_out_nothing_and_fails_no_task(where: str, er
     assert (made.read.excluded, made.read.formerly_excluded) == ("", FORMER.packed)
     (note,) = made.reports[-1].notes
     assert note.startswith("nothing is left out: ")
-    assert made.steps[Step.SURVEY] is StepState.SUCCESS
+    assert made.steps[Step.SURVEY] is StepState.FAILED
+    assert made.warnings == []
     assert error.why in note
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from understudy.model.replica import Baseline, Consistency, ReplicaIdentity
-from understudy.storage import NewDisk, PointMeta
 from understudy.storage.qcow2.format import CLUSTER
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.store import Qcow2Store
+from understudy.storage.values import NewDisk, PointMeta
 
 IDENTITY = ReplicaIdentity("11111111-2222-3333-4444-555555555555", "web 1_replica", "7", "nightly", "web 1",
                            "source-uuid", "domain-uuid")
@@ -148,7 +148,7 @@ def lab_in(datastore: Path, name: str = "web 1_replica") -> Iterator[Lab]:
 
 def run_store(datastore: Path, act: str, fault: str = "") -> int:
     """Run ``act``, an expression on ``store``, in another process under the lock; its exit status."""
-    code = ("import sys\nfrom pathlib import Path\nfrom understudy.storage import NewDisk\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom understudy.storage.values import NewDisk\n"
             "from understudy.storage.qcow2.store import Qcow2Store\nfrom replica_lab import *\n"
             f"store = Qcow2Store(Path({str(datastore)!r}), 'web 1_replica')\n"
             f"with store.lock(1):\n    {act}\n")

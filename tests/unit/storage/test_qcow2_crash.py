@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from understudy.errors import Fenced
-from understudy.storage import NewDisk
 from understudy.storage.qcow2.format import CLUSTER
 from understudy.storage.qcow2.store import Qcow2Store
+from understudy.storage.values import NewDisk
 from understudy.units import MIB
 
 from .replica_lab import Lab, lab_in, run_store

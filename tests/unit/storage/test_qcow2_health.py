@@ -13,11 +13,11 @@ import pytest
 from understudy.errors import NotFound, Refused
 from understudy.model.extent import Extent, by_block, merge
 from understudy.model.health import DiskHealth, affected_points, health_of
-from understudy.storage import NewDisk
-from understudy.storage.qcow2 import health as health_module
 from understudy.storage.qcow2 import shared
-from understudy.storage.qcow2.sealed import checksum
 from understudy.storage.qcow2.store import Qcow2Store
+from understudy.storage.records import health as health_module
+from understudy.storage.records.sealed import checksum
+from understudy.storage.values import NewDisk
 from understudy.units import KIB, MIB
 
 from .replica_lab import Lab, lab_in, point_meta

@@ -26,15 +26,9 @@ from understudy.model.replica import (
     SourceGeneration,
 )
 from understudy.storage.qcow2.chains import MergingDisk
-from understudy.storage.qcow2.manifest import (
-    Record,
-    load_record,
-    parse_record,
-    render_record,
-    save_record,
-)
+from understudy.storage.qcow2.manifest import Record, load_record, parse_record, render_record, save_record
 from understudy.storage.qcow2.names import Place
-from understudy.storage.qcow2.sealed import checksum
+from understudy.storage.records.sealed import checksum
 
 from .replica_lab import IDENTITY
 
@@ -45,7 +39,7 @@ MARK = FileMark(inode=1234, size=5 * MIB, mtime_ns=1_795_571_942_123_456_789, ct
 GENERATION = SourceGeneration((
     ImageGeneration("vda", MARK, ("understudy-1", "größe")), ImageGeneration("vdb", MARK, None)))
 # Fields that records of older versions do not have.
-LATER = {"generation", "point", "made_at", "excluded", "applications", "change_ids", "conversion"}
+LATER = {"generation", "point", "made_at", "change_ids", "excluded", "applications", "conversion"}
 
 
 def disk(name: str, point: str, backing: str = "", size: int = MIB) -> PointDisk:
@@ -88,7 +82,7 @@ def test_a_record_of_an_older_version_is_read(place: Place) -> None:
     for item in document["replica"]["points"]:
         del item["generation"], item["excluded"], item["applications"]
         if item["baseline"]:
-            del item["baseline"]["point"], item["baseline"]["made_at"]
+            del item["baseline"]["point"], item["baseline"]["made_at"], item["baseline"]["change_ids"]
     place.record.write_bytes(json.dumps(document | {"checksum": checksum(document)}).encode())
     older = load_record(place).replica.points
     assert [(item.generation, item.excluded, item.applications) for item in older] == 3 * [(None, "", ())]

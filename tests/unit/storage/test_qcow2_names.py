@@ -7,14 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.errors import ReplicaError, UsageError
-from understudy.storage.qcow2.names import (
-    digest_name,
-    directory_name,
-    is_digest_name,
-    is_layer_name,
-    layer_name,
-    replica_name,
-)
+from understudy.storage.qcow2.names import Place, layer_name
+from understudy.storage.records.place import digest_name, directory_name, is_digest_name, replica_name
 
 
 @given(st.text(min_size=1, max_size=60))
@@ -50,7 +44,7 @@ def test_directories_that_are_no_replicas_have_no_name(directory: str) -> None:
 
 @given(st.text(min_size=1, max_size=9), st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True))
 def test_disk_names_make_file_names_of_ours(disk: str, point: str) -> None:
-    assert is_layer_name(layer_name(disk, point))
+    assert Place.is_layer(layer_name(disk, point))
     assert is_digest_name(digest_name(disk, point))
     assert ":" not in layer_name(disk, point)
 

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.storage.replica_lab import IDENTITY
 from understudy.errors import ReplicaError
 from understudy.model.replica import Consistency
-from understudy.storage import NewDisk, PointMeta
 from understudy.storage.qcow2.store import Qcow2Store
+from understudy.storage.values import NewDisk, PointMeta
 
 SIZE = 1 << 20
 META = PointMeta("p1", "2026-01-02T03:04:05+00:00", Consistency.CRASH, 1, SIZE, None, {}, "<domain/>")

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import DatastoreError, Refused, ReplicaError, UnderstudyError
-from understudy.storage import NewDisk
 from understudy.storage.qcow2.draft import Qcow2Draft
 from understudy.storage.qcow2.format import CLUSTER, read_header
+from understudy.storage.values import NewDisk
 from understudy.units import KIB, MIB
 
 from .replica_lab import Lab, assert_clean, content, lab_in, point_meta, qemu

@@ -9,11 +9,11 @@ import pytest
 
 from understudy.errors import DatastoreError
 from understudy.model.extent import Extent
-from understudy.storage import KeptLayer, NewDisk
 from understudy.storage.qcow2.draft import Qcow2Draft
 from understudy.storage.qcow2.format import CLUSTER
 from understudy.storage.qcow2.journal import read_journal
 from understudy.storage.qcow2.store import Qcow2Store
+from understudy.storage.values import KeptLayer, NewDisk
 
 from .replica_lab import Lab, assert_clean, content, lab_in, point_meta, run_store
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from understudy.model.exclusion import DiskSurvey
+from tests.unit.volumes.hives import hive
+from understudy.model.exclusion import DiskSurvey, Kind
 from understudy.model.extent import Extent
 from understudy.units import MIB
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Image, Unfit, Wishes
 from understudy.volumes.lvm import LogicalVolume
 from understudy.volumes.lvm import Piece as LvmPiece
 from understudy.volumes.partitions import Partition
@@ -125,32 +126,92 @@ def test_what_was_seen_last_time_is_given_to_the_volume_of_that_uuid_alone() -> 
     assert again[1].asked.seen == {}
 
 
-@pytest.mark.parametrize(("other", "still"), [
-    ("empty", True), ("vfat", True), ("unknown", True), ("ext", False), ("swap", False), ("lvm", False),
-    ("btrfs", False), ("LUKS", False),
-])
-def test_ntfs_was_held_still_only_if_the_guest_is_windows(other: str, still: bool) -> None:
-    kinds, ntfs = iter(["ntfs", other]), System("a", "ntfs")
+#: A partition, and the registry of a Windows that runs from it.
+OWN = Partition(16 * MIB, 16 * MIB, "ebd0a0a2-b9e5-4433-87c0-68b6b72699c7", 1, "00112231-4455-6677-8899-aabbccddeeff")
+REGISTRY = "/Windows/System32/config/SYSTEM"
+KNOWS_OWN = {"\\DosDevices\\C:": b"DMIO:ID:" + bytes.fromhex("31221100554477668899aabbccddeeff")}
+
+
+def windows(values: Mapping[str, bytes] = KNOWS_OWN, *, sequences: tuple[int, int] = (1, 1)) -> System:
+    return System("a", "ntfs", files={REGISTRY: hive({"MountedDevices": values}, sequences=sequences)})
+
+
+def asked(systems: Sequence[System], *others: str, refused: Unfit | None = None) -> list[Wishes]:
+    """What volumes of NTFS are asked for, on one disk each, the first with partitions of other kinds besides.
+
+    :param refused: what is wrong with the table of another disk.
+    """
+    waiting = list(systems)
+    kinds = iter(["ntfs", *others, *("ntfs" for _ in systems[1:])])
+    tables: Iterator[list[Partition]] = iter([
+        [OWN, *(Partition(32 * MIB, 16 * MIB, "", 2) for _ in others)],
+        *([Partition(16 * MIB, 16 * MIB, "")] for _ in systems[1:])])
+
+    def partitions(_: Image) -> Sequence[Partition]:
+        table = next(tables, None)
+        if table is None:
+            raise refused or AssertionError
+        return table
+
     readers = Readers(
-        partitions=lambda _: [Partition(0, 16 * MIB, ""), Partition(16 * MIB, 16 * MIB, "")],
-        recognise=lambda _: next(kinds), swap_finding=lambda image, wishes: Finding(),
-        logical_volumes=lambda _: (), file_systems={"ntfs": lambda _: ntfs, "ext": lambda _: System("b")})
-    survey([Disk("vda", Blank())], Wanted(quiesced=True), readers)
-    assert ntfs.asked is not None
-    assert ntfs.asked.quiesced is still
+        partitions=partitions, recognise=lambda _: next(kinds), swap_finding=lambda image, wishes: Finding(),
+        logical_volumes=lambda _: (), file_systems={"ntfs": lambda _: waiting.pop(0), "ext": lambda _: System("b")})
+    disks = [Disk(f"vd{letter}", Blank()) for letter in "abc"[: len(systems) + bool(refused)]]
+    survey(disks, Wanted(quiesced=True), readers)
+    return [item.asked for item in systems if item.asked is not None]
+
+
+@pytest.mark.parametrize("other", ["empty", "vfat", "unknown"])
+def test_all_ntfs_of_a_windows_that_was_frozen_was_held_still(other: str) -> None:
+    assert [(wishes.quiesced, wishes.doubt) for wishes in asked([windows(), System("d", "ntfs")], other)] == [
+        (True, "")] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize("other", ["ext", "swap", "lvm", "btrfs", "LUKS"])
+def test_ntfs_was_not_held_still_beside_what_windows_does_not_use(other: str) -> None:
+    (wishes,) = asked([windows()], other)
+    assert not wishes.quiesced
+    assert "disk vda, partition 2" in wishes.doubt
+    assert wishes.doubt.endswith("may be one of Linux")
 
 
 def test_a_disk_whose_table_is_refused_may_be_that_of_a_linux_guest() -> None:
-    ntfs, tables = System("a", "ntfs"), iter([True, False])
+    (wishes,) = asked([windows()], refused=Unfit("the disk is a member of a software RAID"))
+    assert not wishes.quiesced
+    assert wishes.doubt.endswith("the partitions of disk vdb are not known")
 
-    def partitions(_: Image) -> list[Partition]:
-        if not next(tables):
-            raise Unfit("the disk is a member of a software RAID")
-        return [Partition(0, 16 * MIB, "")]
 
-    readers = Readers(
-        partitions=partitions, recognise=lambda _: "ntfs", swap_finding=lambda image, wishes: Finding(),
-        logical_volumes=lambda _: (), file_systems={"ntfs": lambda _: ntfs})
-    survey([Disk("vda", Blank()), Disk("vdb", Blank())], Wanted(quiesced=True), readers)
-    assert ntfs.asked is not None
-    assert not ntfs.asked.quiesced
+@pytest.mark.parametrize("system", [
+    System("a", "ntfs"),
+    System("a", "ntfs", files={"/Windows/System32/drivers/etc/hosts": b"# hosts"}),
+    System("a", "ntfs", files={REGISTRY: b"regf" * 2000}),
+    windows({}),
+    windows({"\\DosDevices\\C:": b"DMIO:ID:" + bytes(16), "\\DosDevices\\D:": KNOWS_OWN["\\DosDevices\\C:"]}),
+], ids=["no files", "no registry", "garbage", "nothing told", "the registry of another volume"])  # fmt: skip
+def test_without_a_windows_that_runs_from_one_of_the_disks_ntfs_may_be_that_of_a_linux_guest(system: System) -> None:
+    """Its own disk may be one that the job leaves out, and files of some Windows may be a copy."""
+    (wishes,) = asked([system])
+    assert not wishes.quiesced
+    assert wishes.doubt.endswith("no replicated disk has a Windows that runs from it as its C:")
+
+
+def test_a_windows_that_has_not_written_its_registry_to_the_end_is_one() -> None:
+    """While it runs, the latest changes are in the log of its registry."""
+    (wishes,) = asked([windows(sequences=(2, 1))])
+    assert wishes.quiesced
+
+
+def test_a_registry_that_breaks_its_reader_is_no_proof() -> None:
+    class Breaking(System):
+        def read_file(self, path: str, most: int) -> bytes | None:
+            raise RuntimeError("boom")
+
+    (wishes,) = asked([Breaking("a", "ntfs")])
+    assert not wishes.quiesced
+
+
+def test_what_windows_has_frozen_is_no_matter_for_other_file_systems() -> None:
+    system = System("root")
+    looked([system], Wanted(quiesced=True))
+    assert system.asked is not None
+    assert (system.asked.quiesced, system.asked.doubt) == (True, "")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.volumes.whole_images import BytesImage, damaged, empty, patched, run
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent
 from understudy.units import KIB, MIB
-from understudy.volumes import Finding, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Unfit, Wishes
 from understudy.volumes.swap import check_header, is_swap, swap_finding
 
 UUID = "0b1f7a4e-6d1c-4b62-8e7f-0123456789ab"

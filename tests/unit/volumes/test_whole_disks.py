@@ -192,12 +192,6 @@ def test_the_process_without_rights_finds_the_same_on_all_disks(tmp_path: Path) 
     assert kinds_in_the_process(tmp_path, paths) == [["free", "mask", "swap"], ["free"], ["swap"]]
 
 
-def test_the_process_without_rights_finds_the_same_on_a_disk_of_windows(tmp_path: Path) -> None:
-    ntfs = empty(tmp_path / "ntfs", 8 * MIB)
-    run_with("mkntfs", "-F", "-q", "-f", "-L", "Data", ntfs)
-    assert kinds_in_the_process(tmp_path, {"vda": ntfs}) == [["free"]]
-
-
 def kinds_in_the_process(place: Path, paths: dict[str, Path]) -> list[list[str]]:
     """What is left out of disks, which must be the same as is found without the process."""
     wanted = Wanted(masks=(*MASKS, "/data/**", "C:\\Temp\\**", "\\Temp\\**"), free=True, quiesced=True)

@@ -58,6 +58,7 @@ from understudy.mover.api.source import (
 )
 from understudy.mover.api.survey import SurveyDisks, SurveyedDisk, SurveyedDisks
 from understudy.mover.api.target import (
+    AttachDisks,
     BeginPoint,
     BindHead,
     CheckDatastore,
@@ -68,6 +69,7 @@ from understudy.mover.api.target import (
     DraftHolding,
     DraftOpened,
     DraftQuery,
+    ForgetPoints,
     HeadBound,
     InspectReplica,
     ListReplicas,
@@ -85,6 +87,7 @@ from understudy.mover.api.target import (
     ReplicaFacts,
     ReplicaNames,
     RetirePoints,
+    SealPoint,
     SetIdentity,
     SetState,
     VerifiedDisk,
@@ -114,6 +117,7 @@ from understudy.mover.api.work import (
 
 __all__ = [
     "About",
+    "AttachDisks",
     "BeginPoint",
     "BindHead",
     "CancelWork",
@@ -140,6 +144,7 @@ __all__ = [
     "ErrorFields",
     "EstimateTransfer",
     "ForgetController",
+    "ForgetPoints",
     "HeadBound",
     "HeldFacts",
     "HeldQuery",
@@ -190,6 +195,7 @@ __all__ = [
     "RequestCertificate",
     "RetirePoints",
     "ScratchFacts",
+    "SealPoint",
     "SendDisk",
     "SetIdentity",
     "SetRates",

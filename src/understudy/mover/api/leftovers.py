@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from understudy.model.replica import Replica
 from understudy.mover.api.target import OwnedReplica
-from understudy.storage import StoreLeftovers
+from understudy.storage.values import StoreLeftovers
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.snapshot import LibraryExport
 from understudy.mover.api.common import ReplicaRef
-from understudy.storage import DatastoreFacts, HeadFacts, NewDisk, PointMeta
+from understudy.storage.values import DatastoreFacts, HeadFacts, NewDisk, PointMeta
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,24 @@ class DraftOpened:
 
 
 @dataclass(frozen=True)
+class AttachDisks:
+    """Say where the disks of a draft are written whose store keeps no layers in files: at leaves of the replica VM.
+
+    To be told once, before any transfer; the proxy opens and holds them until :class:`SealPoint` or the draft's end.
+    """
+
+    draft: str
+    leaves: tuple[LibraryExport, ...]
+
+
+@dataclass(frozen=True)
+class SealPoint:
+    """Every disk of the draft is complete: let go of the leaves, so that the platform can make them a restore point."""
+
+    draft: str
+
+
+@dataclass(frozen=True)
 class DraftQuery:
     """Ask whether a draft is held."""
 
@@ -167,6 +186,17 @@ class OwnedReplica:
 @dataclass(frozen=True)
 class RetirePoints:
     """Retire points (long); the result is in the next inspection."""
+
+    owner: OwnedReplica
+    points: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ForgetPoints:
+    """Take points out of a replica's record whose content the platform does not have any more, or is about to remove.
+
+    Only for stores that keep no layers in files.
+    """
 
     owner: OwnedReplica
     points: tuple[str, ...]
@@ -242,12 +272,14 @@ class VerifyPoint:
 
     :ivar rate: bytes a second to read at most; 0 for no limit.
     :ivar restart: begin a new pass, whatever was done of one.
+    :ivar exports: how each disk is read, if the store keeps no layers in files.
     """
 
     ref: ReplicaRef
     point: str
     rate: int = 0
     restart: bool = False
+    exports: tuple[LibraryExport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -306,8 +338,12 @@ class DatastoreMarker:
 
 @dataclass(frozen=True)
 class RebuildDigests:
-    """Recompute the digest file of a point's disk from its layers (long), when both copies are lost or damaged."""
+    """Recompute the digest file of a point's disk from its layers (long), when both copies are lost or damaged.
+
+    :ivar export: how it is read, if the store keeps no layers in files.
+    """
 
     ref: ReplicaRef
     point: str
     disk: str
+    export: LibraryExport | None = None

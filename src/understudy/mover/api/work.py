@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey
 from understudy.mover.api.target import VerifiedDisk
-from understudy.storage import RebuiltReplica
+from understudy.storage.values import RebuiltReplica
 
 
 class WorkState(enum.StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from understudy.model.replica import Conversion, PointDisk, Replica, RestorePoint
-from understudy.storage.qcow2.names import digest_name, disk_token
+from understudy.storage.records.place import digest_name, disk_token
 
 
 @dataclass(frozen=True)

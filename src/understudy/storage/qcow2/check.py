@@ -6,11 +6,11 @@ from understudy.errors import ReplicaError, UnderstudyError
 from understudy.model.replica import RestorePoint
 from understudy.storage.files import datastore_error, datastore_errors
 from understudy.storage.qcow2.chains import ChainLayer, chain
-from understudy.storage.qcow2.exclusions import load_exclusions
 from understudy.storage.qcow2.format import check_table, read_header
 from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place
-from understudy.storage.qcow2.sidecar import altered, read_sidecar
+from understudy.storage.records.exclusions import load_exclusions
+from understudy.storage.records.sidecar import altered, read_sidecar
 
 
 def damage(place: Place, record: Record, point: RestorePoint) -> list[str]:

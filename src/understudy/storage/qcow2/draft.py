@@ -12,28 +12,20 @@ from pathlib import Path
 from understudy.errors import NotFound, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, RestorePoint
-from understudy.storage import KeptLayer, LayerWriter, NewDisk, PointMeta
+from understudy.storage import LayerWriter
 from understudy.storage.files import datastore_errors, fsync_path, write_durable
 from understudy.storage.qcow2.check import disk_damage
-from understudy.storage.qcow2.exclusions import render_exclusions, worth_storing
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.leftovers import continuable
 from understudy.storage.qcow2.manifest import Record, load_record, save_record
-from understudy.storage.qcow2.names import (
-    PARTIAL,
-    DraftFiles,
-    Place,
-    check_point_id,
-    digest_name,
-    excluded_name,
-    layer_name,
-    nvram_name,
-    partial,
-)
-from understudy.storage.qcow2.sidecar import Sidecar, content_hash, render_sidecar
+from understudy.storage.qcow2.names import DraftFiles, Place, layer_name
 from understudy.storage.qcow2.sweep import remove_files
 from understudy.storage.qcow2.takeover import Opened, inherited_layer, new_layer, own_layer
+from understudy.storage.records.exclusions import render_exclusions, worth_storing
+from understudy.storage.records.place import PARTIAL, check_point_id, digest_name, excluded_name, nvram_name, partial
+from understudy.storage.records.sidecar import Sidecar, content_hash, render_sidecar
+from understudy.storage.values import KeptLayer, NewDisk, PointMeta
 
 
 class Qcow2Draft:

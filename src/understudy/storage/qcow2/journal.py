@@ -23,9 +23,10 @@ import xxhash
 from understudy.errors import ReplicaError
 from understudy.model.extent import Extent, merge
 from understudy.storage.files import pwrite_all
-from understudy.storage.qcow2.fields import Fields, Malformed, parse_object
 from understudy.storage.qcow2.format import CLUSTER, SECTOR, first_clusters, l1_entries
-from understudy.storage.qcow2.names import check_point_id, is_layer_name
+from understudy.storage.qcow2.names import Place
+from understudy.storage.records.fields import Fields, Malformed, parse_object
+from understudy.storage.records.place import check_point_id
 
 FORMAT = 1
 
@@ -42,7 +43,7 @@ class JournalHeader:
     :ivar point: id of the restore point that it was begun, or taken over, for.
     :ivar size: of the disk.
     :ivar backing: name of the layer below, or empty if it stands alone.
-    :ivar mark: see :class:`understudy.storage.NewDisk`.
+    :ivar mark: see :class:`understudy.storage.values.NewDisk`.
     """
 
     point: str
@@ -170,7 +171,7 @@ def _header(body: bytes) -> JournalHeader | None:
             return None
         header = JournalHeader(
             fields.text("point"), fields.number("size", SECTOR, SECTOR),
-            fields.text("backing", lambda name: not name or is_layer_name(name)), fields.text("mark"))
+            fields.text("backing", lambda name: not name or Place.is_layer(name)), fields.text("mark"))
         fields.end()
         check_point_id(header.point)
     except (Malformed, ReplicaError):

@@ -1,44 +1,25 @@
 """What does ``replica.json`` say, and can it be trusted?
 
 The document is ``{"understudy": "replica", "format": 1, "checksum": ..., "replica": {...}, "merging": [...]}``, see
-:mod:`understudy.storage.qcow2.sealed`. Records that were rebuilt from files have ``unlisted`` and ``kept`` too. The
+:mod:`understudy.storage.records.sealed`. Records that were rebuilt from files have ``unlisted`` and ``kept`` too. The
 record before the present one is kept beside it.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError
-from understudy.model.guest import ApplicationResult, ApplicationState
-from understudy.model.replica import (
-    Baseline,
-    Consistency,
-    Conversion,
-    FileMark,
-    ImageGeneration,
-    PointDisk,
-    Replica,
-    ReplicaIdentity,
-    ReplicaState,
-    RestorePoint,
-    SourceGeneration,
-)
+from understudy.model.replica import Conversion, Replica, ReplicaState
 from understudy.storage.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.chains import MergingDisk, UnlistedLayer, contradictions
-from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
-from understudy.storage.qcow2.format import SECTOR
-from understudy.storage.qcow2.names import (
-    Place,
-    check_point_id,
-    excluded_name,
-    is_digest_name,
-    is_layer_name,
-    is_nvram_name,
-    partial,
-)
-from understudy.storage.qcow2.sealed import sealed, unsealed
+from understudy.storage.qcow2.names import Place
+from understudy.storage.records.fields import Fields, Malformed
+from understudy.storage.records.place import partial
+from understudy.storage.records.points import SECTOR, identity_fields, point_fields
+from understudy.storage.records.sealed import sealed, unsealed
 
 FORMAT = 1
 _MODE = 0o600
@@ -175,97 +156,20 @@ def _replica(fields: Fields) -> Replica:
     return Replica(
         identity=fields.child("identity", identity_fields),
         state=ReplicaState(fields.text("state", lambda text: text in set(ReplicaState))),
-        points=fields.children("points", point_fields),
+        points=fields.children("points", functools.partial(point_fields, is_layer=Place.is_layer)),
         head_point=fields.text("head_point"),
         conversion=Conversion(fields.text("conversion", lambda text: text in set(Conversion)))
         if fields.has("conversion") else Conversion.NONE)
 
 
-def identity_fields(fields: Fields) -> ReplicaIdentity:
-    """A replica's identity in a document."""
-    names = ("id", "name", "job_id", "job_name", "source_vm", "source_uuid", "domain_uuid")
-    return ReplicaIdentity(**{name: fields.text(name) for name in names})
-
-
-def point_fields(fields: Fields) -> RestorePoint:
-    """A restore point in a document."""
-    point = fields.text("id", _is_point_id)
-    return RestorePoint(
-        id=point,
-        created_at=fields.text("created_at", is_utc_time),
-        consistency=Consistency(fields.text("consistency", lambda text: text in set(Consistency))),
-        session=fields.number("session", 0),
-        block_size=fields.number("block_size", SECTOR, SECTOR),
-        disks=fields.children("disks", _disk),
-        baseline=fields.optional_child("baseline", _baseline),
-        versions=fields.text_map("versions"),
-        nvram=fields.text("nvram", lambda text: not text or is_nvram_name(text)),
-        generation=fields.optional_child("generation", _generation) if fields.has("generation") else None,
-        excluded=fields.text("excluded", ("", excluded_name(point)).__contains__) if fields.has("excluded") else "",
-        applications=fields.children("applications", _application) if fields.has("applications") else ())
-
-
-def _application(fields: Fields) -> ApplicationResult:
-    return ApplicationResult(
-        kind=fields.text("kind"),
-        name=fields.text("name"),
-        state=ApplicationState(fields.text("state", lambda text: text in set(ApplicationState))),
-        detail=fields.text("detail"),
-        label=fields.text("label"))
-
-
-def _disk(fields: Fields) -> PointDisk:
-    return PointDisk(
-        name=fields.text("name", bool),
-        size=fields.number("size", SECTOR, SECTOR),
-        layer=fields.text("layer", is_layer_name),
-        backing=fields.text("backing", lambda text: not text or is_layer_name(text)),
-        digest=fields.text("digest", is_digest_name),
-        file_bytes=fields.number("file_bytes", 1),
-        source_path=fields.text("source_path"))
-
-
-def _baseline(fields: Fields) -> Baseline:
-    return Baseline(
-        checkpoint=fields.text("checkpoint"),
-        disks=fields.texts("disks"),
-        point=fields.text("point", lambda text: not text or _is_point_id(text)) if fields.has("point") else "",
-        made_at=fields.text("made_at") if fields.has("made_at") else "",
-        change_ids=fields.texts("change_ids") if fields.has("change_ids") else ())
-
-
-def _generation(fields: Fields) -> SourceGeneration:
-    return SourceGeneration(fields.children("images", _image))
-
-
-def _image(fields: Fields) -> ImageGeneration:
-    return ImageGeneration(
-        disk=fields.text("disk", bool),
-        file=fields.child("file", _file_mark),
-        bitmaps=fields.optional_texts("bitmaps"))
-
-
-def _file_mark(fields: Fields) -> FileMark:
-    names = ("inode", "size", "mtime_ns", "ctime_ns")
-    return FileMark(**{name: fields.number(name, 0) for name in names})
-
-
 def _merging(fields: Fields) -> MergingDisk:
-    return MergingDisk(fields.text("disk"), fields.texts("below", is_layer_name))
+    return MergingDisk(fields.text("disk"), fields.texts("below", Place.is_layer))
 
 
 def _unlisted(fields: Fields) -> UnlistedLayer:
     return UnlistedLayer(
         disk=fields.text("disk", bool),
-        file=fields.text("file", is_layer_name),
+        file=fields.text("file", Place.is_layer),
         size=fields.number("size", SECTOR, SECTOR),
-        backing=fields.text("backing", lambda text: not text or is_layer_name(text)),
+        backing=fields.text("backing", lambda text: not text or Place.is_layer(text)),
         file_bytes=fields.number("file_bytes", 1))
-
-
-def _is_point_id(text: str) -> bool:
-    try:
-        check_point_id(text)
-    except ReplicaError:
-        return False
-    return True

@@ -9,6 +9,7 @@ deleted.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -24,11 +25,12 @@ from understudy.storage.qcow2.chains import MergingDisk, retired, top_layer
 from understudy.storage.qcow2.check import disk_damage
 from understudy.storage.qcow2.format import CLUSTER, check_maps, read_header, rebind
 from understudy.storage.qcow2.head import head_backing
-from understudy.storage.qcow2.health import alone, carry_over
 from understudy.storage.qcow2.inuse import in_use, kept_from_qemu, used
 from understudy.storage.qcow2.manifest import Record, save_record
 from understudy.storage.qcow2.names import Place
+from understudy.storage.qcow2.shared import spread
 from understudy.storage.qcow2.sweep import remove_unneeded
+from understudy.storage.records.health import alone, carry_over
 
 
 def retire(place: Place, record: Record, point_ids: tuple[str, ...], lock: int) -> Record:
@@ -55,7 +57,7 @@ def retire(place: Place, record: Record, point_ids: tuple[str, ...], lock: int) 
         for item in merging:
             if item.below[0] in unproved:
                 _repair(act, place.layers / item.below[0], lock)  # a merge into it may have been stopped before
-        carry_over(place, record, replica)
+        carry_over(place, record.replica, replica, functools.partial(spread, place, record))
         record = save_record(place, after)
         fault_point("retire.recorded")
         record = _merge_all(place, record, lock)

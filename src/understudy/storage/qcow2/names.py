@@ -1,4 +1,4 @@
-"""Which name does a thing have on the datastore?"""
+"""Which name does a thing have that only replicas of qcow2 layers have?"""
 
 from __future__ import annotations
 
@@ -7,100 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from understudy.errors import ReplicaError, UsageError
+from understudy.storage.records.place import DISK, PARTIAL, POINT, ReplicaPlace, check_point_id, disk_token, partial
 
-PARTIAL = ".partial"
-
-_POINT = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-_DISK = r"[A-Za-z0-9_%][A-Za-z0-9_.%]{0,119}"
-_POINT_ID = re.compile(_POINT)
-_DISK_TOKEN = re.compile(_DISK)
-_LAYER = re.compile(rf"({_DISK})-({_POINT})\.qcow2")
-_LAYER_OR_JOURNAL = re.compile(rf"{_DISK}-{_POINT}\.(qcow2|journal)")
-_PARTIAL_LAYER = re.compile(rf"({_DISK})-({_POINT})\.qcow2{re.escape(PARTIAL)}")
-_DIGEST = re.compile(rf"({_DISK})-({_POINT})\.digest")
-_DIGEST_OR_CLAIMS = re.compile(rf"{_DISK}-{_POINT}\.digest(\.claims)?")
-_NVRAM = re.compile(rf"{_POINT}\.nvram")
-_OF_POINT = re.compile(rf"({_POINT})\.(xml|nvram|json|excluded)")
-_HEAD = re.compile(rf"{_DISK}\.qcow2|nvram\.fd")
-_UNSAFE_IN_DIRECTORY = re.compile(r"[/%\x00-\x1f\x7f]|^\.")
-_UNSAFE_IN_DISK = re.compile(r"[^A-Za-z0-9_.]|^\.")
-_NAME_MAX = 255
-
-
-def _escape(match: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in match[0].encode())
-
-
-def directory_name(replica: str) -> str:
-    """The directory of ``replica``: the name itself where a file may be called so, else with ``%XX`` for what may not.
-
-    Two names never share a directory, because ``%`` itself is escaped.
-
-    :raises UsageError: if the name is empty, too long, or no Unicode text.
-    """
-    try:
-        encoded = _UNSAFE_IN_DIRECTORY.sub(_escape, replica)
-        length = len(encoded.encode())
-    except UnicodeEncodeError as exc:
-        raise UsageError(f"replica {replica!r}", "the name is not valid Unicode") from exc
-    if not replica:
-        raise UsageError("replica", "the name is empty")
-    if length > _NAME_MAX:
-        raise UsageError(f"replica {replica!r}", f"the name needs {length} bytes, a file name may have {_NAME_MAX}",
-                         "choose a shorter name or suffix")
-    return encoded
-
-
-def replica_name(directory: str) -> str | None:
-    """The replica whose directory is called so; None if no replica's directory is."""
-    try:
-        name = unquote(directory, errors="strict")
-        return name if directory_name(name) == directory else None
-    except (UnicodeDecodeError, UsageError):
-        return None
-
-
-def disk_token(disk: str) -> str:
-    """``disk`` as a part of file names: without ``-`` and ``:``, which would make them ambiguous to us or to QEMU.
-
-    :raises ReplicaError: if the name is empty, too long, or no Unicode text.
-    """
-    try:
-        token = _UNSAFE_IN_DISK.sub(_escape, disk)
-    except UnicodeEncodeError as exc:
-        raise ReplicaError(f"disk {disk!r}", "the name is not valid Unicode") from exc
-    if not _DISK_TOKEN.fullmatch(token):
-        raise ReplicaError(f"disk {disk!r}", "the name is empty or too long for a file name")
-    return token
-
-
-def check_point_id(point: str) -> None:
-    """:raises ReplicaError: if ``point`` cannot be part of a file name."""
-    if not _POINT_ID.fullmatch(point):
-        raise ReplicaError(f"restore point {point!r}", "the id must have 1 to 64 letters, digits, '.', '_' or '-'")
+_LAYER = re.compile(rf"({DISK})-({POINT})\.qcow2")
+_LAYER_OR_JOURNAL = re.compile(rf"{DISK}-{POINT}\.(qcow2|journal)")
+_PARTIAL_LAYER = re.compile(rf"({DISK})-({POINT})\.qcow2{re.escape(PARTIAL)}")
+_DIGEST = re.compile(rf"({DISK})-({POINT})\.digest")
+_DIGEST_OR_CLAIMS = re.compile(rf"{DISK}-{POINT}\.digest(\.claims)?")
+_OF_POINT = re.compile(rf"({POINT})\.(xml|nvram|json|excluded)")
+_HEAD = re.compile(rf"{DISK}\.qcow2|nvram\.fd")
 
 
 def layer_name(disk: str, point: str) -> str:
     """File name of a new layer."""
     check_point_id(point)
     return f"{disk_token(disk)}-{point}.qcow2"
-
-
-def digest_name(disk: str, point: str) -> str:
-    """File name of a new digest file."""
-    check_point_id(point)
-    return f"{disk_token(disk)}-{point}.digest"
-
-
-def is_layer_name(name: str) -> bool:
-    """Whether a layer may be called ``name``; then it is a plain name, without any directory part."""
-    return _LAYER.fullmatch(name) is not None
-
-
-def is_digest_name(name: str) -> bool:
-    """Whether a digest file may be called ``name``; then it is a plain name, without any directory part."""
-    return _DIGEST.fullmatch(name) is not None
 
 
 def layer_parts(name: str) -> tuple[str, str] | None:
@@ -118,23 +39,6 @@ def _parts(match: re.Match[str] | None) -> tuple[str, str] | None:
         return None
     disk = unquote(match[1], errors="replace")
     return (disk, match[2]) if disk_token(disk) == match[1] else None
-
-
-def nvram_name(point: str) -> str:
-    """File name of the UEFI variables stored with ``point``."""
-    check_point_id(point)
-    return f"{point}.nvram"
-
-
-def is_nvram_name(name: str) -> bool:
-    """Whether stored UEFI variables may be called ``name``; then it is a plain name, without any directory part."""
-    return _NVRAM.fullmatch(name) is not None
-
-
-def excluded_name(point: str) -> str:
-    """File name of what the disks of ``point`` leave out."""
-    check_point_id(point)
-    return f"{point}.excluded"
 
 
 @dataclass(frozen=True)
@@ -158,45 +62,13 @@ class DraftFiles:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The directory of one replica and the paths in it."""
+class Place(ReplicaPlace):
+    """The directory of one replica with its layers."""
 
-    root: Path
-    replica: str
-
-    @property
-    def what(self) -> str:
-        """The replica in error messages."""
-        return f"replica {self.replica!r} in {self.root.parent}"
-
-    @property
-    def record(self) -> Path:
-        """``replica.json``."""
-        return self.root / "replica.json"
-
-    @property
-    def previous(self) -> Path:
-        """The record before the present one, kept for the case that ``replica.json`` is lost."""
-        return self.root / "replica.json.previous"
-
-    @property
-    def health(self) -> Path:
-        """``health.json``."""
-        return self.root / "health.json"
-
-    @property
-    def health_lock(self) -> Path:
-        """Lock of ``health.json``."""
-        return self.root / ".health"
-
-    @property
-    def verify_lock(self) -> Path:
-        """Held while layers are verified or merged."""
-        return self.root / ".verify"
-
-    def health_files(self) -> list[Path]:
-        """What is remembered of the health, and its locks."""
-        return [self.health, partial(self.health), self.health_lock, self.verify_lock]
+    @staticmethod
+    def is_layer(name: str) -> bool:
+        """Whether a layer may be called ``name``; then it is a plain name, without any directory part."""
+        return _LAYER.fullmatch(name) is not None
 
     @property
     def layers(self) -> Path:
@@ -204,37 +76,9 @@ class Place:
         return self.root / "layers"
 
     @property
-    def digests(self) -> Path:
-        """Directory of the digest files."""
-        return self.root / "digests"
-
-    @property
-    def points(self) -> Path:
-        """Directory of the VM definitions, UEFI variables, sidecars, and of what disks leave out."""
-        return self.root / "points"
-
-    @property
     def head(self) -> Path:
         """Directory of the head."""
         return self.root / "head"
-
-    def definition(self, point: str) -> Path:
-        """File of the VM definition stored with ``point``."""
-        check_point_id(point)
-        return self.points / f"{point}.xml"
-
-    def nvram(self, point: str) -> Path:
-        """File of the UEFI variables stored with ``point``."""
-        return self.points / nvram_name(point)
-
-    def excluded(self, point: str) -> Path:
-        """File of what the disks of ``point`` leave out."""
-        return self.points / excluded_name(point)
-
-    def sidecar(self, point: str) -> Path:
-        """File that tells ``point`` as it was recorded at publish."""
-        check_point_id(point)
-        return self.points / f"{point}.json"
 
     @property
     def head_nvram(self) -> Path:
@@ -290,8 +134,3 @@ class Place:
         layer, digest = self.layers / f"{token}-{point}.qcow2", self.digests / f"{token}-{point}.digest"
         return DraftFiles(token, point, partial(layer), partial(layer.with_suffix(".journal")), partial(digest),
                           partial(digest.with_name(f"{digest.name}.claims")))
-
-
-def partial(path: Path) -> Path:
-    """The name of ``path`` while it is in the making."""
-    return path.with_name(path.name + PARTIAL)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from understudy.model.replica import Consistency, PointDisk, RestorePoint
 from understudy.storage.qcow2.chains import UnlistedLayer
-from understudy.storage.qcow2.names import digest_name
+from understudy.storage.records.place import digest_name
 
 
 @dataclass(frozen=True)

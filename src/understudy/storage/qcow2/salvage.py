@@ -11,16 +11,17 @@ from xml.etree import ElementTree as ET
 from understudy.errors import Refused, ReplicaError, UnderstudyError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, Replica, ReplicaIdentity, ReplicaState, RestorePoint
-from understudy.storage import DigestFacts, RebuiltReplica
 from understudy.storage.files import datastore_errors
 from understudy.storage.qcow2.chains import contradictions
 from understudy.storage.qcow2.format import layer_is_empty, read_header
 from understudy.storage.qcow2.head import head_backing
 from understudy.storage.qcow2.inuse import in_use
 from understudy.storage.qcow2.manifest import Record, previous_record, record_problem, save_record
-from understudy.storage.qcow2.names import Place, digest_parts, excluded_name, layer_parts, nvram_name
+from understudy.storage.qcow2.names import Place, digest_parts, layer_parts
 from understudy.storage.qcow2.rebuild import Candidates, Findings, FoundDigest, FoundLayer, FoundPoint, candidates
-from understudy.storage.qcow2.sidecar import Sidecar, altered, read_sidecar
+from understudy.storage.records.place import excluded_name, nvram_name
+from understudy.storage.records.sidecar import Sidecar, altered, read_sidecar
+from understudy.storage.values import DigestFacts, RebuiltReplica
 
 ReadDigest = Callable[[Path], DigestFacts | None]
 

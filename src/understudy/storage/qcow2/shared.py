@@ -22,13 +22,11 @@ from understudy.storage.qcow2.chains import chain
 from understudy.storage.qcow2.format import CLUSTER, ENTRIES_PER_TABLE, OFFSET_MASK, read_header
 from understudy.storage.qcow2.manifest import Record
 from understudy.storage.qcow2.names import Place
+from understudy.storage.records.health import Known
 from understudy.units import block_count
 
 #: With more bad blocks than that, points that have a layer in common are taken to share all of them.
 EXACT_BLOCKS = 2000
-
-Known = dict[tuple[str, str], DiskHealth]
-"""By point and disk."""
 
 
 def spread(place: Place, record: Record, known: Known) -> Known:

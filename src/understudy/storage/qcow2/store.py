@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -11,18 +12,20 @@ from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.exclusion import Exclusion
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Conversion, PointDisk, Replica, ReplicaIdentity, ReplicaState
-from understudy.storage import HeadFacts, NewDisk, StoreLeftovers
 from understudy.storage.files import datastore_error, datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
-from understudy.storage.qcow2.exclusions import load_exclusions
-from understudy.storage.qcow2.health import alone, change_health, load_health
 from understudy.storage.qcow2.inuse import in_use, used
-from understudy.storage.qcow2.lock import last_attempt, own, remove_lock
 from understudy.storage.qcow2.manifest import REBUILD, Record, load_record, record_problem, save_record
-from understudy.storage.qcow2.names import Place, directory_name, partial, replica_name
+from understudy.storage.qcow2.names import Place
 from understudy.storage.qcow2.salvage import Qcow2Salvage, ReadDigest
+from understudy.storage.qcow2.shared import spread
 from understudy.storage.qcow2.sweep import find_leftovers, remove_files, remove_unneeded
+from understudy.storage.records.exclusions import load_exclusions
+from understudy.storage.records.health import alone, change_health, load_health
+from understudy.storage.records.lock import last_attempt, own, remove_lock
+from understudy.storage.records.place import directory_name, partial, replica_name
+from understudy.storage.values import HeadFacts, NewDisk, StoreLeftovers
 
 
 def replica_names(datastore: Path) -> tuple[str, ...]:
@@ -178,7 +181,8 @@ class Qcow2Store:
 
     def health(self) -> tuple[DiskHealth, ...]:
         """What verifying has found out, of the points that are there; damage shows at every point that reads it."""
-        return load_health(self._place, load_record(self._place))
+        record = load_record(self._place)
+        return load_health(self._place, record.replica, functools.partial(spread, self._place, record))
 
     def verifying(self) -> AbstractContextManager[None]:
         """Nobody else verifies the replica, and no layers are merged, inside the context."""
@@ -186,7 +190,7 @@ class Qcow2Store:
 
     def change_health(self, point_id: str, disk: str, change: Callable[[DiskHealth], DiskHealth]) -> None:
         """Remember of a disk what ``change`` makes of what is remembered, durably; the replica's lock is not needed."""
-        change_health(self._place, point_id, disk, change)
+        change_health(self._place, self.load, point_id, disk, change)
 
     def head(self) -> HeadFacts:
         """Facts about the head."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from understudy.storage import StoreLeftovers
 from understudy.storage.files import datastore_errors, fsync_path
 from understudy.storage.qcow2.chains import referenced
 from understudy.storage.qcow2.leftovers import continuable_files
 from understudy.storage.qcow2.manifest import Record
-from understudy.storage.qcow2.names import Place, partial
+from understudy.storage.qcow2.names import Place
+from understudy.storage.records.place import partial
+from understudy.storage.values import StoreLeftovers
 
 
 def remove_unneeded(place: Place, record: Record, *, keep_continuable: bool = True) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, merge, unite
-from understudy.volumes import Finding, Hibernated, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Hibernated, Image, Unfit, Wishes
 from understudy.volumes.ext import superblock as sb
 from understudy.volumes.ext.bitmaps import free_ranges, require_allocated, used_bytes
 from understudy.volumes.ext.files import Files

@@ -11,8 +11,9 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, merge, total
-from understudy.volumes import Finding, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Image, Unfit, Wishes
 from understudy.volumes.gate import checked
 from understudy.volumes.ntfs.bitmap import free_ranges
 from understudy.volumes.ntfs.boot import Boot
@@ -85,7 +86,7 @@ class NtfsFileSystem:
                 self._add_page_file(search, path, wishes)
         if wishes.masks:
             self._add_masked(search, wishes)
-        ranges = self._passed(search, free, leave_out=wishes.free and self._may_leave_out_free(search))
+        ranges = self._passed(search, free, leave_out=wishes.free and self._may_leave_out_free(search, wishes))
         return Finding(ranges, used, tuple(search.notes), search.candidates)
 
     def _add_page_file(self, search: _Search, path: str, wishes: Wishes) -> None:
@@ -121,7 +122,7 @@ class NtfsFileSystem:
 
     def _add_masked(self, search: _Search, wishes: Wishes) -> None:
         if not search.current:
-            search.notes.append("masks need a snapshot of frozen file systems, or a volume that was unmounted")
+            search.notes.append(_needs_proof("masks", wishes))
             return
         besides = (*_PAGE_FILES, _HIBERNATION) if wishes.swap else ()
         assert wishes.masks is not None
@@ -131,9 +132,9 @@ class NtfsFileSystem:
             search.notes.append(f"{search.files.kept} files that the masks name have several names, are encrypted or "
                                 "reparse points, and are replicated")  # fmt: skip
 
-    def _may_leave_out_free(self, search: _Search) -> bool:
+    def _may_leave_out_free(self, search: _Search, wishes: Wishes) -> bool:
         if not search.current:
-            search.notes.append("free clusters need a snapshot of frozen file systems, or a volume that was unmounted")
+            search.notes.append(_needs_proof("free clusters", wishes))
             return False
         if self._image.read(_VSS_AT, len(_VSS)) == _VSS:
             search.notes.append("free clusters are replicated: the volume has shadow copies")
@@ -216,6 +217,11 @@ class NtfsFileSystem:
             return False
         head = entry.start(4)
         return bool(head) and head not in _RESUMED
+
+
+def _needs_proof(what: str, wishes: Wishes) -> str:
+    needed = f"{what} need a snapshot of frozen file systems, or a volume that was unmounted"
+    return f"{needed}; {wishes.doubt}" if wishes.doubt else needed
 
 
 def _digest(runs: Sequence[Extent]) -> str:

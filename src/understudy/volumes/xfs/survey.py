@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, merge, span, unite
 from understudy.units import KIB
-from understudy.volumes import Finding, Hibernated, Image, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Hibernated, Image, Unfit, Wishes
 from understudy.volumes.gate import checked
 from understudy.volumes.masks import Masks
 from understudy.volumes.swap import USUAL_FILES, check_header

@@ -42,6 +42,8 @@ def test_a_guest_without_applications_is_ready_at_once_and_ends(guest: PrivateGu
         ("begin", "../s", "5"),
         ("begin", "s1", "0"),
         ("begin", "s1", "5", "--x"),
+        ("begin", "s1", "5", "--share=100"),
+        ("begin", "s1", "5", "--share=5;"),
         ("end",),
     ],
 )
@@ -101,6 +103,15 @@ def test_the_only_application_has_all_of_the_applications_time(guest: PrivateGue
     _hook(guest, "10-a", b"#!/bin/sh\n[ $1 = thaw ] || sleep 2.5\n")
     assert [line[2] for line in guest.ask("begin", "s1", "10").of("app")] == ["quiesced"]
     guest.ask("end", "s1")
+
+
+def test_applications_have_the_share_that_is_told(guest: PrivateGuest) -> None:
+    _hook(guest, "10-a", b"#!/bin/sh\n[ $1 = thaw ] || sleep 2.5\n")
+    for share, result in (("60", "quiesced"), ("10", "failed")):
+        since = time.monotonic()
+        assert [line[2] for line in guest.ask("begin", "s1", "20", f"--share={share}").of("app")] == [result]
+        assert time.monotonic() - since < 15
+        guest.ask("end", "s1")
 
 
 def test_a_guest_without_fsfreeze_says_that_it_cannot_thaw_what_its_agent_froze(guest: PrivateGuest) -> None:

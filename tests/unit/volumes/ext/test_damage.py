@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.volumes.ext.images import FileImage, MemoryImage, debugfs, make_image, make_tree
+from understudy.model.exclusion import Kind
 from understudy.model.extent import intersect
 from understudy.units import KIB, MIB
-from understudy.volumes import Kind, Unfit, Wishes
+from understudy.volumes import Unfit, Wishes
 from understudy.volumes.ext import open_ext
 from understudy.volumes.ext.groups import Groups
 from understudy.volumes.ext.superblock import read_superblock

@@ -19,9 +19,10 @@ from tests.unit.volumes.ext.images import (
     run,
     swap_content,
 )
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, subtract, total, unite
 from understudy.units import KIB, MIB
-from understudy.volumes import Finding, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Unfit, Wishes
 from understudy.volumes.ext import open_ext
 from understudy.volumes.masks import Masks
 

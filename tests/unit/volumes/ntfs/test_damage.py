@@ -10,8 +10,9 @@ import pytest
 from tests.unit.volumes.ntfs.test_ranges import CACHE, opened
 from tests.unit.volumes.ntfs.volumes import CLUSTER, RECORD, attribute_at, places, record_at
 from tests.unit.volumes.whole_images import BytesImage, damaged, patched
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, merge, total
-from understudy.volumes import Kind, Unfit, Wishes
+from understudy.volumes import Unfit, Wishes
 from understudy.volumes.ntfs import open_ntfs
 
 WISHES = Wishes(masks=CACHE, free=True, quiesced=True)

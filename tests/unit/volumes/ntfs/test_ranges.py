@@ -21,8 +21,9 @@ from tests.unit.volumes.ntfs.volumes import (
     with_log,
 )
 from tests.unit.volumes.whole_images import BytesImage, patched, run
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, merge, subtract, total
-from understudy.volumes import FileSystem, Finding, Kind, Unfit, Wishes
+from understudy.volumes import FileSystem, Finding, Unfit, Wishes
 from understudy.volumes.masks import Masks
 from understudy.volumes.ntfs import open_ntfs
 

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.volumes.disks import Part, gpt, looked
 from tests.unit.volumes.ntfs.test_ranges import in_first_cluster
 from tests.unit.volumes.ntfs.volumes import C_DRIVE, D_DRIVE, places, with_log
+from tests.unit.volumes.test_whole_disks import kinds_in_the_process
 from tests.unit.volumes.whole_images import empty, run
 from understudy.model.exclusion import excludable
 from understudy.model.extent import Extent, intersect, merge, total
@@ -61,12 +62,20 @@ def test_masks_go_to_the_drives_that_the_registry_names(data: bytes, volume: Pat
 
 
 def test_of_a_hibernated_windows_nothing_goes_of_its_other_volumes_too(data: bytes, second: Path) -> None:
-    disks = {"sda": in_first_cluster(data, "hiberfil.sys", b"HIBR"), "sdb": second.read_bytes()}
+    asleep = in_first_cluster(data, "hiberfil.sys", b"HIBR")
+    disks = {"sda": gpt(second.parent, [Part(asleep, C_DRIVE)]), "sdb": second.read_bytes()}
+    awake = gpt(second.parent, [Part(data, C_DRIVE)])
     wanted = Wanted(masks=("\\*.bin",), free=True, quiesced=True)
-    assert sorted(looked({**disks, "sda": data}, wanted)[1].exclusion.by_kind) == ["free", "mask"]
+    assert sorted(looked({**disks, "sda": awake}, wanted)[1].exclusion.by_kind) == ["free", "mask"]
     for found in looked(disks, wanted):
         assert (found.exclusion.ranges, found.exclusion.candidates) == ((), {})
         assert found.notes[-1] == "nothing is left out: the guest is hibernated"
+
+
+def test_the_process_without_rights_finds_the_same_on_disks_of_windows(data: bytes, second: Path) -> None:
+    disk = second.parent / "sda"
+    disk.write_bytes(gpt(second.parent, [Part(data, C_DRIVE)]))
+    assert kinds_in_the_process(second.parent, {"sda": disk, "sdb": second}) == [["free", "swap"], ["free"]]
 
 
 def test_page_files_of_a_running_windows_go_when_they_are_seen_a_second_time(data: bytes, volume: Path) -> None:
@@ -85,3 +94,18 @@ def test_page_files_of_a_running_windows_go_when_they_are_seen_a_second_time(dat
     half = {name: text for name, text in first.exclusion.candidates.items() if "partition 1" in name}
     (third,) = looked({"sda": disk}, Wanted(former=(type(first.exclusion)("sda", "", {}, half),)))
     assert 0 < total(list(third.exclusion.ranges)) < total(ranges)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["a data disk", "a copy of the files of a Windows"])
+def test_of_ntfs_of_a_linux_guest_whose_own_disk_the_job_leaves_out_nothing_goes(
+    data: bytes, second: Path, copied: bool
+) -> None:
+    """It writes NTFS through FUSE, also when it is frozen."""
+    disk = gpt(second.parent, [Part(data if copied else second.read_bytes(), D_DRIVE)])
+    (found,) = looked({"sdb": disk}, Wanted(swap=False, masks=("\\*.bin",), free=True, quiesced=True))
+    assert found.exclusion.ranges == ()
+    assert [note.partition("; ")[2] for note in found.notes] == [
+        "the guest may be a Linux, which still writes NTFS when it is frozen: "
+        "no replicated disk has a Windows that runs from it as its C:"] * 2  # fmt: skip
+    (own,) = looked({"sda": gpt(second.parent, [Part(data, C_DRIVE)])}, Wanted(free=True, quiesced=True))
+    assert sorted(own.exclusion.by_kind) == ["free", "swap"]

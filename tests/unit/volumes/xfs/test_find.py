@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.volumes.xfs.images import MIB, blocks_of, free_blocks, image_of, make, superblock, swap_bytes
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, clip, intersect, merge, subtract, total, unite
-from understudy.volumes import Finding, Kind, Unfit, Wishes
+from understudy.volumes import Finding, Unfit, Wishes
 from understudy.volumes.masks import Masks
 from understudy.volumes.xfs import open_xfs
 

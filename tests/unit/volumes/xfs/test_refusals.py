@@ -21,8 +21,9 @@ from tests.unit.volumes.xfs.images import (
     swap_bytes,
     xfs_db,
 )
+from understudy.model.exclusion import Kind
 from understudy.model.extent import Extent, intersect, merge, subtract, unite
-from understudy.volumes import Kind, Unfit, Wishes
+from understudy.volumes import Unfit, Wishes
 from understudy.volumes.masks import Masks
 from understudy.volumes.xfs import open_xfs
 

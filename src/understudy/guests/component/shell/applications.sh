@@ -5,8 +5,7 @@
 # called whatever freeze has done. KIND_commit DIRECTORY NAME is called when the point is complete.
 
 # All of them have this share of the time until the deadline, the rest is for file systems and the copy of the disks.
-readonly APPLICATIONS_PERCENT=40
-readonly APPLICATION_LIMIT_S=10
+APPLICATIONS_PERCENT=40
 
 discover() {
     list_processes
@@ -20,7 +19,7 @@ discover() {
 # application_until TO_COME: an application has half of what is left, so that those after it have something too.
 application_until() {
     tick
-    UNTIL=$((APPLICATIONS_UNTIL < NOW + APPLICATION_LIMIT_S * 100 ? APPLICATIONS_UNTIL : NOW + APPLICATION_LIMIT_S * 100))
+    UNTIL=$APPLICATIONS_UNTIL
     [ "$1" -le 1 ] || UNTIL=$((NOW + (UNTIL - NOW) / 2))
     [ "$UNTIL" -ge $((NOW + 50)) ] || UNTIL=$((NOW + 50))
 }

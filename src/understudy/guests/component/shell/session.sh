@@ -1,11 +1,16 @@
 # The life of a session: begin, end, commit.
 
 begin() {
-    [ $# -ge 2 ] && is_id "$1" && is_seconds "$2" || usage 'begin ID DEADLINE_S [--fs] [--no-applications]'
+    [ $# -ge 2 ] && is_id "$1" && is_seconds "$2" || usage 'begin ID DEADLINE_S [--fs] [--no-applications] [--share=PERCENT]'
     id=$1 deadline_s=$2 with_fs=no with_applications=yes
     shift 2
     for option in "$@"; do
-        case $option in --fs) with_fs=yes ;; --no-applications) with_applications=no ;; *) usage "begin: $option" ;; esac
+        case $option in
+        --fs) with_fs=yes ;;
+        --no-applications) with_applications=no ;;
+        --share=[1-9][0-9]) APPLICATIONS_PERCENT=${option#*=} ;;
+        *) usage "begin: $option" ;;
+        esac
     done
     refuse_second "$id"
     new_state "$id"

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from understudy.errors import ReplicaError
-from understudy.storage.qcow2.fields import Malformed, parse_object
+from understudy.storage.records.fields import Malformed, parse_object
 
 
 def sealed(document: dict[str, Any]) -> bytes:

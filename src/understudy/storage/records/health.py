@@ -24,33 +24,38 @@ from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica
 from understudy.storage.files import datastore_errors, replace_durable
-from understudy.storage.qcow2.fields import Fields, Malformed, is_utc_time
-from understudy.storage.qcow2.manifest import Record, load_record
-from understudy.storage.qcow2.names import Place, partial
-from understudy.storage.qcow2.sealed import sealed, unsealed
-from understudy.storage.qcow2.shared import Known, spread
+from understudy.storage.records.fields import Fields, Malformed, is_utc_time
+from understudy.storage.records.place import ReplicaPlace, partial
+from understudy.storage.records.sealed import sealed, unsealed
 
 LOG = logging.getLogger(__name__)
+Known = dict[tuple[str, str], DiskHealth]
+"""By point and disk."""
+Spread = Callable[[Known], Known]
+"""What is known, and what is damaged in one point also at every other that reads the same place."""
 FORMAT = 1
 #: What a file of any disk stays small with; what lies behind becomes one range.
 MOST_BAD_RANGES = 10_000
 _MODE = 0o600
 
 
-def load_health(place: Place, record: Record) -> tuple[DiskHealth, ...]:
+def load_health(place: ReplicaPlace, replica: Replica, spread: Spread) -> tuple[DiskHealth, ...]:
     """What is known, by point and disk in the order of the record; damage shows at every point that reads it."""
-    known = spread(place, record, _load(place, record.replica))
-    return tuple(known[point.id, disk.name] for point in record.replica.points for disk in point.disks
+    known = spread(_load(place, replica))
+    return tuple(known[point.id, disk.name] for point in replica.points for disk in point.disks
                  if (point.id, disk.name) in known)
 
 
-def change_health(place: Place, point: str, disk: str, change: Callable[[DiskHealth], DiskHealth]) -> None:
+def change_health(
+    place: ReplicaPlace, load: Callable[[], Replica], point: str, disk: str, change: Callable[[DiskHealth], DiskHealth]
+) -> None:
     """Remember what ``change`` makes of what is remembered of a disk, durably.
 
+    :param load: reads the replica's record.
     :raises NotFound: if there is no such point, any more.
     """
     with _flocked(place.health_lock, wait=True):
-        replica = load_record(place).replica
+        replica = load()
         if replica.point(point).disk(disk) is None:
             raise NotFound(f"disk {disk!r} of restore point {point!r} of {place.what}", "the VM had no such disk then")
         known = _load(place, replica)
@@ -58,7 +63,7 @@ def change_health(place: Place, point: str, disk: str, change: Callable[[DiskHea
         _save(place, replica, known)
 
 
-def carry_over(place: Place, before: Record, after: Replica) -> None:
+def carry_over(place: ReplicaPlace, before: Replica, after: Replica, spread: Spread) -> None:
     """Before points are retired: what is damaged in them is remembered of the points that stay and read it.
 
     Their content does not change by merging, so what is known of them stays right.
@@ -66,11 +71,11 @@ def carry_over(place: Place, before: Record, after: Replica) -> None:
     if not place.health.exists():
         return
     with _flocked(place.health_lock, wait=True):
-        _save(place, after, spread(place, before, _load(place, before.replica)))
+        _save(place, after, spread(_load(place, before)))
 
 
 @contextmanager
-def alone(place: Place, act: str) -> Iterator[None]:
+def alone(place: ReplicaPlace, act: str) -> Iterator[None]:
     """Nobody else verifies the replica's layers, or merges them, inside the context.
 
     :raises Refused: if somebody does.
@@ -123,7 +128,7 @@ def _capped(item: DiskHealth) -> DiskHealth:
     return DiskHealth(**{**vars(item), "bad": (*item.bad[:MOST_BAD_RANGES - 1], last)})
 
 
-def _load(place: Place, replica: Replica) -> Known:
+def _load(place: ReplicaPlace, replica: Replica) -> Known:
     try:
         disks = _parse(place.health.read_bytes(), replica.identity.id)
     except FileNotFoundError:
@@ -140,7 +145,7 @@ def _fits(item: DiskHealth, size: int) -> bool:
     return item.position <= size and (not item.bad or item.bad[-1].end <= size)
 
 
-def _save(place: Place, replica: Replica, known: Known) -> None:
+def _save(place: ReplicaPlace, replica: Replica, known: Known) -> None:
     """Write the document; entries of points that ``replica`` does not have are dropped."""
     present = {(point.id, disk.name) for point in replica.points for disk in point.disks}
     items = [known[key] for key in sorted(present & known.keys())]

@@ -1,7 +1,7 @@
 """What do the disks of a restore point leave out? One file for each point that leaves out something, written once.
 
 The document is ``{"understudy": "exclusions", "format": 1, "checksum": ..., "point": ..., "disks": [...]}``, see
-:mod:`understudy.storage.qcow2.sealed`.
+:mod:`understudy.storage.records.sealed`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from understudy.errors import ReplicaError
 from understudy.model.exclusion import Exclusion, ranges_of
 from understudy.model.replica import RestorePoint
 from understudy.storage.files import datastore_error
-from understudy.storage.qcow2.fields import Fields, Malformed
-from understudy.storage.qcow2.names import Place
-from understudy.storage.qcow2.sealed import sealed, unsealed
-from understudy.storage.qcow2.sidecar import content_hash, read_sidecar
+from understudy.storage.records.fields import Fields, Malformed
+from understudy.storage.records.place import ReplicaPlace
+from understudy.storage.records.sealed import sealed, unsealed
+from understudy.storage.records.sidecar import content_hash, read_sidecar
 
 FORMAT = 1
 _KIND = "exclusions"
@@ -62,7 +62,7 @@ def parse_exclusions(what: str, data: bytes, point: RestorePoint) -> tuple[Exclu
     return found
 
 
-def load_exclusions(place: Place, point: RestorePoint) -> tuple[Exclusion, ...]:
+def load_exclusions(place: ReplicaPlace, point: RestorePoint) -> tuple[Exclusion, ...]:
     """What the disks of ``point`` leave out.
 
     :raises ReplicaError: if the record names a file for that, and it is missing or damaged.

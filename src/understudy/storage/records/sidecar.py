@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from understudy.model.replica import ReplicaIdentity, RestorePoint
-from understudy.storage.qcow2.fields import Fields, Malformed
-from understudy.storage.qcow2.manifest import identity_fields, point_fields
-from understudy.storage.qcow2.names import Place
-from understudy.storage.qcow2.sealed import sealed, unsealed
+from understudy.storage.records.fields import Fields, Malformed
+from understudy.storage.records.place import ReplicaPlace
+from understudy.storage.records.points import identity_fields, point_fields
+from understudy.storage.records.sealed import sealed, unsealed
 
 FORMAT = 1
 _KIND = "restore point"
@@ -33,7 +35,7 @@ def render_sidecar(sidecar: Sidecar) -> bytes:
     return sealed({"understudy": _KIND, "format": FORMAT, **asdict(sidecar)})
 
 
-def read_sidecar(place: Place, point: str) -> Sidecar | None:
+def read_sidecar(place: ReplicaPlace, point: str) -> Sidecar | None:
     """The sidecar of ``point``; None if it has none, or a damaged one.
 
     :raises ReplicaError: if it is of a newer format.
@@ -42,7 +44,7 @@ def read_sidecar(place: Place, point: str) -> Sidecar | None:
     path = place.sidecar(point)
     try:
         document = unsealed(f"read {path}", path.read_bytes(), _KIND, FORMAT)
-        sidecar = Fields.made(path.name, document, _sidecar)
+        sidecar = Fields.made(path.name, document, functools.partial(_sidecar, is_layer=place.is_layer))
     except (FileNotFoundError, Malformed):
         return None
     return sidecar if sidecar.point.id == point else None
@@ -53,7 +55,7 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def altered(place: Place, sidecar: Sidecar, *, without: str) -> list[str]:
+def altered(place: ReplicaPlace, sidecar: Sidecar, *, without: str) -> list[str]:
     """Files of the point below ``points/``, ``without`` one, that are missing, or not as they were published.
 
     :raises OSError: if one cannot be read.
@@ -72,10 +74,10 @@ def altered(place: Place, sidecar: Sidecar, *, without: str) -> list[str]:
     return found
 
 
-def _sidecar(fields: Fields) -> Sidecar:
+def _sidecar(fields: Fields, is_layer: Callable[[str], bool]) -> Sidecar:
     fields.text("understudy")
     fields.number("format", 1)
-    point = fields.child("point", point_fields)
+    point = fields.child("point", functools.partial(point_fields, is_layer=is_layer))
     # The names are made of the point's own id: no path from a document is ever opened.
     hashes = {name: value for name, value in fields.text_map("hashes").items()
               if name in (f"{point.id}.xml", point.nvram, point.excluded)}

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from understudy.errors import DatastoreError, Fenced, ReplicaError
 from understudy.storage.files import datastore_errors, fsync_path, make_directory
-from understudy.storage.qcow2.names import Place
+from understudy.storage.records.place import ReplicaPlace
 
 _CONTENT = re.compile(rb"attempt (\d{1,20})\n")
 
 
-def _lock_path(place: Place) -> Path:
+def _lock_path(place: ReplicaPlace) -> Path:
     return place.root / ".lock"
 
 
-def last_attempt(place: Place) -> int:
+def last_attempt(place: ReplicaPlace) -> int:
     """The highest attempt number seen, 0 if none.
 
     :raises ReplicaError: if the lock file is damaged.
@@ -35,7 +35,7 @@ def last_attempt(place: Place) -> int:
 
 
 @contextmanager
-def own(place: Place, attempt: int) -> Iterator[int]:
+def own(place: ReplicaPlace, attempt: int) -> Iterator[int]:
     """Own the replica, making its directory if need be; gives the descriptor that carries the lock.
 
     A child process that inherits the descriptor keeps the replica locked until it ends too, so that nobody meets a
@@ -53,7 +53,7 @@ def own(place: Place, attempt: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _open_locked(place: Place) -> int:
+def _open_locked(place: ReplicaPlace) -> int:
     if not place.root.parent.is_dir():
         raise DatastoreError(f"lock {place.what}", "the datastore directory does not exist",
                              "check that the datastore is mounted")
@@ -77,7 +77,7 @@ def _open_locked(place: Place) -> int:
         os.close(fd)
 
 
-def _is_current(place: Place, fd: int) -> bool:
+def _is_current(place: ReplicaPlace, fd: int) -> bool:
     """Whether the locked file still has its name: the owner before may have removed the replica."""
     try:
         return os.path.samestat(os.fstat(fd), _lock_path(place).stat())
@@ -85,7 +85,7 @@ def _is_current(place: Place, fd: int) -> bool:
         return False
 
 
-def _record_attempt(place: Place, fd: int, attempt: int) -> None:
+def _record_attempt(place: ReplicaPlace, fd: int, attempt: int) -> None:
     seen = _parse(place, os.pread(fd, 64, 0))
     if attempt < seen:
         raise Fenced(f"lock {place.what}", f"attempt {attempt} is older than attempt {seen}, which was here before")
@@ -95,7 +95,7 @@ def _record_attempt(place: Place, fd: int, attempt: int) -> None:
         fsync_path(place.root)
 
 
-def _parse(place: Place, content: bytes) -> int:
+def _parse(place: ReplicaPlace, content: bytes) -> int:
     if not content:
         return 0
     match = _CONTENT.fullmatch(content)
@@ -105,7 +105,7 @@ def _parse(place: Place, content: bytes) -> int:
     return int(match[1])
 
 
-def remove_lock(place: Place) -> None:
+def remove_lock(place: ReplicaPlace) -> None:
     """Remove the lock file while owning it, and the replica's directory, empty but for it.
 
     :raises OSError: if they cannot be removed.
