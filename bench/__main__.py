@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import copy_rows, exclusion_rows, job_rows, line_rows, planning, surveys, wire_rows
+from bench import copy_rows, exclusion_rows, job_rows, line_rows, planning, surveys, vsphere_rows, wire_rows
 from bench.machine import machine, versions
 from bench.place import memory_place
 from bench.result import Row, table
@@ -19,7 +19,7 @@ from bench.tools import BenchError
 from understudy.errors import UnderstudyError
 from understudy.units import parse_size
 
-_MODULES = (copy_rows, planning, surveys, wire_rows, line_rows, exclusion_rows, job_rows)
+_MODULES = (copy_rows, planning, surveys, wire_rows, line_rows, exclusion_rows, job_rows, vsphere_rows)
 GROUPS = tuple(group for module in _MODULES for group in module.GROUPS)
 NAMES = tuple(name for module in _MODULES for name in module.NAMES)
 

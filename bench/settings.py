@@ -20,6 +20,7 @@ class Settings:
     :ivar huge_data: data in it.
     :ivar huge_changes: changed pieces of 64 KiB in it, where planning alone is measured.
     :ivar volume_files: files of the volumes that are surveyed; ``many_files`` of the one with very many.
+    :ivar vms: of the simulated vCenter whose VMs are listed.
     """
 
     runs: int = 5
@@ -32,6 +33,7 @@ class Settings:
     huge_changes: int = 100_000
     volume_files: int = 20_000
     many_files: int = 1_000_000
+    vms: int = 10_000
 
     def wants(self, *names: str) -> bool:
         """Whether one of the rows is wanted."""

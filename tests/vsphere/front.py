@@ -75,8 +75,18 @@ class Front:
         self._gateway.start()
 
     def close(self) -> None:
-        """End all connections."""
+        """End all connections, also those of clients that wait."""
+        self.faults.release_all()
         self._gateway.close()
+
+    @property
+    def calls(self) -> list[str]:
+        """The methods that clients have called, in the order in which the calls came."""
+        return list(self._gateway.calls)
+
+    def cut_connections(self) -> None:
+        """End all connections that clients have now; they may make new ones."""
+        self._gateway.cut_connections()
 
     def disks(self, vm: str) -> list[Disk]:
         """The disks of a VM, in the order of their keys."""

@@ -12,6 +12,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 from pyVmomi import vim
 
 from tests.vsphere import soap
-from tests.vsphere.scripted import Faults, Kind
+from tests.vsphere.scripted import LONGEST_HOLD_S, Faults, Kind
 from tests.vsphere.simulator import Simulator
 
 _PIECE = 1024 * 1024
@@ -45,6 +46,7 @@ class Gateway:
         self.faults = faults
         self.handle = handle
         self.sessions: set[str] = set()
+        self.calls: list[str] = []
         self.end_sessions: Callable[[list[str]], None] = lambda keys: None
         self._server = _Server(("127.0.0.1", 0), _Connection)
         self._server.gateway = self
@@ -69,6 +71,10 @@ class Gateway:
         self._thread.join()
         self._server.end_connections()
         self._server.server_close()
+
+    def cut_connections(self) -> None:
+        """End all connections that clients have now."""
+        self._server.end_connections()
 
     def expire_sessions(self) -> None:
         """Every client has to log in again."""
@@ -96,6 +102,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._open: set[socket.socket] = set()
+        self._upstream: set[http.client.HTTPConnection] = set()
         self._guard = threading.Lock()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -107,13 +114,24 @@ class _Server(ThreadingHTTPServer):
             with self._guard:
                 self._open.discard(request)
 
-    def end_connections(self) -> None:
+    def asks(self, upstream: http.client.HTTPConnection) -> None:
+        """A connection asks the simulator by `upstream`."""
         with self._guard:
-            for connection in self._open:
-                try:
+            self._upstream.add(upstream)
+
+    def asks_no_more(self, upstream: http.client.HTTPConnection) -> None:
+        """That connection has ended."""
+        with self._guard:
+            self._upstream.discard(upstream)
+
+    def end_connections(self) -> None:
+        """End also those that wait: for a client, or for an answer of the simulator that may never come."""
+        with self._guard:
+            asked = [upstream.sock for upstream in self._upstream if upstream.sock is not None]
+            for connection in (*self._open, *asked):
+                # It may have ended by itself.
+                with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    continue  # it has ended by itself
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients may go away at any time; a defect of ours ends the thread, and pytest fails the test for it."""
@@ -131,8 +149,10 @@ class _Connection(BaseHTTPRequestHandler):
         self._gateway = self.server.gateway
         address = urlsplit(self._gateway.simulator.url)
         self._upstream = http.client.HTTPConnection(address.hostname or "", address.port)
+        self.server.asks(self._upstream)
 
     def finish(self) -> None:
+        self.server.asks_no_more(self._upstream)
         self._upstream.close()
         super().finish()
 
@@ -152,6 +172,9 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _call(self, body: bytes) -> None:
         request, gateway = soap.parsed(body), self._gateway
+        gateway.calls.append(request.method)
+        if (hold := gateway.faults.take(Kind.STALLED, request.method)) is not None:
+            hold.released.wait(LONGEST_HOLD_S)
         if gateway.faults.take(Kind.UNAVAILABLE, request.method) is not None:
             self._send(503, [("Content-Type", "text/plain")], b"Service unavailable")
             return

@@ -14,6 +14,8 @@ from typing import Any
 from tests.vsphere.soap import refused
 
 ANY = "*"
+#: A client that is held up gets its answer after this time at the latest, so that no test hangs.
+LONGEST_HOLD_S = 60.0
 
 
 class Kind(Enum):
@@ -24,17 +26,18 @@ class Kind(Enum):
     DROPPED = "the connection ends in the middle of the answer; it was done"
     UNAVAILABLE = "HTTP 503; nothing was done"
     SLOW_TASK = "a task that runs until the test lets it end"
+    STALLED = "no answer until the test lets it go on"
     LEFT_DELTA = "a snapshot is removed, but its delta is not merged"
 
 
 @dataclass
-class SlowTask:
-    """A task that a test holds in the state "running"."""
+class Hold:
+    """What a test holds up: a task that is seen running, or a call that gets no answer."""
 
     released: threading.Event = field(default_factory=threading.Event)
 
     def release(self) -> None:
-        """Let the task have ended."""
+        """Let it go on."""
         self.released.set()
 
 
@@ -45,6 +48,7 @@ class Faults:
         self._lock = threading.Lock()
         self._waiting: dict[tuple[Kind, str], list[Any]] = {}
         self._denied: set[str] = set()
+        self._held: list[Hold] = []
         self._calls_left: int | None = None
         self.full_datastores: set[str] = set()
 
@@ -72,11 +76,19 @@ class Faults:
         """The server answers HTTP 503."""
         self._add(Kind.UNAVAILABLE, method, [True] * times)
 
-    def slow_task(self, method: str) -> SlowTask:
+    def slow_task(self, method: str) -> Hold:
         """The method's task is carried out, and runs on until it is released."""
-        task = SlowTask()
-        self._add(Kind.SLOW_TASK, method, [task])
-        return task
+        return self._hold(Kind.SLOW_TASK, method)
+
+    def stall(self, method: str) -> Hold:
+        """The method gets no answer, and nothing is done, until it is released."""
+        return self._hold(Kind.STALLED, method)
+
+    def release_all(self) -> None:
+        """Nothing is held up any more."""
+        with self._lock:
+            for hold in self._held:
+                hold.release()
 
     def leave_delta(self, times: int = 1) -> None:
         """The next removal of a snapshot succeeds, leaves its delta, and the VM needs consolidation."""
@@ -130,6 +142,13 @@ class Faults:
                 return False
             self._calls_left = None
             return True
+
+    def _hold(self, kind: Kind, method: str) -> Hold:
+        hold = Hold()
+        with self._lock:
+            self._held.append(hold)
+        self._add(kind, method, [hold])
+        return hold
 
     def _add(self, kind: Kind, method: str, faults: list[Any]) -> None:
         with self._lock:

@@ -15,12 +15,10 @@ from pyVmomi import vim
 from tests.vsphere import soap
 from tests.vsphere.client import Client
 from tests.vsphere.machines import Kept, Machine, Machines, backing_of
-from tests.vsphere.scripted import Faults, SlowTask
+from tests.vsphere.scripted import LONGEST_HOLD_S, Faults, Hold
 
 #: No VM has a device with this key.
 _NO_DEVICE = 987654
-#: A client that waits for updates of a slow task is answered after this time at the latest.
-_LONGEST_WAIT_S = 60.0
 
 
 class Tasks:
@@ -30,7 +28,7 @@ class Tasks:
         self._client = client
         self._lock = threading.Lock()
         self._faults: dict[str, Any] = {}
-        self._slow: dict[str, SlowTask] = {}
+        self._slow: dict[str, Hold] = {}
 
     def failing(self, machine: Machine | None, fault: Any) -> str:
         """A task that has ended with `fault`."""
@@ -48,7 +46,7 @@ class Tasks:
         """A task that has ended well."""
         return str(self._vm(machine).ReconfigVM_Task(vim.vm.ConfigSpec())._moId)
 
-    def hold(self, moref: str, slow: SlowTask) -> None:
+    def hold(self, moref: str, slow: Hold) -> None:
         """Show the task as running until it is released."""
         with self._lock:
             self._slow[moref] = slow
@@ -58,7 +56,7 @@ class Tasks:
         with self._lock:
             return self._faults.get(moref)
 
-    def held(self, moref: str) -> SlowTask | None:
+    def held(self, moref: str) -> Hold | None:
         """What holds the task, if it is to be seen running."""
         with self._lock:
             slow = self._slow.get(moref)
@@ -107,7 +105,7 @@ class Shown:
         """An update about a slow task is not sent before there is one."""
         for kind, moref in subjects:
             if kind == "Task" and (slow := self._tasks.held(moref)) is not None:
-                slow.released.wait(_LONGEST_WAIT_S)
+                slow.released.wait(LONGEST_HOLD_S)
 
     def _alter(self, kind: str, moref: str, subject: minidom.Element) -> None:
         if kind == "VirtualMachineSnapshot":

@@ -293,6 +293,7 @@ def test_an_independent_disk_is_neither_tracked_nor_kept(vcenter: Front, client:
     client.wait(other.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change], changeTrackingEnabled=True)))
     snapshot = take(client, other)
     assert device(client, other, disk.key).backing.fileName == disk.backing.fileName
+    assert change_id(client, other, disk.key) is None
     assert change_id(client, snapshot, disk.key) is None
     with pytest.raises(vmodl.fault.InvalidArgument):
         other.QueryChangedDiskAreas(snapshot, disk.key, 0, "*")

@@ -17,6 +17,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.vsphere.front import Front, front
+from tests.vsphere.paging import page_answers
 from tests.vsphere.simulator import Inventory, missing
 from understudy.context import Context
 from understudy.errors import (
@@ -44,6 +45,7 @@ QUICK = tasks.Patience(deadline_s=60, busy_s=60, first_s=0.01, longest_s=0.05)
 @pytest.fixture
 def vcenter(tmp_path: Path) -> Iterator[Front]:
     with front(Inventory(vms=VMS), tmp_path) as running:
+        page_answers(running)
         yield running
 
 
@@ -225,6 +227,7 @@ def test_a_session_that_expires_in_the_middle_of_a_listing_is_renewed_and_the_li
     assert count(connection) == VMS
     assert asked.times("Login") == 1
     assert asked.times("RetrievePropertiesEx") == 2
+    assert asked.times("ContinueRetrievePropertiesEx") == 3, "one that was refused, and two of the second time"
 
 
 def test_the_same_holds_for_a_listing_of_trees(vcenter: Front, connection: Connection) -> None:
@@ -237,7 +240,7 @@ def test_an_expired_session_does_not_keep_a_task_from_being_started_once(
     vcenter: Front, connection: Connection, vm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Asked(vcenter, monkeypatch)
-    vcenter.expire_sessions()
+    vcenter.faults.expire_sessions()
     tasks.run(Context(), connection, "snapshot", lambda: vm.CreateSnapshot_Task("s", "", False, False), QUICK)
     assert asked.times("CreateSnapshot_Task") == 2, "the first was refused: the session was not known"
     assert len(properties.of(connection, vm, ["snapshot"]).get("snapshot").rootSnapshotList) == 1
@@ -287,7 +290,7 @@ def test_threads_that_lose_the_session_together_log_in_once(
     def listing(_: int) -> int:
         found = count(connection)
         together.wait(60)
-        vcenter.expire_sessions()
+        vcenter.faults.expire_sessions()
         together.wait(60)
         return found + count(connection)
 
@@ -301,7 +304,7 @@ def test_a_refused_password_is_not_tried_again_at_every_call(
 ) -> None:
     with closing(Connection(access(vcenter))) as opened:
         vcenter.faults.fail("Login", vim.fault.InvalidLogin(msg="The password has changed."), times=9)
-        vcenter.expire_sessions()
+        vcenter.faults.expire_sessions()
         asked = Asked(vcenter, monkeypatch)
         for _ in range(3):
             with pytest.raises(PlatformError, match="The password has changed"):
@@ -360,7 +363,7 @@ def test_a_slow_task_is_waited_for(vcenter: Front, connection: Connection, vm: A
     slow = vcenter.faults.slow_task("CreateSnapshot_Task")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(tasks.run, Context(), connection, "snapshot", take(vm), QUICK)
-        vcenter.expire_sessions()
+        vcenter.faults.expire_sessions()
         assert not waiting.done()
         slow.release()
         assert waiting.result(60) is not None

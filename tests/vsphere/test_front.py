@@ -8,6 +8,9 @@ import hashlib
 import http.client
 import json
 import ssl
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +226,36 @@ def test_pyvmomi_finds_the_version_and_pins_the_certificate(vcenter: Front) -> N
     finally:
         Disconnect(service)
         service._stub.DropConnections()
+
+
+def test_the_front_ends_while_a_client_waits_for_updates(tmp_path: Path) -> None:
+    waiting, ended = threading.Event(), threading.Event()
+
+    def wait(vcenter: Front) -> None:
+        # What pyVmomi raises depends on where its connection is cut.
+        with (
+            suppress(OSError, http.client.HTTPException),
+            connected(vcenter.url, vcenter.user, vcenter.password) as client,
+        ):
+            query = vmodl.query.PropertyCollector
+            spec = query.FilterSpec(
+                objectSet=[query.ObjectSpec(obj=client.content.rootFolder)],
+                propSet=[query.PropertySpec(type=vim.Folder, pathSet=["name"])],
+            )
+            client.content.propertyCollector.CreateFilter(spec, True)
+            version = client.content.propertyCollector.WaitForUpdatesEx(None, None).version
+            waiting.set()
+            client.content.propertyCollector.WaitForUpdatesEx(version, None)
+        ended.set()
+
+    with front(Inventory(vms=1), tmp_path) as vcenter:
+        client = threading.Thread(target=wait, args=(vcenter,))
+        client.start()
+        assert waiting.wait(60)
+        time.sleep(0.2)
+        assert not ended.is_set()
+    client.join(60)
+    assert ended.is_set()
 
 
 def test_two_clients_take_snapshots_of_two_vms_at_once(vcenter: Front, client: Client, vm: Any, key: int) -> None:

@@ -155,6 +155,32 @@ def test_the_server_is_unavailable_once(vcenter: Front, client: Client) -> None:
     client.service.CurrentTime()
 
 
+def test_a_call_gets_no_answer_until_it_is_released(vcenter: Front, client: Client) -> None:
+    hold, answered = vcenter.faults.stall("CurrentTime"), threading.Event()
+
+    def ask() -> None:
+        client.service.CurrentTime()
+        answered.set()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert not answered.wait(0.5)
+    hold.release()
+    asking.join(60)
+    assert answered.is_set()
+
+
+def test_all_connections_are_cut_and_new_ones_work(vcenter: Front, client: Client) -> None:
+    client.service.CurrentTime()
+    vcenter.cut_connections()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        client.service.CurrentTime()
+    client.stub.DropConnections()
+    client.service.CurrentTime()
+    assert vcenter.calls.count("CurrentTime") == 2
+    assert vcenter.calls[:2] == ["RetrieveServiceContent", "Login"]
+
+
 def test_any_method_may_go_wrong(vcenter: Front, client: Client) -> None:
     vcenter.faults.unavailable("*")
     with pytest.raises(http.client.HTTPException, match="503"):

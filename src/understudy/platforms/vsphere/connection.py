@@ -24,7 +24,7 @@ from understudy.platforms.vsphere.faults import (
     remedy,
 )
 from understudy.platforms.vsphere.stub import RawCalls, TimeLimits, connector, open_stub
-from understudy.platforms.vsphere.trust import pinned, thumbprint, tls_context
+from understudy.platforms.vsphere.trust import ServerConnection, pinned, thumbprint, tls_context
 
 LOG = logging.getLogger(__name__)
 # Messages of the server in the language of ours.
@@ -82,7 +82,8 @@ class Connection:
         self._certificate = b""
         self._closed = threading.Event()
         pin = pinned(access.thumbprint)
-        self._stub = open_stub(self.address, connector(tls_context(pin), pin, self._saw), self._limits.calls)
+        self._connect = connector(tls_context(pin), pin, self._saw)
+        self._stub = open_stub(self.address, self._connect, self._limits.calls)
         self._keeper = threading.Thread(target=self._keep_alive, name=f"keepalive {self.address.name}", daemon=True)
         try:
             self.content: Any = self._greet()
@@ -118,6 +119,15 @@ class Connection:
     def raw(self, item: Any) -> Any:
         """``item`` with methods that return the server's answers as they are, for those too long for pyVmomi."""
         return type(item)(item._moId, RawCalls(self._stub))
+
+    def another(self) -> ServerConnection:
+        """A connection to the same server, checked as every other, for what is not SOAP; the caller closes it."""
+        return self._connect(host=self.address.host, port=self.address.port, timeout=self._limits.calls.silence_s)
+
+    @property
+    def credential(self) -> tuple[str, str]:
+        """User and password."""
+        return self._user, self._access.password
 
     def library_login(self) -> LibraryLogin:
         """How the vendor's disk library logs in to this server."""

@@ -51,6 +51,8 @@ class NicModel(enum.StrEnum):
     SRIOV = "sriov"
 
 
+# What libvirt calls the same controller, and how many disks QEMU's has room for.
+_SCSI_MODELS = {DiskController.PVSCSI: ("vmpvscsi", 64), DiskController.LSI_LOGIC_SAS: ("lsisas1068", 8)}
 # What QEMU calls the card; any other model becomes the oldest one that every system knows.
 _NIC_FALLBACK = "e1000"
 _NIC_MODELS = {NicModel.VMXNET3: "vmxnet3", NicModel.E1000: "e1000", NicModel.E1000E: "e1000e",
@@ -275,18 +277,42 @@ def _add_clock(root: ET.Element, hardware: VmHardware) -> None:
 
 
 def _add_disks(devices: ET.Element, hardware: VmHardware, targets: Mapping[str, str]) -> None:
-    """All on SATA, six to a controller, which libvirt adds: a system has one driver for any number of them."""
+    """Each on a controller like its own if QEMU has one, and so the one for which the guest surely has a driver.
+
+    The others on SATA, six to a controller, which libvirt adds.
+    """
     boots = hardware.boot_disk or (hardware.disks[0].name if hardware.disks else "")
+    places = _scsi_places(hardware.disks)
+    for index, model in {index: model for index, _, model in places.values()}.items():
+        ET.SubElement(devices, "controller", type="scsi", index=str(index), model=model)
     for target, name in targets.items():
         disk = ET.SubElement(devices, "disk", type="file", device="disk")
         ET.SubElement(disk, "driver", name="qemu", type="raw")
-        ET.SubElement(disk, "target", dev=target, bus="sata")
+        ET.SubElement(disk, "target", dev=target, bus="scsi" if name in places else "sata")
         if name == boots:
             ET.SubElement(disk, "boot", order="1")
+        if name in places:
+            index, place, _ = places[name]
+            ET.SubElement(disk, "address", type="drive", controller=str(index), bus="0", target=str(place), unit="0")
     for index in range(len(hardware.drives)):
         drive = ET.SubElement(devices, "disk", type="file", device="cdrom")
         ET.SubElement(drive, "target", dev=f"sd{drive_letters(len(targets) + index)}", bus="sata")
         ET.SubElement(drive, "readonly")
+
+
+def _scsi_places(disks: tuple[HardwareDisk, ...]) -> dict[str, tuple[int, int, str]]:
+    """Number of the controller, place on it and its model, per disk whose controller QEMU has; places close up."""
+    places: dict[str, tuple[int, int, str]] = {}
+    controllers: dict[tuple[DiskController, int, int], int] = {}
+    taken: dict[tuple[DiskController, int], int] = {}
+    for disk in disks:
+        if disk.controller in _SCSI_MODELS:
+            model, room = _SCSI_MODELS[disk.controller]
+            part, place = divmod(taken.setdefault((disk.controller, disk.bus), 0), room)
+            taken[disk.controller, disk.bus] += 1
+            index = controllers.setdefault((disk.controller, disk.bus, part), len(controllers))
+            places[disk.name] = index, place, model
+    return places
 
 
 def _add_nics(devices: ET.Element, hardware: VmHardware) -> None:

@@ -24,6 +24,7 @@ _CONTROLLERS = {
     "VirtualIDEController": DiskController.IDE,
 }
 _BUS_NAMES = {DiskController.SATA: "sata", DiskController.NVME: "nvme", DiskController.IDE: "ide"}
+_BOOT_RANKS = ("scsi", "ide", "sata", "nvme")
 _NICS = {
     "VirtualVmxnet3": NicModel.VMXNET3,
     "VirtualVmxnet3Vrdma": NicModel.VMXNET3,
@@ -156,11 +157,17 @@ def _controllers(devices: list[ET.Element]) -> Iterator[tuple[int, Controller]]:
 
 def place_name(kind: DiskController, bus: int, unit: int) -> str:
     """What a place on a controller is called: ``scsi0:1``."""
-    return f"{_BUS_NAMES.get(kind, 'scsi')}{bus}:{unit}"
+    return f"{_bus_name(kind)}{bus}:{unit}"
 
 
-def _order(disk: VirtualDisk) -> tuple[str, int, int, int]:
-    return disk.controller or "", disk.bus, disk.unit, disk.key
+def _bus_name(kind: DiskController) -> str:
+    return _BUS_NAMES.get(kind, "scsi")
+
+
+def _order(disk: VirtualDisk) -> tuple[int, int, int, int]:
+    """The order in which a VM without a boot order of its own looks for a disk that boots, as far as is known."""
+    bus_name = "" if disk.controller is None else _bus_name(disk.controller)
+    return (*_BOOT_RANKS, "").index(bus_name), disk.bus, disk.unit, disk.key
 
 
 def _disk(device: ET.Element, controllers: dict[int, Controller]) -> VirtualDisk:

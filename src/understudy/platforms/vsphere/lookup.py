@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from understudy.errors import NotFound, Refused
-from understudy.platforms.vsphere import properties
+from understudy.platforms.vsphere import trees
 from understudy.platforms.vsphere.connection import Connection
+from understudy.platforms.vsphere.inventory import vm_uuid
 from understudy.platforms.vsphere.places import Directory, Place, read_directory
 
 # A name that only one VM had so long ago counts as unique: reading all names takes seconds, and the description of a VM
 # is asked for at every step of a run. What is found is read afresh, always.
 _REMEMBER_S = 30.0
+_INSTANCE = "config.instanceUuid"
+_IDENTITY = ("name", _INSTANCE, "config.uuid")
 
 T = TypeVar("T")
 
@@ -62,22 +65,26 @@ class Lookup:
     def by_uuid(self, uuid: str) -> Any | None:
         """pyVmomi's object of the VM with that UUID; None if there is none.
 
-        :raises Refused: if several have it: copies of a VM on a single ESXi host do.
+        :raises Refused: if several have it: on a single ESXi host a copy has the UUID of its original.
         """
-        index, what = self._connection.content.searchIndex, f"look up VM {uuid}"
-        found = self._connection.read(what, lambda: index.FindAllByUuid(None, uuid, True, True)) or []
-        if not found:
-            # A VM without one is known by the UUID of its BIOS; one with one is not meant by that.
-            others = self._connection.read(what, lambda: index.FindAllByUuid(None, uuid, True, False)) or []
-            found = [vm for vm in others if not self._instance_uuid(vm)]
+        if self._connection.is_vcenter:
+            return self._found(uuid, by_instance=True) or self._found_old(uuid)
+        seen = trees.each(self._connection, "VirtualMachine", _IDENTITY, lambda tree: tree)
+        found = [tree for tree in seen if vm_uuid(tree) == uuid]
         if len(found) > 1:
-            names = ", ".join(sorted(properties.of(self._connection, vm, ["name"]).get("name", "") for vm in found))
-            raise Refused(what, f"{len(found)} VMs have this UUID: {names}", "give the copies UUIDs of their own")
-        return found[0] if found else None
+            names = ", ".join(sorted(tree.text("name") for tree in found))
+            raise Refused(f"VM {uuid}", f"{len(found)} VMs have this UUID: {names}", "give the copies their own UUIDs")
+        return self._vm(found[0].moref) if found else None
 
-    def _instance_uuid(self, vm: Any) -> str:
-        path = "config.instanceUuid"
-        return str(properties.of(self._connection, vm, [path]).get(path, ""))
+    def _found(self, uuid: str, *, by_instance: bool) -> Any | None:
+        """By the server's index. No two VMs of a vCenter have one instance UUID: it gives a copy another."""
+        index = self._connection.content.searchIndex
+        return self._connection.read(f"look up VM {uuid}", lambda: index.FindByUuid(None, uuid, True, by_instance))
+
+    def _found_old(self, uuid: str) -> Any | None:
+        """A VM that is known by the UUID of its BIOS, because it has no other."""
+        vm = self._found(uuid, by_instance=False)
+        return vm if vm is not None and not trees.of(self._connection, vm, _IDENTITY).text(_INSTANCE) else None
 
     def _vm(self, moref: str) -> Any:
         return self._connection.managed("VirtualMachine", moref)

@@ -48,6 +48,7 @@ def test_disks_are_named_by_controller_and_place() -> None:
         2065: "scsi1:15", 16000: "sata3:0", 31000: "nvme0:2", 3001: "ide1:1", 2000: "scsi0:0",
     }  # fmt: skip
     assert not any(item.obstacle for item in found.disks)
+    assert [item.name for item in found.disks] == ["scsi0:0", "scsi1:15", "ide1:1", "sata3:0", "nvme0:2"]
     assert len({item.name for item in found.disks}) == 5
 
 
