@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from understudy.errors import LinkLost, PlatformError, TransferError, UsageError
+from understudy.errors import PlatformError, TransferError, UsageError
 from understudy.mover.api import NbdSource, OpenExport, OpenLibraryExport
 from understudy.mover.changed import context_of, write_areas
 from understudy.mover.children import START_TIMEOUT_S, Child, Server, Spawner
-from understudy.mover.library import LibraryServer, reason_of
+from understudy.mover.library import LibraryServer, reason_of, wait_disconnected
 
 CONNECTIONS = 16
 EXPORT = "disk"
@@ -68,20 +68,19 @@ class Exports:
         """Errors of reading say what the vendor's disk library said: by NBD comes only that there was an error."""
         try:
             yield
-        except LinkLost:  # of the way to the other proxy
-            raise
         except TransferError as exc:
             child = next((child for child in list(self._children.values()) if str(child.socket) == source.socket), None)
-            reason = reason_of(child) if child is not None else None
+            # Errors of a connection name it. Others are of the target, or of the way there.
+            reason = reason_of(child) if child is not None and source.socket in exc.what else None
             if reason is None:
                 raise
             raise TransferError(exc.what, f"{exc.why} ({reason.why})", reason.todo) from exc
 
     def close(self, key: str) -> None:
         """End an export; unknown ids are no error."""
-        with self._lock:
-            child = self._children.pop(key, None)
+        child = self._taken(key)
         if child is not None:
+            wait_disconnected(child)
             child.end()
 
     def close_tagged(self, tag: str) -> None:
@@ -96,7 +95,9 @@ class Exports:
     def close_all(self) -> None:
         """End all exports; none can be opened after."""
         for key in list(self._children):
-            self.close(key)
+            child = self._taken(key)
+            if child is not None:
+                child.end()
         self._spawner.close()
 
     @contextmanager
@@ -107,6 +108,10 @@ class Exports:
             yield source
         finally:
             self.close(key)
+
+    def _taken(self, key: str) -> Child | None:
+        with self._lock:
+            return self._children.pop(key, None)
 
     def _add(self, key: str, child: Child) -> None:
         with self._lock:
