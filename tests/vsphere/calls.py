@@ -186,7 +186,7 @@ class Calls:
             if machine.power != OFF:
                 self._client.wait(vm.PowerOffVM_Task())
             machine.revert(snapshot)
-            machine.power = OFF
+            self._machines.restore(machine, snapshot)
             self._machines.settle(machine)
         return answer
 
@@ -242,7 +242,9 @@ class Calls:
             for copy, original in clone.copies_of(machine):
                 node = original.chain.live if snapshot is None else original.chain.frozen[snapshot]
                 copy_sparse(original.chain.file(node), copy.file)
-            self._machines.settle(clone)
+            if request.text("spec", "powerOn") == "true":
+                self._client.wait(vim.VirtualMachine(clone.moref, self._client.stub).PowerOnVM_Task())
+            self._machines.settle(self._machines.adopt(clone.moref))
         return answer
 
     def _remove_vm(self, request: soap.Request, machine: Machine, forward: Forward) -> soap.Answer:

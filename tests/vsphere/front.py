@@ -13,7 +13,8 @@ What it adds to the simulator, and where:
 - What the disk library's double has to know: `facts.json` in the directory of the front, `facts.py`.
 
 Nobody has compared any of it with a real vCenter. Known to differ: a task is carried out before its call is answered;
-a revert does not bring the VM's other settings back; `layoutEx` lists files that are gone.
+a revert brings back disks, network cards, CPUs, memory and tracking only; a linked clone is a whole copy; a VM that is
+registered again has lost its devices; `layoutEx` lists files that are gone; each delta is as large as its disk.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pyVmomi import vim
 from tests.vsphere.chain import DiskChain, Locked, Node, flat_file, locked
 from tests.vsphere.client import Client
 from tests.vsphere.facts import DiskFact
+from tests.vsphere.restoring import restoring
 from tests.vsphere.simulator import SimulatedDatastore
 from tests.vsphere.tracking import ChangeTracker
 
@@ -153,13 +154,15 @@ class Machine:
 
     def facts(self, in_use: set[Path]) -> list[DiskFact]:
         """What the disk library may open, if running VMs use the files `in_use`."""
-        found = []
-        for disk in self.disks.values():
-            live, chain = disk.chain.live, disk.chain
-            found.append(DiskFact(self.moref, live.path, str(disk.file), "", disk.file not in in_use))
+        kept = [held.disk for snapshot in self.snapshots.values() for held in snapshot.disks.values()]
+        found = [
+            DiskFact(self.moref, disk.chain.live.path, str(disk.file), "", disk.file not in in_use)
+            for disk in self.disks.values()
+        ]
+        for disk in dict.fromkeys([*self.disks.values(), *kept]):
             found += [
-                DiskFact(self.moref, node.path, str(chain.file(node)), snapshot, writable=False)
-                for snapshot, node in chain.frozen.items()
+                DiskFact(self.moref, node.path, str(disk.chain.file(node)), snapshot, writable=False)
+                for snapshot, node in disk.chain.frozen.items()
             ]
         return found
 
@@ -219,6 +222,17 @@ class Machines:
             stores = [store for store in stores if store.datacenter == center]
         return flat_file(stores[0].folder, path)
 
+    def restore(self, machine: Machine, moref: str) -> None:
+        """Give a VM that was reverted the devices and settings that it had at the snapshot."""
+        asked = ("config.hardware", "config.changeTrackingEnabled")
+        vm, snapshot = vim.VirtualMachine(machine.moref, self._client.stub), vim.vm.Snapshot(moref, self._client.stub)
+        now, kept = self._client.properties(vm, *asked), self._client.properties(snapshot, *asked)
+        for device in _virtual_disks(kept["config.hardware"].device):
+            if device.key in machine.disks:
+                write_into(device, machine.disks[device.key])
+        self._client.wait(vm.ReconfigVM_Task(restoring(now, kept)))
+        self.adopt(machine.moref)
+
     def of_snapshot(self, moref: str) -> Machine | None:
         """The VM that has the snapshot."""
         return next((machine for machine in self.known.values() if moref in machine.snapshots), None)
@@ -241,7 +255,7 @@ class Machines:
         changes = []
         for device in _virtual_disks(found["config.hardware.device"]):
             disk = machine.disks.get(device.key)
-            if disk is not None and _written_into(device, disk):
+            if disk is not None and write_into(device, disk):
                 changes.append(vim.vm.device.VirtualDeviceSpec(operation="edit", device=device))
         needed = machine.consolidation_needed
         settings = []
@@ -260,7 +274,7 @@ def _virtual_disks(devices: Iterable[Any]) -> list[Any]:
     return [device for device in devices if isinstance(device, vim.vm.device.VirtualDisk)]
 
 
-def _written_into(device: Any, disk: Disk) -> bool:
+def write_into(device: Any, disk: Disk) -> bool:
     """Give the simulator's device the state of `disk`; False if it has it already."""
     parent = backing_of(disk.chain.live.parent)
     now = (disk.chain.live.path, disk.tracker.change_id or None, _paths(parent), disk.capacity)

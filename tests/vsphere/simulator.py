@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("simulator")
 GO_PATH = Path("/usr/share/gocode")
 LIBRARY = GO_PATH / "src/github.com/vmware/govmomi/simulator"
 #: Ten thousand VMs take minutes on a busy machine.
-START_TIMEOUT_S = 540.0
+START_TIMEOUT_S = 1200.0
 #: And so does the removal of their files.
 END_TIMEOUT_S = 300.0
 

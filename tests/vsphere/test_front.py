@@ -301,6 +301,7 @@ def test_datastores_of_one_name_in_two_datacenters_are_two(tmp_path: Path) -> No
         assert len(list(files[1].parent.glob("*-flat.vmdk"))) == 2
 
 
+@pytest.mark.timeout(1800)
 def test_ten_thousand_vms_are_listed_in_pages_and_one_of_them_is_tracked(tmp_path: Path) -> None:
     with (
         front(Inventory(hosts=10, vms=MANY, autostart=False), tmp_path) as vcenter,

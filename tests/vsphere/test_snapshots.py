@@ -18,6 +18,7 @@ from tests.vsphere.steps import (
     VM,
     backing_names,
     device,
+    facts_of,
     folder,
     needs_consolidation,
     power_off,
@@ -185,6 +186,49 @@ def test_a_revert_brings_the_bytes_back_and_turns_the_vm_off(vcenter: Front, cli
     assert len(list(folder(vcenter).glob("*-flat.vmdk"))) == 2, "the dropped delta is still there"
 
 
+def test_a_revert_brings_network_cards_disks_and_sizes_back(
+    vcenter: Front, client: Client, vm: Any, key: int
+) -> None:
+    power_off(client, vm)
+
+    def cards() -> list[tuple[int, bool]]:
+        devices = client.properties(vm, "config.hardware.device")["config.hardware.device"]
+        found: list[Any] = [device for device in devices if isinstance(device, vim.vm.device.VirtualEthernetCard)]
+        return [(card.key, card.connectable.startConnected) for card in found]
+
+    def memory() -> int:
+        return int(client.properties(vm, "config.hardware.memoryMB")["config.hardware.memoryMB"])
+
+    before, was, content = cards(), memory(), live(vcenter)
+    snapshot = take(client, vm)
+    devices = client.properties(vm, "config.hardware.device")["config.hardware.device"]
+    card: Any = next(device for device in devices if isinstance(device, vim.vm.device.VirtualEthernetCard))
+    card.connectable.startConnected = not card.connectable.startConnected
+    change = vim.vm.device.VirtualDeviceSpec(operation="edit", device=card)
+    client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change], memoryMB=2 * was)))
+    assert cards() != before
+    out = vim.vm.device.VirtualDeviceSpec(operation="remove", device=device(client, vm, key))
+    client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[out])))
+    assert vcenter.disks(VM) == []
+    assert [fact.snapshot for fact in facts_of(vcenter, vm)] == [snapshot._moId], "the snapshot still has the disk"
+    revert(client, snapshot)
+    assert (cards(), memory(), live(vcenter)) == (before, was, content)
+    assert backing_names(client, vm, key)[1:] == ["disk1.vmdk"]
+
+
+def test_a_revert_takes_away_a_disk_that_came_later(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    snapshot = take(client, vm)
+    disk = vim.vm.device.VirtualDisk(
+        key=-1, controllerKey=device(client, vm, key).controllerKey, unitNumber=3, capacityInKB=SIZE // 1024,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName="", diskMode="persistent", thinProvisioned=True),
+    )  # fmt: skip
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=disk)
+    client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+    assert len(vcenter.disks(VM)) == 2
+    revert(client, snapshot)
+    assert [disk.key for disk in vcenter.disks(VM)] == [key]
+
+
 def test_a_revert_to_an_old_snapshot_keeps_the_young_one(vcenter: Front, client: Client, vm: Any, key: int) -> None:
     first = take(client, vm, "first")
     vcenter.write(VM, key, 0, b"in the second")
@@ -291,6 +335,15 @@ def test_a_clone_of_a_snapshot_has_its_bytes_and_leaves_the_original_alone(
     (disk,) = vcenter.disks("copy")
     assert device(client, clone, disk.key).capacityInBytes == SIZE
     assert disk.file.parent == folder(vcenter, "copy")
+
+
+def test_a_clone_is_powered_on_if_it_is_wanted(vcenter: Front, client: Client, vm: Any, key: int) -> None:
+    spec = clone_spec(client, vm, None, linked=False)
+    spec.powerOn = True
+    clone = client.wait(vm.CloneVM_Task(client.properties(vm, "parent")["parent"], "copy", spec))
+    assert client.properties(clone, "runtime.powerState") == {"runtime.powerState": "poweredOn"}
+    assert [fact.writable for fact in facts_of(vcenter, clone)] == [False]
+    assert live(vcenter, "copy") == live(vcenter)
 
 
 def test_a_linked_clone_needs_a_snapshot(client: Client, vm: Any) -> None:
