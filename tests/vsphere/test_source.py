@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -292,6 +294,23 @@ def test_a_snapshot_goes_although_the_task_was_cancelled(scene: Scene) -> None:
     ctx = Context()
     with scene.source().snapshot(ctx, scene.vm, AUTO, scene.request(1)):
         ctx.cancel.cancel()
+    assert scene.snapshots == []
+
+
+def test_a_task_that_is_cancelled_while_its_snapshot_is_made_leaves_none(scene: Scene) -> None:
+    ctx, slow = Context(), scene.vcenter.faults.slow_task("CreateSnapshot_Task")
+
+    def cancel() -> None:
+        while not scene.snapshots:
+            time.sleep(0.05)
+        ctx.cancel.cancel()
+        slow.release()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    with pytest.raises(Cancelled), scene.source().snapshot(ctx, scene.vm, AUTO, scene.request(1)):
+        pytest.fail("held")
+    canceller.join()
     assert scene.snapshots == []
 
 
