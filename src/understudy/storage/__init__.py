@@ -60,12 +60,7 @@ class LayerWriter(Protocol):
 
 
 class LeafReader(Protocol):
-    """Reads what the leaf of a replica VM holds while it is written; usable by several threads.
-
-    :ivar what: what errors of reading and writing it are errors of.
-    """
-
-    what: str
+    """Reads what the leaf of a replica VM holds while it is written; usable by several threads."""
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what is there from ``offset`` on, where nobody writes just now.

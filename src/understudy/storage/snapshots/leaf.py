@@ -43,7 +43,7 @@ class LeafWriter:
     """
 
     def __init__(self, what: str, size: int, client: NbdClient, holds: Holds) -> None:
-        self.what = what
+        self._what = what
         self._size = size
         self._client = client
         self._holds = holds
@@ -104,7 +104,7 @@ class LeafWriter:
     def checkpoint(self, complete: Sequence[Extent]) -> None:
         """Make durable what was written; of ``complete`` nothing is recorded, for no leaf is ever continued."""
         if any(item.start < 0 or item.end > self._size for item in complete):
-            raise ReplicaError(self.what, f"a complete range is outside the disk of {self._size} bytes")
+            raise ReplicaError(self._what, f"a complete range is outside the disk of {self._size} bytes")
         with self._call():
             if self._changed:
                 self._flush()
@@ -134,18 +134,18 @@ class LeafWriter:
     def _check_range(self, offset: int, length: int) -> None:
         end = offset + length
         if offset < 0 or length < 0 or end > self._size:
-            raise ReplicaError(self.what, f"bytes {offset} to {end} are outside the disk of {self._size}")
+            raise ReplicaError(self._what, f"bytes {offset} to {end} are outside the disk of {self._size}")
         if offset % PART or (end % PART and end != self._size):
-            raise ReplicaError(self.what, f"bytes {offset} to {end} are not whole parts of {PART}")
+            raise ReplicaError(self._what, f"bytes {offset} to {end} are not whole parts of {PART}")
 
     @contextmanager
     def _call(self) -> Iterator[None]:
         """One call at a time; after one that failed the disk can never be finished."""
         with self._lock:
             if self._state == "failed":
-                raise DatastoreError(self.what, f"an earlier write to it failed{self._cause}")
+                raise DatastoreError(self._what, f"an earlier write to it failed{self._cause}")
             if self._state != "open":
-                raise ReplicaError(self.what, "it was finished or closed already")
+                raise ReplicaError(self._what, "it was finished or closed already")
             try:
                 yield
             except BaseException as exc:
@@ -153,7 +153,7 @@ class LeafWriter:
                 # Kept for the other threads: theirs may be the error that the operator sees.
                 self._cause = f": {exc.why}" if isinstance(exc, UnderstudyError) else ""
                 if isinstance(exc, TransferError | DatastoreError):
-                    raise DatastoreError(self.what, exc.why, exc.todo) from exc
+                    raise DatastoreError(self._what, exc.why, exc.todo) from exc
                 raise
 
     def _make_room(self, length: int) -> None:
@@ -188,9 +188,9 @@ class LeafWriter:
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while not condition():
             if self._stopped:
-                raise ReplicaError(self.what, "its draft has ended")
+                raise ReplicaError(self._what, "its draft has ended")
             if time.monotonic() > deadline:
-                raise DatastoreError(self.what, f"no answer within {ANSWER_TIMEOUT_S:.0f} s",
+                raise DatastoreError(self._what, f"no answer within {ANSWER_TIMEOUT_S:.0f} s",
                                      "see that the platform's host and its datastore are well")
             self._client.poll(_POLL_S)
 
