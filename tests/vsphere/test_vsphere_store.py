@@ -403,6 +403,17 @@ def test_a_leaf_of_another_size_is_refused(one: StoreLab) -> None:
     one.target.client.call(api.ReleaseDraft(draft), api.Nothing)
 
 
+def test_a_full_copy_into_a_file_that_is_not_new_is_refused(one: StoreLab) -> None:
+    """It would show what it has wherever the source has zeros."""
+    one.session(FULL)
+    one.revert(anew=False)
+    draft, _ = one.begin(chained=False)
+    with pytest.raises(ReplicaError, match="holds something already"):
+        one.target.client.call(api.AttachDisks(draft, (one.leaf_export(),)), api.Nothing)
+    assert server_of(one.target, writable=True) is None
+    one.target.client.call(api.ReleaseDraft(draft), api.Nothing)
+
+
 def test_a_disk_that_grew_needs_a_new_file(one: StoreLab) -> None:
     one.session(FULL)
     os.truncate(one.image, SIZE + 5 * MIB)

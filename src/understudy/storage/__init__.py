@@ -85,7 +85,7 @@ class PointDraft(Protocol):
         :param holds: what of a range of the disk may hold anything but zeros before anything is written; elsewhere
             zeros need not be written.
         :raises Refused: if the store holds images itself.
-        :raises ReplicaError: if the export does not fit the disk.
+        :raises ReplicaError: if the export does not fit the disk, or one that is not chained holds something already.
         """
 
     def layer(self, disk: str) -> LayerWriter:
