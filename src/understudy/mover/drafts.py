@@ -96,9 +96,9 @@ class Draft:
     def _arriving(self, name: str, block_size: int) -> ArrivingDisk:
         if name not in self.arriving:
             disk = self.disks[name]
+            layer = self.leaves.layer(name, self.point.layer(name))
             self.arriving[name] = ArrivingDisk(Arrival(
-                name, self.point_id, disk.size, block_size, self.point.layer(name), self.point.digest_path(name),
-                self.point.kept(name),
+                name, self.point_id, disk.size, block_size, layer, self.point.digest_path(name), self.point.kept(name),
             ))
         return self.arriving[name]
 

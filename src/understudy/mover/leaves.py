@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +19,8 @@ from understudy.mover import api
 from understudy.mover.base import Doubted, PointDigests
 from understudy.mover.digest import DigestReader
 from understudy.mover.exports import Exports
-from understudy.storage import LeafReader, PointDraft, ReplicaStore
+from understudy.mover.library_errors import Reason
+from understudy.storage import Buffer, LayerWriter, LeafReader, PointDraft, ReplicaStore
 from understudy.storage.values import NewDisk
 
 LOG = logging.getLogger(__name__)
@@ -91,16 +93,46 @@ class Leaves:
         leaf = self._leaves.get(disk)
         return LeafContent(leaf.reader) if leaf is not None else None
 
-    @contextmanager
-    def explaining(self, disk: str) -> Iterator[None]:
-        """Errors of writing ``disk`` say what the library said: by NBD comes only that there was an error."""
+    def layer(self, disk: str, layer: LayerWriter) -> LayerWriter:
+        """``layer``, the writer of ``disk``; if that is written to a leaf, its errors say what the library said."""
         leaf = self._leaves.get(disk)
+        if leaf is None or self._exports is None:
+            return layer
+        return _ExplainedLayer(layer, functools.partial(self._exports.reason, leaf.source))
+
+
+class _ExplainedLayer:
+    """A layer whose errors say what the disk library said: by NBD comes only that there was an error.
+
+    They do so from the start, because the other side of a transfer is told them at once.
+    """
+
+    def __init__(self, layer: LayerWriter, reason: Callable[[], Reason | None]) -> None:
+        self._layer = layer
+        self._reason = reason
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        with self._explaining():
+            self._layer.write_at(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        with self._explaining():
+            self._layer.zero(offset, length)
+
+    def checkpoint(self, complete: Sequence[Extent]) -> None:
+        with self._explaining():
+            self._layer.checkpoint(complete)
+
+    def finish(self) -> None:
+        with self._explaining():
+            self._layer.finish()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
         try:
             yield
         except DatastoreError as exc:
-            reason = None
-            if leaf is not None and self._exports is not None and exc.what == leaf.reader.what:
-                reason = self._exports.reason(leaf.source)
+            reason = self._reason()
             if reason is None:
                 raise
             raise DatastoreError(exc.what, f"{exc.why} ({reason.why})", reason.todo) from exc

@@ -61,11 +61,7 @@ def start_receive(mover: Mover, request: api.ReceiveDisk) -> api.ReceiveStarted:
 
     def receive(ctx: Context, meter: Meter) -> None:
         try:
-            with (
-                draft.leaves.explaining(disk.name),
-                draft.writing(disk.name, request.block_size) as arriving,
-                _below(mover, draft, disk) as below,
-            ):
+            with draft.writing(disk.name, request.block_size) as arriving, _below(mover, draft, disk) as below:
                 reception = Reception(_receiving(draft, disk, request), arriving, meter, below)
                 admitted.set_result(mover.data.admit(draft.id, reception))
                 reception.run(ctx)
@@ -147,7 +143,7 @@ def _send(ctx: Context, mover: Mover, request: api.SendDisk, meter: Meter, link:
 
 
 def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.ReadSpec, meter: Meter) -> None:
-    with mover.exports.explaining(read.source), draft.leaves.explaining(read.disk), ExitStack() as stack:
+    with mover.exports.explaining(read.source), ExitStack() as stack:
         base = _target_base(mover, draft, read)
         if base is not None:
             stack.enter_context(base)

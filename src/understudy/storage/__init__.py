@@ -60,12 +60,7 @@ class LayerWriter(Protocol):
 
 
 class LeafReader(Protocol):
-    """Reads what the leaf of a replica VM holds while it is written; usable by several threads.
-
-    :ivar what: what errors of reading and writing it are errors of.
-    """
-
-    what: str
+    """Reads what the leaf of a replica VM holds while it is written; usable by several threads."""
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with what is there from ``offset`` on, where nobody writes just now.
@@ -90,7 +85,7 @@ class PointDraft(Protocol):
         :param holds: what of a range of the disk may hold anything but zeros before anything is written; elsewhere
             zeros need not be written.
         :raises Refused: if the store holds images itself.
-        :raises ReplicaError: if the export does not fit the disk.
+        :raises ReplicaError: if the export does not fit the disk, or one that is not chained holds something already.
         """
 
     def layer(self, disk: str) -> LayerWriter:

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.mover.mover_lab import served
 from understudy.errors import DatastoreError, ReplicaError
 from understudy.model.extent import PART, Extent
-from understudy.nbd import NbdClient
+from understudy.nbd import ALLOCATION, NbdClient
 from understudy.storage.snapshots.leaf import MOST_BYTES, MOST_REQUESTS, Holds, LeafWriter
 from understudy.units import MIB
 
@@ -169,6 +169,28 @@ def test_a_server_that_dies_is_told(tmp_path: Path) -> None:
             disk.finish()
         assert not disk.finished
         disk.close()
+
+
+@pytest.mark.parametrize("place", [0, 3 * MIB + 5, 8 * MIB - 1])
+def test_a_disk_that_must_be_new_and_is_not_is_refused(tmp_path: Path, place: int) -> None:
+    size = 8 * MIB
+    with served_leaf(tmp_path / "leaf", size) as leaf:
+        with leaf.path.open("r+b") as file:
+            file.seek(place)
+            file.write(b"\1")
+        disk = LeafWriter("write disk 'vda'", size, NbdClient(leaf.socket, "disk", (ALLOCATION,)), nothing)
+        with pytest.raises(ReplicaError, match="holds something already"):
+            disk.refuse_content()
+        disk.close()
+
+
+@pytest.mark.parametrize("contexts", [(ALLOCATION,), ()])
+def test_a_new_disk_is_taken_be_it_thin_or_thick(tmp_path: Path, contexts: tuple[str, ...]) -> None:
+    for content in (b"", bytes(8 * MIB)):
+        with served_leaf(tmp_path / "leaf", 8 * MIB, content) as leaf:
+            disk = LeafWriter("write disk 'vda'", 8 * MIB, NbdClient(leaf.socket, "disk", contexts), nothing)
+            disk.refuse_content()
+            disk.finish()
 
 
 def test_what_is_in_flight_is_bounded_and_a_writer_that_waits_can_be_stopped(tmp_path: Path) -> None:

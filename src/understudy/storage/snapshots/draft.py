@@ -13,7 +13,7 @@ from pathlib import Path
 from understudy.errors import NotFound, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import PointDisk, Replica, RestorePoint
-from understudy.nbd import NbdClient
+from understudy.nbd import ALLOCATION, NbdClient
 from understudy.storage import LayerWriter
 from understudy.storage.files import datastore_errors, fsync_path, remove_files, write_durable
 from understudy.storage.records.contents import point_contents
@@ -60,8 +60,11 @@ class SnapshotDraft:
         new, what = self._known(disk), f"write disk {disk!r} of {self._what}"
         if not self._open or disk in self._writers:
             raise ReplicaError(what, "it has its leaf already" if self._open else "the draft has ended")
-        self._writers[disk] = LeafWriter(what, new.size, NbdClient(socket, export), holds)
-        return self._writers[disk]
+        writer = LeafWriter(what, new.size, NbdClient(socket, export, (ALLOCATION,)), holds)
+        self._writers[disk] = writer
+        if not new.chained:
+            writer.refuse_content()
+        return writer
 
     def layer(self, disk: str) -> LayerWriter:
         """The writer of ``disk``.

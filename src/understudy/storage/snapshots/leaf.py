@@ -10,16 +10,17 @@ by what this writer wrote itself (S6).
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from understudy.errors import DatastoreError, ReplicaError, TransferError, UnderstudyError
-from understudy.model.extent import PART, Extent, clip, intersect, span, subtract
-from understudy.nbd import PIECE, ZERO_PIECE, NbdClient
+from understudy.model.extent import PART, Extent, clip, having, intersect, round_out, span, subtract
+from understudy.nbd import ALLOCATION, PIECE, ZERO_FLAG, ZERO_PIECE, NbdClient
 from understudy.storage import Buffer
-from understudy.units import MIB, block_count
+from understudy.units import GIB, MIB, block_count
 
 Holds = Callable[[Extent], Sequence[Extent]]
 """What of a range may hold anything but zeros, by what is known of the disk before anything is written."""
@@ -28,6 +29,8 @@ MOST_REQUESTS = 16
 MOST_BYTES = 8 * MIB
 #: The library has time limits of its own; a server that says nothing for so long does not go on.
 ANSWER_TIMEOUT_S = 180.0
+#: So many parts of a new disk are looked at, in each area of what is allocated, and in all.
+SAMPLES_PER_AREA, MOST_SAMPLES = 16, 512
 _POLL_S = 0.2
 #: What this writer wrote is remembered in units of that: 8 MB of memory for 62 TiB.
 _UNIT = MIB
@@ -43,7 +46,7 @@ class LeafWriter:
     """
 
     def __init__(self, what: str, size: int, client: NbdClient, holds: Holds) -> None:
-        self.what = what
+        self._what = what
         self._size = size
         self._client = client
         self._holds = holds
@@ -63,6 +66,20 @@ class LeafWriter:
     def finished(self) -> bool:
         """Whether the disk is complete and durable."""
         return self._state == "finished"
+
+    def refuse_content(self) -> None:
+        """See that a disk that must be new is: zeros are not written to it, so it would show what it has.
+
+        Looked at are some parts of what the server calls allocated, for a thick disk is allocated everywhere.
+
+        :raises ReplicaError: if one of them is not zero.
+        """
+        with self._call():
+            for start in itertools.islice(self._samples(), MOST_SAMPLES):
+                part = span(start, min(start + PART, self._size))
+                if self._nonzero(part):
+                    raise ReplicaError(self._what, f"its new file holds something already, at {start}",
+                                       "run the job again; the replica VM must get a new file for this disk")
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write ``data`` at ``offset``; see :class:`understudy.storage.LayerWriter`."""
@@ -104,7 +121,7 @@ class LeafWriter:
     def checkpoint(self, complete: Sequence[Extent]) -> None:
         """Make durable what was written; of ``complete`` nothing is recorded, for no leaf is ever continued."""
         if any(item.start < 0 or item.end > self._size for item in complete):
-            raise ReplicaError(self.what, f"a complete range is outside the disk of {self._size} bytes")
+            raise ReplicaError(self._what, f"a complete range is outside the disk of {self._size} bytes")
         with self._call():
             if self._changed:
                 self._flush()
@@ -134,18 +151,18 @@ class LeafWriter:
     def _check_range(self, offset: int, length: int) -> None:
         end = offset + length
         if offset < 0 or length < 0 or end > self._size:
-            raise ReplicaError(self.what, f"bytes {offset} to {end} are outside the disk of {self._size}")
+            raise ReplicaError(self._what, f"bytes {offset} to {end} are outside the disk of {self._size}")
         if offset % PART or (end % PART and end != self._size):
-            raise ReplicaError(self.what, f"bytes {offset} to {end} are not whole parts of {PART}")
+            raise ReplicaError(self._what, f"bytes {offset} to {end} are not whole parts of {PART}")
 
     @contextmanager
     def _call(self) -> Iterator[None]:
         """One call at a time; after one that failed the disk can never be finished."""
         with self._lock:
             if self._state == "failed":
-                raise DatastoreError(self.what, f"an earlier write to it failed{self._cause}")
+                raise DatastoreError(self._what, f"an earlier write to it failed{self._cause}")
             if self._state != "open":
-                raise ReplicaError(self.what, "it was finished or closed already")
+                raise ReplicaError(self._what, "it was finished or closed already")
             try:
                 yield
             except BaseException as exc:
@@ -153,7 +170,7 @@ class LeafWriter:
                 # Kept for the other threads: theirs may be the error that the operator sees.
                 self._cause = f": {exc.why}" if isinstance(exc, UnderstudyError) else ""
                 if isinstance(exc, TransferError | DatastoreError):
-                    raise DatastoreError(self.what, exc.why, exc.todo) from exc
+                    raise DatastoreError(self._what, exc.why, exc.todo) from exc
                 raise
 
     def _make_room(self, length: int) -> None:
@@ -188,15 +205,27 @@ class LeafWriter:
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while not condition():
             if self._stopped:
-                raise ReplicaError(self.what, "its draft has ended")
+                raise ReplicaError(self._what, "its draft has ended")
             if time.monotonic() > deadline:
-                raise DatastoreError(self.what, f"no answer within {ANSWER_TIMEOUT_S:.0f} s",
+                raise DatastoreError(self._what, f"no answer within {ANSWER_TIMEOUT_S:.0f} s",
                                      "see that the platform's host and its datastore are well")
             self._client.poll(_POLL_S)
 
     def _ours(self, run: Extent) -> list[Extent]:
         units = range(run.start // _UNIT, block_count(run.end, _UNIT))
         return intersect([run], [Extent(unit * _UNIT, _UNIT) for unit in units if self._written[unit]])
+
+    def _samples(self) -> Iterator[int]:
+        """Where to look in what is allocated: at both ends of every area, and in between."""
+        position = 0
+        while position < self._size:
+            length = min(GIB, self._size - position)
+            known, statuses = self._client.statuses(position, length, min(PART, length))
+            areas = subtract([Extent(position, known)], having(statuses.get(ALLOCATION, []), ZERO_FLAG))
+            for area in round_out(areas, PART, self._size):
+                step = max(PART, area.length // SAMPLES_PER_AREA // PART * PART)
+                yield from {*range(area.start, area.end, step), (area.end - 1) // PART * PART}
+            position += known
 
     def _nonzero(self, area: Extent) -> list[Extent]:
         """The parts of an area, in which this writer wrote, that are not zero."""
