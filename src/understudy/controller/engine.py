@@ -139,7 +139,7 @@ class LocalEngine:
             return Task(held.spec.job, vm, held.vm.name, session.id, session.full_scan, adoptable)
         job = session.job
         uuids = [item.replica.identity.source_uuid for item in known
-                 if item.job == job.name and item.datastore == job.datastore and item.name == vm + job.suffix]
+                 if item.job == job.name and item.datastore == job.datastore and item.name == job.replica_name(vm)]
         found = self._sites.locate(job, vm, uuids[0] if uuids else "")
         return Task(job_there(job, vm, found), vm, found.name, session.id, session.full_scan, adoptable)
 
