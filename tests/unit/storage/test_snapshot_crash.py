@@ -14,7 +14,7 @@ from .snapshot_lab import IDENTITY, NAME, SIZE, publish, run_snapshot_store
 
 NEW, CHAINED = NewDisk("vda", SIZE, False), NewDisk("vda", SIZE, True)
 PUBLISH = (f"publish(store, datastore.parent, 'p3', NewDisk('vda', {SIZE}, True), NewDisk('new', 65536, False))")
-KILLED = [("files_durable", 2), ("renaming", 2), ("renamed", 2), ("recorded", 3)]
+KILLED = [("layers_durable", 2), ("renaming", 2), ("renamed", 2), ("recorded", 3)]
 
 
 @pytest.fixture(scope="module")

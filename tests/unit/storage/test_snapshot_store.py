@@ -135,6 +135,9 @@ def test_a_draft_that_lost_its_process_is_begun_anew(store: SnapshotStore, place
 def test_a_disk_of_another_size_or_without_a_point_below_is_not_chained(store: SnapshotStore, place: Path) -> None:
     with pytest.raises(ReplicaError, match="no disk 'vda' to lie on"):
         store.begin_point("p1", (CHAINED,))
+    for size in (0, 513):
+        with pytest.raises(ReplicaError, match="cannot be kept"):
+            store.begin_point("p1", (NewDisk("vda", size, False),))
     publish(store, place, "p1", NEW)
     for size in (SIZE - 512, SIZE + 512):
         with pytest.raises(ReplicaError, match="a file of its own"):

@@ -19,6 +19,7 @@ from understudy.storage.files import datastore_errors, fsync_path, remove_files,
 from understudy.storage.records.contents import point_contents
 from understudy.storage.records.exclusions import worth_storing
 from understudy.storage.records.place import check_point_id, digest_name, excluded_name, partial
+from understudy.storage.records.points import SECTOR
 from understudy.storage.snapshots.leaf import Holds, LeafWriter
 from understudy.storage.snapshots.manifest import load_record, save_record
 from understudy.storage.snapshots.names import Place, layer_name
@@ -106,7 +107,7 @@ class SnapshotDraft:
                              excluded_name(self._id) if worth_storing(meta.exclusions) else "", meta.applications)
         with datastore_errors(f"publish {self._what}"):
             finals = self._make_durable(meta, point, replica)
-            fault_point("publish.files_durable")
+            fault_point("publish.layers_durable")
             for path in finals:
                 partial(path).rename(path)
                 fault_point("publish.renaming")
@@ -159,6 +160,8 @@ class SnapshotDraft:
                                    "sweep the replica, or use another point id")
         newest = replica.newest
         for disk in disks:
+            if disk.size <= 0 or disk.size % SECTOR:
+                raise ReplicaError(self._what, f"a disk of {disk.size} bytes cannot be kept")
             below = newest.disk(disk.name) if newest else None
             if disk.chained and below is None:
                 raise ReplicaError(self._what, f"the newest restore point has no disk {disk.name!r} to lie on")
