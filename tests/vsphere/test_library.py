@@ -170,7 +170,7 @@ def test_a_write_that_fails_is_an_error_with_its_reason(
         try:
             handle.pwrite(bytes(2 * MIB), 2 * MIB)
         except nbd.Error as exc:
-            raise TransferError("write", exc.string) from exc
+            raise TransferError(f"write {where.socket}", exc.string) from exc
     handle.shutdown()
 
 
@@ -413,6 +413,9 @@ def test_the_password_is_in_no_command_line_environment_or_file(
     source = Source(where, SIZE)
     (child,) = exports._children.values()
     secret = PASSWORD.encode()
+    # nbdkit is started again by its plugin, with other words: those of the first start are gone by now.
+    assert PASSWORD not in " ".join(child.server.command)
+    assert child.process.args == ["setpriv", "--pdeathsig", "KILL", *child.server.command]
     for process in (child.process.pid, os.getpid()):
         for name in ("cmdline", "environ"):
             assert secret not in Path(f"/proc/{process}/{name}").read_bytes()

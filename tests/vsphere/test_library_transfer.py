@@ -143,14 +143,19 @@ def test_the_file_systems_of_a_disk_are_looked_into(lab: LibraryLab) -> None:
     os.truncate(lab.image, SIZE)
     run("mke2fs", "-q", "-F", "-t", "ext4", "-d", str(lab.directory / "ds"), lab.image)
     os.truncate(lab.image, SIZE)
-    opened = lab.source.client.call(wish(lab.stand_in), api.OpenedExport)
-    disk = api.SurveyedDisk("vda", opened.source, SIZE)
-    request = api.SurveyDisks((disk,), swap=True, masks=(), free=True, quiesced=True, former=())
-    work = lab.source.client.call(request, api.WorkStarted).work
-    lab.wait(lab.source, work)
-    (found,) = lab.source.client.call(api.WorkQuery(work), api.WorkStatus).surveyed
-    assert found.exclusion.by_kind["free"] > 50 * MIB
-    assert found.notes == ()
+    plain = api.OpenExport(str(lab.image), "raw", "", "t")
+    found = []
+    for wanted in (wish(lab.stand_in), plain):
+        opened = lab.source.client.call(wanted, api.OpenedExport)
+        disk = api.SurveyedDisk("vda", opened.source, SIZE)
+        request = api.SurveyDisks((disk,), swap=True, masks=(), free=True, quiesced=True, former=())
+        work = lab.source.client.call(request, api.WorkStarted).work
+        lab.wait(lab.source, work)
+        found.append(lab.source.client.call(api.WorkQuery(work), api.WorkStatus).surveyed)
+        lab.source.client.call(api.CloseExport(opened.id), api.Nothing)
+    through_library, directly = found
+    assert through_library == directly
+    assert through_library[0].exclusion.by_kind["free"] > 0
 
 
 def test_changed_areas_that_lie_are_noticed(lab: LibraryLab) -> None:
@@ -179,6 +184,9 @@ def failure(lab: LibraryLab, mode: TransferMode = FULL) -> TransferError:
     with pytest.raises(TransferError) as caught:
         lab.session(mode)
     assert PASSWORD not in f"{caught.value!r}{caught.value}"
+    # The server's session ended in order.
+    counts = lab.stand_in.counts()
+    assert counts["Open"] == counts["Disconnect"] == 2
     return caught.value
 
 

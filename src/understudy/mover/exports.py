@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from understudy.errors import LinkLost, PlatformError, TransferError, UsageError
+from understudy.errors import PlatformError, TransferError, UsageError
 from understudy.model.snapshot import LibraryExport
 from understudy.mover.api import NbdSource, OpenExport, OpenLibraryExport
 from understudy.mover.changed import context_of, write_areas
 from understudy.mover.children import START_TIMEOUT_S, Child, Server, Spawner
-from understudy.mover.library import LibraryServer, reason_of
+from understudy.mover.library import LibraryServer, reason_of, wait_disconnected
 from understudy.mover.library_errors import Reason
 
 CONNECTIONS = 16
@@ -70,10 +70,9 @@ class Exports:
         """Errors of reading say what the vendor's disk library said: by NBD comes only that there was an error."""
         try:
             yield
-        except LinkLost:  # of the way to the other proxy
-            raise
         except TransferError as exc:
-            reason = self.reason(source)
+            # Errors of a connection name it. Others are of the target, or of the way there.
+            reason = self.reason(source) if source.socket in exc.what else None
             if reason is None:
                 raise
             raise TransferError(exc.what, f"{exc.why} ({reason.why})", reason.todo) from exc
@@ -85,9 +84,9 @@ class Exports:
 
     def close(self, key: str) -> None:
         """End an export; unknown ids are no error."""
-        with self._lock:
-            child = self._children.pop(key, None)
+        child = self._taken(key)
         if child is not None:
+            wait_disconnected(child)
             child.end()
 
     def close_tagged(self, tag: str) -> None:
@@ -102,7 +101,9 @@ class Exports:
     def close_all(self) -> None:
         """End all exports; none can be opened after."""
         for key in list(self._children):
-            self.close(key)
+            child = self._taken(key)
+            if child is not None:
+                child.end()
         self._spawner.close()
 
     @contextmanager
@@ -122,6 +123,10 @@ class Exports:
             yield source
         finally:
             self.close(key)
+
+    def _taken(self, key: str) -> Child | None:
+        with self._lock:
+            return self._children.pop(key, None)
 
     def _add(self, key: str, child: Child) -> None:
         with self._lock:

@@ -1,12 +1,14 @@
 """Library: a disk served through a vendor's disk library, by nbdkit with its vddk plugin.
 
 The library is never shipped; the user puts it on the proxy's host. It has threads, crashes and memory of its own, so it
-is in a process of its own, and everything behind the socket is as of any other disk.
+is in a process of its own, and everything behind the socket is as of any other disk. When the mover dies, nbdkit 1.32
+gets SIGTERM, by its own wish, and ends when the library's running calls return: the disk is closed.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -20,9 +22,10 @@ PACKAGES = "nbdkit and util-linux"
 #: Only encrypted, and never by a way that the library chooses: with a free choice it may crash, and may leave disks
 #: attached to the proxy's VM.
 TRANSPORT = "nbdssl"
-#: What the plugin calls last when a connection has ended.
-_DISCONNECTED = "VixDiskLib_FreeConnectParams"
+#: What the plugin calls first and last for each connection.
+_CONNECTS, _DISCONNECTED = "VDDK call: VixDiskLib_AllocateConnectParams", "VDDK call: VixDiskLib_FreeConnectParams"
 _DISCONNECT_TIMEOUT_S = 10.0
+_END_S = 1.0
 #: The library's log has the reasons of its errors, but not a line for each request.
 _VERBOSE = ("-v", "-D", "nbdkit.backend.datapath=0", "-D", "vddk.datapath=0")
 
@@ -98,19 +101,43 @@ class LibraryServer:
             NbdClient(str(self._socket), self._export).close()
         except TransferError as exc:
             raise refusal(self._what, child.said()) from exc
-        deadline = time.monotonic() + _DISCONNECT_TIMEOUT_S
-        while _DISCONNECTED not in child.said() and child.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_disconnected(child)
+
+
+def wait_disconnected(child: Child) -> None:
+    """Wait until the library has closed the disk of each client that left; not for long, if one did not.
+
+    nbdkit ends the connection to the client first. If it is told to end then, it does not close the disk any more, and
+    at the server its session stays for a while.
+    """
+    if not _is_library(child):
+        return
+    deadline = time.monotonic() + _DISCONNECT_TIMEOUT_S
+    while child.process.poll() is None and time.monotonic() < deadline:
+        said = child.said()
+        # Of much that was said the beginning is missing: more of the former than of the latter.
+        if said.count(_CONNECTS) <= said.count(_DISCONNECTED):
+            return
+        time.sleep(0.01)
+
+
+def _is_library(child: Child) -> bool:
+    return child.server.command[0] == "nbdkit"
 
 
 def reason_of(child: Child) -> Reason | None:
     """What a server that reads through the library complained of; None if it did of nothing, or is no such server."""
-    if child.server.command[0] != "nbdkit":
+    if not _is_library(child):
         return None
     reason = reason_in(child.said())
-    if reason is None and child.process.poll() is not None:
-        return Reason(TransferError, f"nbdkit ended with status {child.process.returncode}", "run the job again")
-    return reason
+    if reason is not None:
+        return reason
+    try:
+        # Connections of a process that was killed end a moment before it does.
+        status = child.process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        return None
+    return Reason(TransferError, f"nbdkit ended with status {status}", "run the job again")
 
 
 def _readable(secret: str) -> int:

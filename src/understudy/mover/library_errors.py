@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\bError (\d+) \(([^)]*)\)")
 #: What it says of a new client. The library may have got over complaints from before.
 _CONNECTED = "nbdkit: debug: accepted connection"
 #: What says nothing of the cause: a client went away.
-_NOISE = ("reading initial client flags", "conn->recv", "read: Connection reset", "write reply", "client closed")
+_NOISE = ("reading initial client flags", "conn->recv", "write data: ", "write reply: ")
 
 
 @dataclass(frozen=True)

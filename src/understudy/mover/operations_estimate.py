@@ -31,7 +31,7 @@ def start_estimate(mover: Mover, request: api.EstimateTransfer) -> api.WorkStart
 
 
 def _estimate(ctx: Context, mover: Mover, read: api.ReadSpec) -> Sums:
-    with ExitStack() as stack:
+    with mover.exports.explaining(read.source), ExitStack() as stack:
         base = source_base(mover, read)
         if base is not None:
             stack.enter_context(base)
