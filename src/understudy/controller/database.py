@@ -23,7 +23,7 @@ URL_VARIABLE = "UNDERSTUDY_DATABASE"
 FILE_NAME = "understudy.db"
 
 # The newest migration. Compared here, so that only a database that is not up to date pays for importing Alembic.
-HEAD_REVISION = "0006"
+HEAD_REVISION = "0007"
 
 _BUSY_TIMEOUT_S = 30.0
 

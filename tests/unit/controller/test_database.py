@@ -103,11 +103,12 @@ def test_the_migration_can_be_undone_and_done_again(empty_url: str, tmp_path: Pa
     again.close()
 
 
+NEXT = f"{int(HEAD_REVISION) + 1:04}"
 NEXT_MIGRATION = '''
 import sqlalchemy as sa
 from alembic import op
-revision = "0007"
-down_revision = "0006"
+revision = "{revision}"
+down_revision = "{down_revision}"
 def upgrade():
     with op.batch_alter_table("hosts") as batch:
         batch.add_column(sa.Column("note", sa.String(10), nullable=False, server_default="new"))
@@ -137,10 +138,11 @@ def with_next_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: s
     """Play a program that is one schema version newer."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrate.SCRIPTS, scripts)
-    (scripts / "versions" / "v0007_note.py").write_text(NEXT_MIGRATION.format(then=then))
+    source = NEXT_MIGRATION.format(revision=NEXT, down_revision=HEAD_REVISION, then=then)
+    (scripts / "versions" / f"v{NEXT}_note.py").write_text(source)
     monkeypatch.setattr(migrate, "SCRIPTS", scripts)
-    monkeypatch.setattr(migrate, "HEAD_REVISION", "0007")
-    monkeypatch.setattr(database_module, "HEAD_REVISION", "0007")
+    monkeypatch.setattr(migrate, "HEAD_REVISION", NEXT)
+    monkeypatch.setattr(database_module, "HEAD_REVISION", NEXT)
 
 
 def test_an_older_schema_is_upgraded_and_keeps_its_rows(
@@ -149,7 +151,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(
     with_next_migration(tmp_path, monkeypatch)
     upgraded = open_database(tmp_path, site.engine.url.render_as_string(hide_password=False))
     with upgraded.reading() as session:
-        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "0007"
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == NEXT
         assert list(session.scalars(text("SELECT note FROM hosts"))) == ["new", "new"]
         # Rebuilding the hosts table must not cascade to what refers to it.
         assert session.scalar(text("SELECT count(*) FROM jobs")) == 1
