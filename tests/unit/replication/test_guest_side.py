@@ -15,6 +15,7 @@ from understudy.errors import GuestError
 from understudy.guests.freezing import Quiescing
 from understudy.guests.ssh import SshAccess
 from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
+from understudy.model.guest_operations import GuestLogin
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Host, Job
 from understudy.model.replica import Consistency
@@ -31,6 +32,7 @@ SILENT = replace(RUNNING, agent_connected=False)
 @dataclass
 class World:
     access: SshAccess | None = None
+    login: GuestLogin | None = None
     host: Host = field(default_factory=lambda: Host("a", "qemu:///system", "/scratch"))
     warnings: list[str] = field(default_factory=list)
     watched: list[str] = field(default_factory=list)
@@ -41,7 +43,8 @@ class World:
 
     @property
     def place(self) -> Place:
-        guests = SimpleNamespace(watchdog=self.watchdog, access=lambda job, vm: self.access)
+        guests = SimpleNamespace(watchdog=self.watchdog, access=lambda job, vm: self.access,
+                                 login=lambda job, vm: self.login)  # fmt: skip
         journal = SimpleNamespace(warn=self.warnings.append, freezing=lambda *_: None, guest=lambda _: None)
         source = SimpleNamespace(agent_command=lambda *_: None)
         return cast("Place", SimpleNamespace(source=source, guests=guests, journal=journal, source_host=self.host))
@@ -96,6 +99,15 @@ def test_only_what_is_set_up_is_tried(vm: Vm, access: SshAccess | None, count: i
     some = task(GuestPolicy.TRY)
     place = World(access).place
     assert len(guest_ways(some.job, place.source, place.guests, vm)) == count
+
+
+def test_a_guest_of_vsphere_is_reached_by_its_tools_with_a_password_after_everything_else() -> None:
+    some = task(GuestPolicy.TRY)
+    place = World(ACCESS, GuestLogin("root", "secret")).place
+    both = [GuestTransport.SSH, GuestTransport.VMTOOLS]
+    assert list(guest_ways(some.job, place.source, place.guests, SILENT)) == both
+    chosen = task(GuestPolicy.TRY, GuestTransport.VMTOOLS)
+    assert list(guest_ways(chosen.job, place.source, place.guests, SILENT)) == [GuestTransport.VMTOOLS]
 
 
 def test_a_point_is_what_was_achieved() -> None:
