@@ -91,7 +91,7 @@ class World:
 
 @pytest.fixture
 def world(vcenter: Front, connection: Connection, machine: PrivateGuest) -> Iterator[World]:
-    made = World(Scene(vcenter, connection, "DC0_H0_VM0"), StandIn(machine, {"root": PASSWORD}))
+    made = World(Scene(vcenter, connection, "DC0_C0_RP0_VM0"), StandIn(machine, {"root": PASSWORD}))
     vcenter.place_guest(made.scene.name, made.guest)
     vcenter.guests.address = "*"
     yield made
