@@ -23,6 +23,9 @@ from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
 from understudy.platforms import SourcePlatform
 from understudy.replication.site import Guests, Place, Task
 
+_CRASH = "the restore point is crash-consistent"
+_BY_PLATFORM = "the platform is asked to quiesce it instead"
+
 
 @dataclass(frozen=True)
 class _Agent:
@@ -67,6 +70,7 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
             record=functools.partial(place.journal.freezing, vm.uuid, settings.freeze_deadline_s),
             report=place.journal.guest, warn=place.journal.warn, key=str(tag), prefix=tag.prefix,
             system=GuestSystem.POSIX if problem else guest_system(command),
+            otherwise=_BY_PLATFORM if place.source_host.by_library else _CRASH,
         ))  # fmt: skip
         try:
             yield processing
