@@ -14,6 +14,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.unit.guests.component.private_guest import PrivateGuest, private_guest
+from tests.vsphere.client import connected
 from tests.vsphere.front import Front, front
 from tests.vsphere.guest_operations import StandIn
 from tests.vsphere.simulator import Inventory, missing
@@ -23,7 +24,7 @@ from understudy.guests.component import component_for
 from understudy.guests.program import prepare_program
 from understudy.guests.transport import OUTPUT_LIMIT
 from understudy.guests.vmtools import VmwareToolsTransport
-from understudy.model.guest import GuestSettings, GuestTransport
+from understudy.model.guest import GuestSettings, GuestSystem, GuestTransport
 from understudy.model.guest_operations import GuestLogin
 from understudy.platforms.vsphere.connection import Connection
 from understudy.platforms.vsphere.guest_files import GuestFiles
@@ -81,6 +82,13 @@ class World:
         found = self.scene.source(AT_ONCE).guest_operations(self.scene.vm.uuid, login)
         assert isinstance(found, VsphereGuestOperations)
         return found
+
+    def set_family(self, family: str) -> None:
+        """What Tools say of the guest."""
+        option = vim.option.OptionValue(key="SET.guest.guestFamily", value=family)
+        with connected(self.vcenter.url, self.vcenter.user, self.vcenter.password) as client:
+            vm = client.named(vim.VirtualMachine, self.scene.name)
+            client.wait(vm.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=[option])))
 
     @property
     def left(self) -> list[str]:
@@ -141,9 +149,9 @@ def test_nobody_else_can_enter_where_the_streams_lie_and_the_last_ones_go(
     assert not [name for name in world.guest.machine.sh(f"ls {directory}").split() if name.startswith("1.")]
 
 
-def test_what_a_dead_session_left_goes_a_day_later(world: World) -> None:
+def test_what_a_dead_session_left_goes_a_week_later(world: World) -> None:
     dead = "/dev/shm/understudy-vmtoolsdead"
-    world.guest.machine.sh(f"mkdir -m 700 {dead} && touch -d '2 days ago' {dead}")
+    world.guest.machine.sh(f"mkdir -m 700 {dead} && touch -d '8 days ago' {dead}")
     transport = VmwareToolsTransport(world.operations())
     transport.run(["/bin/true"], 60)
     assert dead not in world.left
@@ -288,10 +296,14 @@ def test_without_tools_there_is_no_way_in(world: World) -> None:
 
 
 def test_a_windows_guest_is_left_to_its_tools(world: World) -> None:
-    operations = world.operations()
-    operations.system = type(operations.system).WINDOWS
-    with pytest.raises(GuestError, match="VMware Tools quiesce with the snapshot"):
-        VmwareToolsTransport(operations)
+    try:
+        world.set_family("windowsGuest")
+        operations = world.operations()
+        assert operations.system is GuestSystem.WINDOWS
+        with pytest.raises(GuestError, match="VMware Tools quiesce with the snapshot"):
+            VmwareToolsTransport(operations)
+    finally:
+        world.set_family("linuxGuest")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

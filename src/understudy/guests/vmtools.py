@@ -32,14 +32,15 @@ _LONGEST_PAUSE_S = 0.5
 _LONGEST_NUMBER = 16
 _SIGN = b"go\n"
 
-# What the last program left goes, and what dead sessions left a day ago. The files are made by the user himself, so
+# What the last program left goes, and what dead sessions left a week ago. The files are made by the user himself, so
 # that he can fetch them, also where sudo follows. `exec` keeps the number of the process.
 _WRAPPER = """umask 077
 cd /
 directory=$1 base=$1/$2 last=$3
 shift 3
 if [ "$last" = 0 ]; then
-    find "${directory%/*}" -maxdepth 1 -name 'understudy-vmtools*' -mmin +1440 -exec rm -rf -- {} + 2>/dev/null
+    find "${directory%/*}" -maxdepth 1 -type d -name 'understudy-vmtools*' -user "$(id -u)" -mmin +10080 \\
+        -exec rm -rf -- {} + 2>/dev/null
 fi
 rm -f -- "$directory/$last."*
 [ -e "$base.in" ] || : >"$base.in"
@@ -129,7 +130,7 @@ class VmwareToolsTransport:
         """Remove the private directory."""
         try:
             self._operations.remove_directory(self._directory)
-        except UnderstudyError as exc:  # the next session of this user removes it, a day later
+        except UnderstudyError as exc:  # the next session of this user removes it, a week later
             LOG.warning("%s", exc)
 
     def _base(self, number: int) -> str:

@@ -92,9 +92,21 @@ def guest_ways(
             ways[kind] = functools.partial(QgaTransport, agent)
         elif kind is GuestTransport.SSH and (access := guests.access(job, vm)) is not None:
             ways[kind] = functools.partial(SshTransport, access)
-        elif kind is GuestTransport.VMTOOLS and (login := guests.login(job, vm)) is not None:
+        elif (
+            kind is GuestTransport.VMTOOLS
+            and (login := guests.login(job, vm)) is not None
+            and not _is_windows(source, vm, login)
+        ):
             ways[kind] = functools.partial(_by_tools, source, vm.uuid, login)
     return ways
+
+
+def _is_windows(source: SourcePlatform, vm: Vm, login: GuestLogin) -> bool:
+    """Whether nothing but VMware Tools themselves, with the snapshot, can freeze the guest."""
+    try:
+        return source.guest_operations(vm.uuid, login).system is GuestSystem.WINDOWS
+    except GuestError:  # the same is told when it is tried to go that way
+        return False
 
 
 def _by_tools(source: SourcePlatform, vm_uuid: str, login: GuestLogin) -> Transport:

@@ -69,7 +69,9 @@ class GuestFiles:
                 raise GuestError(what, f"{parts.hostname} answers {response.status} to the transfer")
             yield response
         except HostUnreachable as exc:
-            raise GuestError(what, str(exc)) from exc
+            # What that error advises is meant for the server that was added as a host.
+            raise GuestError(what, f"{exc.what}: {exc.why}",
+                             "see that the certificate of the ESXi host is the one that the vCenter knows") from exc
         except (OSError, HTTPException) as exc:
             # Of the address only the host: what follows is as good as a password, for as long as it is valid.
             raise GuestError(what, f"the transfer by {parts.hostname} failed: {type(exc).__name__}: {exc}",

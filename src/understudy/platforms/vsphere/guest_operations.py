@@ -23,6 +23,8 @@ T = TypeVar("T")
 _TOOLS, _FAMILY, _HOST = "guest.toolsRunningStatus", "guest.guestFamily", "runtime.host"
 _RUNNING, _WINDOWS = "guestToolsRunning", "windowsGuest"
 _PREFIX = "understudy-vmtools"
+# Nothing says that a program went well whose status is not told.
+_UNKNOWN_STATUS = -1
 _OWNER_ONLY, _OWNER_ENTERS = 0o600, 0o700
 
 # The first entry that fits counts: many are kinds of others.
@@ -86,7 +88,9 @@ class VsphereGuestOperations:
         process = next((item for item in found or () if item.pid == pid), None)
         if process is None:
             raise GuestError(self._what(what), "the guest does not know the process any more")
-        return None if process.endTime is None else int(process.exitCode or 0)
+        if process.endTime is None:
+            return None
+        return _UNKNOWN_STATUS if process.exitCode is None else int(process.exitCode)
 
     def terminate(self, pid: int) -> None:
         """Kill it."""
