@@ -19,12 +19,14 @@ from tests.vsphere.front import Front, front
 from tests.vsphere.guest_operations import StandIn
 from tests.vsphere.simulator import Inventory, missing
 from tests.vsphere.sourcing import AT_ONCE, Scene, session
+from understudy.context import Context
 from understudy.errors import Cancelled, GuestError
 from understudy.guests.component import component_for
+from understudy.guests.processing import GuestProcessing, Surroundings
 from understudy.guests.program import prepare_program
 from understudy.guests.transport import OUTPUT_LIMIT
 from understudy.guests.vmtools import VmwareToolsTransport
-from understudy.model.guest import GuestSettings, GuestSystem, GuestTransport
+from understudy.model.guest import GuestPolicy, GuestReport, GuestSettings, GuestSystem, GuestTransport
 from understudy.model.guest_operations import GuestLogin
 from understudy.platforms.vsphere.connection import Connection
 from understudy.platforms.vsphere.guest_files import GuestFiles
@@ -217,6 +219,34 @@ def test_if_tools_wait_for_the_thaw_the_guest_thaws_itself_and_says_so(
     assert world.guest.machine.sh(f"echo x >{DISK}/y && echo written") == "written"
     world.guest.log = ""
     program.remove()
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["Tools answer", "Tools wait for the thaw"])
+def test_a_point_counts_as_frozen_only_if_the_guest_was_held_all_the_time(world: World, stuck: bool) -> None:
+    reports: list[GuestReport] = []
+    warnings: list[str] = []
+    writer: subprocess.Popen[bytes] | None = None
+    settings = GuestSettings("", GuestPolicy.TRY, (GuestTransport.VMTOOLS,), script_timeout_s=60, applications=True,
+                             freeze_deadline_s=4 if stuck else 60, applications_percent=40)  # fmt: skip
+    processing = GuestProcessing(Context(), Surroundings(
+        settings=settings, ways=(lambda: VmwareToolsTransport(world.operations()),), agent=None, watchdog=None,
+        record=lambda _: None, report=reports.append, warn=warnings.append, key=KEY, prefix=PREFIX,
+    ))  # fmt: skip
+    with processing.quiesced() as quiescing:
+        if stuck:
+            # Meanwhile Tools log in to say anything, on the file system that is frozen.
+            world.guest.log = f"{DISK}/log"
+        else:
+            assert quiescing.frozen
+            writer = blocked(world.guest.machine)
+    assert quiescing.frozen is not stuck
+    assert (writer is None) is stuck
+    assert writer is None or writer.wait(timeout=60) == 0
+    assert any("was not kept frozen" in text for text in quiescing.warnings) is stuck
+    world.guest.log = ""
+    processing.close()
+    assert (reports[-1].transport, warnings) == ("vmtools", [])
+    assert world.guest.machine.sh(f"echo x >{DISK}/z && echo written") == "written"
 
 
 def test_what_thaws_runs_though_nobody_asks_for_it_any_more(world: World) -> None:
