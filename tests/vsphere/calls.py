@@ -16,6 +16,7 @@ from pyVmomi.VmomiSupport import GetVmodlType
 from tests.vsphere import changes, reconfiguration, soap
 from tests.vsphere.chain import Locked, copy_sparse
 from tests.vsphere.client import Client
+from tests.vsphere.guest_operations import Guests
 from tests.vsphere.machines import OFF, RUNNING, Machine, Machines
 from tests.vsphere.scripted import Faults, Kind
 from tests.vsphere.shown import Tasks
@@ -45,11 +46,14 @@ class TaskFault(Exception):
 class Calls:
     """Answers calls. `page` is the number of areas in one answer of QueryChangedDiskAreas."""
 
-    def __init__(self, client: Client, machines: Machines, tasks: Tasks, faults: Faults, page: int) -> None:
+    def __init__(
+        self, client: Client, machines: Machines, tasks: Tasks, faults: Faults, guests: Guests, page: int
+    ) -> None:  # fmt: skip
         self._client = client
         self._machines = machines
         self._tasks = tasks
         self._faults = faults
+        self._guests = guests
         self._page = page
         self.lock = threading.RLock()
         self._of_vm: dict[str, Callable[[soap.Request, Machine, Forward], soap.Answer]] = {
@@ -82,6 +86,9 @@ class Calls:
                 raise CallFault(fault)
             if self._faults.denied(request.method):
                 raise CallFault(_no_permission(request))
+            if self._guests.concerned(request):
+                # Without the lock: a guest may take its time.
+                return self._guests.answer(request)
             call, machine = self._of(request)
             if (fault := self._faults.take(Kind.TASK_FAULT, request.method)) is not None:
                 raise TaskFault(fault)

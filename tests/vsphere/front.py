@@ -10,6 +10,7 @@ What it adds to the simulator, and where:
 - Disk contents, deltas, reverts and consolidation: `chain.py`. Files are in the datastore's folder.
 - Change ids and QueryChangedDiskAreas: `tracking.py`, `changes.py`.
 - What goes wrong, on demand: `vcenter.faults`, `scripted.py`.
+- Guest operations, carried out in a stand-in for a guest: `guest_operations.py`.
 - What the disk library's double has to know: `facts.json` in the directory of the front, `facts.py`.
 
 Nobody has compared any of it with a real vCenter. Known to differ: a task is carried out before its call is answered;
@@ -33,6 +34,7 @@ from tests.vsphere.chain import copy_sparse, locked
 from tests.vsphere.client import Client, connected
 from tests.vsphere.facts import Facts, write_facts
 from tests.vsphere.gateway import Gateway
+from tests.vsphere.guest_operations import Guests, StandIn
 from tests.vsphere.machines import RUNNING, Disk, Machine, Machines
 from tests.vsphere.scripted import Faults
 from tests.vsphere.shown import Shown, Tasks
@@ -61,10 +63,12 @@ class Front:
         tasks = Tasks(client)
         names = {store.moref: store.name for store in running.datastores}
         self._shown = Shown(self._machines, tasks, self.faults, names)
-        self._calls = Calls(client, self._machines, tasks, self.faults, page)
+        self.guests = Guests(client)
+        self._calls = Calls(client, self._machines, tasks, self.faults, self.guests, page)
         self._gateway = Gateway(running, certificate.server_context(), self.faults, self._handle)
         self._gateway.end_sessions = self._end_sessions
-        self.port = self._gateway.port
+        self._gateway.transfer = self.guests.transfer
+        self.port = self.guests.port = self._gateway.port
         self.url = f"https://127.0.0.1:{self.port}/sdk"
         self._morefs = {found["name"]: moref for moref, found in client.inventory(vim.VirtualMachine, "name").items()}
         for moref in self._morefs.values() if len(self._morefs) <= _FEW else []:
@@ -78,6 +82,7 @@ class Front:
     def close(self) -> None:
         """End all connections, also those of clients that wait."""
         self.faults.release_all()
+        self.guests.close()
         self._gateway.close()
 
     @property
@@ -147,6 +152,11 @@ class Front:
         settings = [vim.option.OptionValue(key=name, value=status) for name in names]
         machine = vim.VirtualMachine(self._machine(vm).moref, self._client.stub)
         self._client.wait(machine.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=settings)))
+
+    def place_guest(self, vm: str, guest: StandIn) -> None:
+        """Guest operations in the VM are carried out in this stand-in; VMware Tools run there."""
+        self.guests.known[self._machine(vm).moref] = guest
+        self.set_tools(vm, running=True)
 
     def _machine(self, vm: str) -> Machine:
         with self._calls.lock:

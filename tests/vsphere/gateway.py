@@ -48,6 +48,7 @@ class Gateway:
         self.sessions: set[str] = set()
         self.calls: list[str] = []
         self.end_sessions: Callable[[list[str]], None] = lambda keys: None
+        self.transfer: Callable[[str, str, bytes], tuple[int, bytes]] = lambda method, path, body: (404, b"")
         self._server = _Server(("127.0.0.1", 0), _Connection)
         self._server.gateway = self
         # The handshake is the connection's own affair, in its thread: a client that stalls holds nobody up.
@@ -227,6 +228,10 @@ class _Connection(BaseHTTPRequestHandler):
             self._send(411, [], b"")
             return
         length = int(self.headers.get("Content-Length", 0))
+        if self.path.startswith("/guestFile"):
+            status, body = self._gateway.transfer(self.command, self.path, self.rfile.read(length))
+            self._send(status, [("Content-Type", "application/octet-stream")], body)
+            return
         if self.path.startswith("/folder") and not self._gateway.may_read_files(
             self._session(), self.headers.get("Authorization", "")
         ):

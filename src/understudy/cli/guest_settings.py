@@ -25,7 +25,8 @@ DEFAULT = "default"
 @click.option("--transport", "transports", multiple=True, type=click.Choice([item.value for item in GuestTransport]),
               help="How the guest is reached; given again, what is tried next.")  # fmt: skip
 @click.option("--address", default=None, metavar="HOST[:PORT]", help="Where SSH finds the guest of --vm.")
-@click.option("--credential", default=None, help="Who logs in over SSH; see 'understudy credential'.")
+@click.option("--credential", default=None,
+              help="Who logs in to the guest, by SSH or VMware Tools; see 'understudy credential'.")  # fmt: skip
 @click.option("--pre-freeze", "pre_freeze", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="Script that runs in the guest before the freeze; given again, one after the other.")  # fmt: skip
 @click.option("--post-thaw", "post_thaw", multiple=True, type=click.Path(path_type=Path), metavar="FILE",

@@ -16,6 +16,8 @@ from understudy.model.inventory import HostFacts
 from understudy.model.preflight import Finding, Gravity, Preflight, Role, Tracking
 from understudy.units import format_size
 
+_FOR = {Role.SOURCE: "as a source", Role.TARGET: "as a target", Role.GUESTS: "for guest operations"}
+
 
 def facts_shape(name: str, facts: HostFacts) -> Shape:
     """A libvirt host that answered."""
@@ -125,7 +127,7 @@ def _head(name: str, found: Preflight) -> Iterator[str]:
         asked = [item for item in found.privileges if item.role is role and item.granted is not None]
         granted = sum(item.granted is True for item in asked)
         told = f"{granted} of {len(asked)} granted" if asked else "not told by the server"
-        yield f"Privileges as a {role.value}: {told}"
+        yield f"Privileges {_FOR[role]}: {told}"
     tracking = _tracking(found)
     yield (f"{len(found.vms)} VMs. Changed block tracking: on {tracking['on']}, off {tracking['off']} (the first "
            f"session switches it on), not possible {tracking['unsupported']}")  # fmt: skip

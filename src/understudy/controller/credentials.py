@@ -15,6 +15,7 @@ from understudy.controller.schema import CredentialRow, GuestHostKeyRow, HostRow
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.guests.ssh import Secret, SshAccess
 from understudy.model.access import HostAccess
+from understudy.model.guest_operations import GuestLogin
 from understudy.model.inventory import Vm
 from understudy.model.job import Host, Job
 
@@ -145,3 +146,16 @@ def ssh_access(database: Database, job: Job, vm: Vm) -> SshAccess | None:
         key=secret if login.kind is CredentialKind.KEY else None,
         host_key=host_key(database, settings.address),
     )
+
+
+def guest_login(database: Database, job: Job, vm: Vm) -> GuestLogin | None:
+    """Who logs in to the guest of ``vm`` by a password; None if ``job`` names no credential with one for it.
+
+    :raises NotFound: if the credential is gone.
+    :raises DatabaseError: if its secret cannot be decrypted.
+    """
+    name = job.guest(vm.name).credential
+    if not name:
+        return None
+    login = get_credential(database, name)
+    return GuestLogin(login.user, login.secret) if login.kind is CredentialKind.PASSWORD else None

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from understudy.context import Context
 from understudy.controller import catalog, throttles
 from understudy.controller.choice import best_route, host_proxies, possible_routes, target_proxies
-from understudy.controller.credentials import host_access, ssh_access
+from understudy.controller.credentials import guest_login, host_access, ssh_access
 from understudy.controller.database import Database
 from understudy.controller.datastores import proved_datastore
 from understudy.controller.ledger import Claim, Kind, Resource
@@ -27,6 +27,7 @@ from understudy.errors import UnderstudyError, UsageError
 from understudy.guests.freezing import Watchdog
 from understudy.guests.ssh import SshAccess
 from understudy.model.access import DiskLibrary, HostAccess
+from understudy.model.guest_operations import GuestLogin
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Host, Job, Proxy, ProxyKind
 from understudy.mover import api
@@ -329,3 +330,6 @@ class _HostGuests:
 
     def access(self, job: Job, vm: Vm) -> SshAccess | None:
         return ssh_access(self._database, job, vm)
+
+    def login(self, job: Job, vm: Vm) -> GuestLogin | None:
+        return guest_login(self._database, job, vm) if self._host.by_library else None

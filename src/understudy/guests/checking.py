@@ -83,7 +83,7 @@ def _look(
         found = program.discover()
     finally:
         program.remove()
-    freezes = agent_freezes or transport.kind is GuestTransport.SSH
+    freezes = agent_freezes or transport.kind in (GuestTransport.SSH, GuestTransport.VMTOOLS)
     return GuestCheck(transport.kind, problems, program.component, program.version, found, freezes)
 
 

@@ -39,6 +39,7 @@ class Surroundings:
     :ivar watchdog: thaws by the guest agent; needed with ``agent``.
     :ivar record: as for :class:`Quiesced`, while ``agent`` freezes.
     :ivar system: the kind of guest, as far as its agent says.
+    :ivar otherwise: what becomes of the point if nothing here freezes the guest.
     :ivar key: names the session in the guest; ``prefix`` is what all of the job's sessions for this VM share.
     """
 
@@ -52,6 +53,7 @@ class Surroundings:
     key: str
     prefix: str
     system: GuestSystem = GuestSystem.POSIX
+    otherwise: str = "the restore point is crash-consistent"
     program: Callable[[GuestSystem], bytes] = component_for
 
 
@@ -143,7 +145,7 @@ class GuestProcessing:
         if self._pre or self._post or self._around.agent is None:
             if self._required:
                 raise problem
-            left = _HOST_ALONE if self._around.agent is not None else "the restore point is crash-consistent"
+            left = _HOST_ALONE if self._around.agent is not None else self._around.otherwise
             self._around.warn(f"{problem}; no script ran, no application was looked for, {left}")
         elif broken:
             self._around.warn(f"{problem}; no application was looked for, {_HOST_ALONE}")

@@ -15,10 +15,11 @@ class GuestPolicy(enum.StrEnum):
 
 
 class GuestTransport(enum.StrEnum):
-    """How a guest is reached: by its QEMU guest agent, or by SSH."""
+    """How a guest is reached: by its QEMU guest agent, by SSH, or by the guest operations of VMware Tools."""
 
     QGA = "qga"
     SSH = "ssh"
+    VMTOOLS = "vmtools"
 
 
 class GuestSystem(enum.StrEnum):
@@ -43,7 +44,7 @@ class ApplicationState(enum.StrEnum):
     FAILED = "failed"
 
 
-DEFAULT_TRANSPORTS = (GuestTransport.QGA, GuestTransport.SSH)
+DEFAULT_TRANSPORTS = (GuestTransport.QGA, GuestTransport.SSH, GuestTransport.VMTOOLS)
 DEFAULT_SCRIPT_TIMEOUT_S = 60
 DEFAULT_FREEZE_DEADLINE_S = 10
 DEFAULT_APPLICATIONS_PERCENT = 40
@@ -57,7 +58,7 @@ class GuestSettings:
 
     :ivar transports: in the order in which they are tried.
     :ivar address: ``HOST[:PORT]`` for SSH, which is not tried without.
-    :ivar credential: name of the stored credential for SSH.
+    :ivar credential: name of the stored credential for SSH; one with a password serves VMware Tools as well.
     :ivar pre_freeze: files on the controller's host that run in the guest before the freeze, in this order.
     :ivar post_thaw: files that run in the guest after the thaw.
     :ivar script_timeout_s: how long one of them may take.

@@ -36,10 +36,11 @@ def by_gravity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 class Role(enum.StrEnum):
-    """What a host is used as."""
+    """What a privilege is needed for: hosts as a source or as a target, or guest processing by VMware Tools."""
 
     SOURCE = "source"
     TARGET = "target"
+    GUESTS = "guests"
 
 
 @dataclass(frozen=True)

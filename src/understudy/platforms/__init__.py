@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from understudy.context import Context
 from understudy.errors import UsageError
 from understudy.model.access import HostAccess, ServerCertificate
+from understudy.model.guest_operations import GuestLogin, GuestOperations
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import LIBRARY_SCHEMES, SnapshotMode
 from understudy.model.preflight import Preflight
@@ -174,6 +175,12 @@ class SourcePlatform(Protocol):
         """What the guest agent returns for one command.
 
         :raises GuestError: if there is no agent, it refuses, or it does not answer within ``timeout_s``.
+        """
+
+    def guest_operations(self, vm_uuid: str, login: GuestLogin) -> GuestOperations:
+        """Work inside the guest as a user of it, by the platform's own way; nothing is tried yet with the login.
+
+        :raises GuestError: if the platform has no such way, or the guest is not ready for it.
         """
 
 

@@ -14,12 +14,17 @@ from understudy.guests.processing import GuestProcessing, Surroundings
 from understudy.guests.qga import QgaTransport, guest_system
 from understudy.guests.ssh import SshTransport
 from understudy.guests.transport import Transport
+from understudy.guests.vmtools import VmwareToolsTransport
 from understudy.model.guest import GuestPolicy, GuestSettings, GuestSystem, GuestTransport
+from understudy.model.guest_operations import GuestLogin
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Job
 from understudy.model.snapshot import SnapshotRequest, SourceSnapshot, Tag
 from understudy.platforms import SourcePlatform
 from understudy.replication.site import Guests, Place, Task
+
+_CRASH = "the restore point is crash-consistent"
+_BY_PLATFORM = "the platform is asked to quiesce it instead"
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def guest_processing(ctx: Context, task: Task, place: Place, vm: Vm) -> Iterator
             record=functools.partial(place.journal.freezing, vm.uuid, settings.freeze_deadline_s),
             report=place.journal.guest, warn=place.journal.warn, key=str(tag), prefix=tag.prefix,
             system=GuestSystem.POSIX if problem else guest_system(command),
+            otherwise=_BY_PLATFORM if place.source_host.by_library else _CRASH,
         ))  # fmt: skip
         try:
             yield processing
@@ -86,7 +92,25 @@ def guest_ways(
             ways[kind] = functools.partial(QgaTransport, agent)
         elif kind is GuestTransport.SSH and (access := guests.access(job, vm)) is not None:
             ways[kind] = functools.partial(SshTransport, access)
+        elif (
+            kind is GuestTransport.VMTOOLS
+            and (login := guests.login(job, vm)) is not None
+            and not _is_windows(source, vm, login)
+        ):
+            ways[kind] = functools.partial(_by_tools, source, vm.uuid, login)
     return ways
+
+
+def _is_windows(source: SourcePlatform, vm: Vm, login: GuestLogin) -> bool:
+    """Whether nothing but VMware Tools themselves, with the snapshot, can freeze the guest."""
+    try:
+        return source.guest_operations(vm.uuid, login).system is GuestSystem.WINDOWS
+    except GuestError:  # the same is told when it is tried to go that way
+        return False
+
+
+def _by_tools(source: SourcePlatform, vm_uuid: str, login: GuestLogin) -> Transport:
+    return VmwareToolsTransport(source.guest_operations(vm_uuid, login))
 
 
 @contextmanager
@@ -121,8 +145,8 @@ def _without_scripts(place: Place, vm: Vm, settings: GuestSettings) -> None:
     """The platform quiesces the guest, but nobody runs the job's scripts in it."""
     problem = "the job has scripts, and there is no way to run them in the guest"
     if settings.policy is GuestPolicy.REQUIRE:
-        raise GuestError(f"guest processing of VM {vm.name!r}", problem, "give the job a credential and an address for "
-                         "SSH, see 'understudy job guest'")  # fmt: skip
+        raise GuestError(f"guest processing of VM {vm.name!r}", problem, "give the job a credential of a user of the "
+                         "guest, see 'understudy job guest'")  # fmt: skip
     place.journal.warn(f"no script ran: {problem}")
 
 

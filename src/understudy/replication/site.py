@@ -11,6 +11,7 @@ from understudy.context import Context
 from understudy.guests.freezing import Watchdog
 from understudy.guests.ssh import SshAccess
 from understudy.model.guest import GuestReport
+from understudy.model.guest_operations import GuestLogin
 from understudy.model.inventory import Disk, Vm
 from understudy.model.job import Datastore, Host, Job, Proxy, ProxyKind
 from understudy.model.session import DiskReport, Step, StepState
@@ -94,6 +95,9 @@ class Guests(Protocol):
 
     def access(self, job: Job, vm: Vm) -> SshAccess | None:
         """How the guest of ``vm`` is reached by SSH; None if the job has no credential for it."""
+
+    def login(self, job: Job, vm: Vm) -> GuestLogin | None:
+        """Who logs in to the guest through the platform; None if that has no such way, or the job no password."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from understudy.controller.whereabouts import Whereabouts, job_there
 from understudy.errors import GuestError
 from understudy.guests.freezing import Quiescing
 from understudy.guests.ssh import SshAccess
-from understudy.model.guest import GuestPolicy, GuestSettings, GuestTransport
+from understudy.model.guest import GuestPolicy, GuestSettings, GuestSystem, GuestTransport
+from understudy.model.guest_operations import GuestLogin
 from understudy.model.inventory import Vm, VmState
 from understudy.model.job import Host, Job
 from understudy.model.replica import Consistency
@@ -31,6 +32,8 @@ SILENT = replace(RUNNING, agent_connected=False)
 @dataclass
 class World:
     access: SshAccess | None = None
+    login: GuestLogin | None = None
+    system: GuestSystem | None = GuestSystem.POSIX
     host: Host = field(default_factory=lambda: Host("a", "qemu:///system", "/scratch"))
     warnings: list[str] = field(default_factory=list)
     watched: list[str] = field(default_factory=list)
@@ -39,11 +42,17 @@ class World:
         self.watched.append(vm_uuid)
         return SimpleNamespace(close=lambda: self.watched.append("closed"))
 
+    def operations(self, vm_uuid: str, login: GuestLogin) -> Any:
+        if self.system is None:
+            raise GuestError(vm_uuid, f"Tools do not let {login.user} in")
+        return SimpleNamespace(system=self.system)
+
     @property
     def place(self) -> Place:
-        guests = SimpleNamespace(watchdog=self.watchdog, access=lambda job, vm: self.access)
+        guests = SimpleNamespace(watchdog=self.watchdog, access=lambda job, vm: self.access,
+                                 login=lambda job, vm: self.login)  # fmt: skip
         journal = SimpleNamespace(warn=self.warnings.append, freezing=lambda *_: None, guest=lambda _: None)
-        source = SimpleNamespace(agent_command=lambda *_: None)
+        source = SimpleNamespace(agent_command=lambda *_: None, guest_operations=self.operations)
         return cast("Place", SimpleNamespace(source=source, guests=guests, journal=journal, source_host=self.host))
 
     def touched(self, vm: Vm, policy: GuestPolicy, *transports: GuestTransport) -> bool:
@@ -96,6 +105,21 @@ def test_only_what_is_set_up_is_tried(vm: Vm, access: SshAccess | None, count: i
     some = task(GuestPolicy.TRY)
     place = World(access).place
     assert len(guest_ways(some.job, place.source, place.guests, vm)) == count
+
+
+def test_a_guest_of_vsphere_is_reached_by_its_tools_with_a_password_after_everything_else() -> None:
+    some = task(GuestPolicy.TRY)
+    place = World(ACCESS, GuestLogin("root", "secret")).place
+    both = [GuestTransport.SSH, GuestTransport.VMTOOLS]
+    assert list(guest_ways(some.job, place.source, place.guests, SILENT)) == both
+
+
+@pytest.mark.parametrize(("system", "count"), [(GuestSystem.POSIX, 1), (GuestSystem.WINDOWS, 0), (None, 1)])
+def test_a_windows_guest_is_left_to_its_tools(system: GuestSystem | None, count: int) -> None:
+    """That they do not run there is told when they are tried."""
+    chosen = task(GuestPolicy.TRY, GuestTransport.VMTOOLS)
+    place = World(None, GuestLogin("root", "secret"), system).place
+    assert len(guest_ways(chosen.job, place.source, place.guests, SILENT)) == count
 
 
 def test_a_point_is_what_was_achieved() -> None:

@@ -136,7 +136,7 @@ class World:
             source_host=self.host, target_host=Host("b", "qemu:///b", "/scratch"),
             datastore=Datastore("ds", "b", "qcow2", "/srv"), source=cast("SourcePlatform", Source(self)),
             target=cast("TargetPlatform", Target(self)), journal=Rows(self), resources=Slots(self),
-            guests=cast("Any", SimpleNamespace(access=lambda _job, _vm: None)),
+            guests=cast("Any", SimpleNamespace(access=lambda _job, _vm: None, login=lambda _job, _vm: None)),
         )  # fmt: skip
 
     def at(self, word: str) -> int:

@@ -14,6 +14,7 @@ import libvirt_qemu
 
 from understudy.context import Context
 from understudy.errors import GuestError, NotFound, PlatformError, Refused
+from understudy.model.guest_operations import GuestLogin, GuestOperations
 from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
@@ -198,6 +199,10 @@ class LibvirtHost:
             return json.loads(answer)["return"]
         except (ValueError, KeyError, TypeError) as exc:
             raise GuestError(f"guest agent of VM {domain.name()!r}: {command}", "its answer is not understood") from exc
+
+    def guest_operations(self, vm_uuid: str, login: GuestLogin) -> GuestOperations:  # noqa: ARG002 - as others have it
+        """Never: a guest of libvirt is reached by its QEMU guest agent, or by SSH."""
+        raise GuestError(f"guest operations in VM {vm_uuid}", "a libvirt host has none", "use --transport qga, or ssh")
 
     def _deltas(self, vm: Vm, tag: Tag, made: Mapping[str, str]) -> commit.Deltas:
         return commit.Deltas(self._connection.uri, vm, tag, partial(self._domain, vm), made)

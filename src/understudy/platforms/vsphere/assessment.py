@@ -108,6 +108,8 @@ def _of_account(privileges: Sequence[PrivilegeCheck]) -> Iterator[Finding]:
         why = f"{check.privilege} is missing on {_places(check)}: it is needed to {check.purpose}"
         if check.role is Role.TARGET:
             yield _note("account", why, "only needed where vSphere is to be a target")
+        elif check.role is Role.GUESTS:
+            yield _note("account", why, "only needed for guests that are processed by --transport vmtools")
         elif check.privilege in ESSENTIAL and len(check.missing_on) == check.asked:
             yield _blocking("account", why, "add it to the account's role there")
         else:

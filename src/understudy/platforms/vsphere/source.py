@@ -11,6 +11,7 @@ from typing import Any
 from understudy.context import Context
 from understudy.errors import GuestError, NotFound, PlatformError
 from understudy.model.exclusion import pack
+from understudy.model.guest_operations import GuestLogin, GuestOperations
 from understudy.model.inventory import Vm
 from understudy.model.job import SnapshotMode
 from understudy.model.replica import Baseline
@@ -20,6 +21,7 @@ from understudy.platforms import CommitPatience, VmTraces
 from understudy.platforms.vsphere import tracking
 from understudy.platforms.vsphere.changes import Question, all_changes, snapshot_gone
 from understudy.platforms.vsphere.connection import Connection
+from understudy.platforms.vsphere.guest_operations import open_guest_operations
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.machine import Machine, snapshot_disks, tracking_of
 from understudy.platforms.vsphere.removal import sweep_snapshots
@@ -103,16 +105,23 @@ class VsphereSource:
         """Never: there is no such agent."""
         raise _no_agent(vm_uuid)
 
+    def guest_operations(self, vm_uuid: str, login: GuestLogin) -> GuestOperations:
+        """By VMware Tools in the guest."""
+        return open_guest_operations(lambda: self._machine_of(vm_uuid, vm_uuid), login)
+
     def _machine(self, vm: Vm) -> Machine:
-        ref = self._lookup.by_uuid(vm.uuid)
+        return self._machine_of(vm.uuid, vm.name)
+
+    def _machine_of(self, uuid: str, name: str) -> Machine:
+        ref = self._lookup.by_uuid(uuid)
         if ref is None:
-            raise NotFound(f"VM {vm.name!r}", f"server {self._connection.address.name} has no VM of UUID {vm.uuid}",
+            raise NotFound(f"VM {name!r}", f"server {self._connection.address.name} has no VM of UUID {uuid}",
                            "see 'understudy host vms'")  # fmt: skip
-        return Machine(self._connection, ref, vm.name)
+        return Machine(self._connection, ref, name)
 
 
 def _no_agent(vm_uuid: str) -> GuestError:
     return GuestError(
         f"guest agent of VM {vm_uuid}", "on vSphere no QEMU guest agent can be reached",
-        "VMware Tools quiesce the guest with the snapshot; programs in it need the SSH transport",
+        "VMware Tools quiesce the guest with the snapshot; programs in it need --transport vmtools, or ssh",
     )  # fmt: skip

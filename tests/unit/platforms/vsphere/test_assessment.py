@@ -85,6 +85,11 @@ def test_other_privileges_warn_as_a_source_and_are_noted_as_a_target() -> None:
     assert only(findings(privileges=lacking(target, "the root folder", asked=1)))[0] is Gravity.NOTE
 
 
+def test_privileges_for_guest_operations_are_noted() -> None:
+    gravity, _, why = only(findings(privileges=lacking("VirtualMachine.GuestOperations.Execute", "db", "web")))
+    assert (gravity, "run programs in guests by their Tools" in why) == (Gravity.NOTE, True)
+
+
 def test_privileges_that_the_server_does_not_tell_are_one_note() -> None:
     assert only(findings(privileges=NEEDED))[:2] == (Gravity.NOTE, "account")
 
