@@ -7,7 +7,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := packaging/debian-packages packaging/debian-packages-lab
 RUNS := 5
 MINUTES := 30
-# Test files at a time: a lab waits for its guests often enough to share the cores.
+# Test files at a time: a lab waits for its guests often enough to share the cores. tests/conftest.py says in what order.
 WORKERS := 2
 
 .PHONY: demo demo-two-hosts test proof bench check lint types contracts unit system soak packages packages-test packages-bench clean
@@ -19,7 +19,7 @@ demo-two-hosts: packages $(VENV)/runtime  ## the same with a proxy on each host,
 	$(AS_ROOT) $(BIN)/understudy demo --two-hosts
 
 test: packages-test $(VENV)/development check  ## lint, types, import contracts and all tests
-	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract tests/vsphere tests/lab tests/system -n $(WORKERS) --dist loadfile --durations 20
+	$(AS_ROOT) $(BIN)/python -m pytest tests/unit tests/contract tests/vsphere tests/lab tests/system -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 
 bench: packages-bench $(VENV)/development  ## measure against nbdcopy and virtnbdbackup
 	$(AS_ROOT) $(BIN)/python -m bench --runs $(RUNS) --json bench-result.json

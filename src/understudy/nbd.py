@@ -1,7 +1,8 @@
-"""NBD client: block status of several contexts, and reads with several in flight, over libnbd.
+"""NBD client: block status of several contexts, reads and writes with several in flight, over libnbd.
 
 Servers on this machine are reached by a Unix socket, those on other hosts by TLS with certificates on both sides.
-libnbd's own errors end here: everything raised is a :class:`~understudy.errors.TransferError`.
+libnbd's own errors end here: everything raised is a :class:`~understudy.errors.TransferError`, or, of what is written,
+a :class:`~understudy.errors.DatastoreError`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any, Self
 import nbd
 
 from understudy.certificates import IDENTITY, PROXIES_CA, Credentials
-from understudy.errors import TransferError
+from understudy.errors import DatastoreError, TransferError
 from understudy.model.extent import Extent
-from understudy.units import KIB
+from understudy.units import KIB, MIB
 
 ALLOCATION = "base:allocation"
 #: Flag of ``base:allocation``: the area reads as zeros (NBD protocol, NBD_STATE_ZERO).
@@ -35,6 +36,10 @@ _POLL_S = 0.2
 #: Reads are cut into requests of this length. qemu-nbd takes new memory for each, and for a MiB at a time the kernel
 #: has to map, clear and unmap it: that costs more than the reading (measured: 0.5 to 0.9 s/GiB, with these 0.3 to 0.4).
 PIECE = 512 * KIB
+#: So much is zeroed by one request: a server that has to write the zeros answers within seconds.
+ZERO_PIECE = 32 * MIB
+
+_FULL = ("ENOSPC", "EDQUOT")
 
 # The names that libnbd wants in a directory of certificates.
 _CA, _CERTIFICATE, _KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
@@ -79,11 +84,13 @@ class NbdClient:
         self.name = f"{where}:{export}"
         self._handle: Any = nbd.NBD()
         self._reads: dict[int, list[tuple[int, memoryview]]] = {}
+        self._writes: dict[int, bytes] = {}
         try:
             with self._errors("connect"):
                 self._connect(where, export, contexts, tls_dir)
                 self.size = int(self._handle.get_size())
                 self.multi_conn = bool(self._handle.can_multi_conn())
+                self.read_only = bool(self._handle.is_read_only())
                 self._granted = tuple(name for name in contexts if self._handle.can_meta_context(name))
         except TransferError:
             self.abort()
@@ -203,6 +210,52 @@ class NbdClient:
         while not self.finished(cookie):
             self.poll(_POLL_S)
 
+    def start_write(self, data: bytes, offset: int) -> int:
+        """Ask for ``data`` to be written at ``offset``.
+
+        :returns: a number for :meth:`written`.
+        :raises DatastoreError: if that is not possible.
+        """
+        with self._write_errors(f"write at {offset}"):
+            cookie = int(self._handle.aio_pwrite(data, offset))
+        self._writes[cookie] = data
+        return cookie
+
+    def start_zero(self, offset: int, length: int) -> int:
+        """Ask for a range to be zeroed, of :data:`ZERO_PIECE` at most; as :meth:`start_write`.
+
+        It reads as zeros afterwards, by whatever means the server has.
+        """
+        with self._write_errors(f"zero at {offset}"):
+            if self._handle.can_zero():
+                cookie = int(self._handle.aio_zero(length, offset))
+                self._writes[cookie] = b""
+                return cookie
+        return self.start_write(bytes(length), offset)
+
+    def written(self, cookie: int) -> bool:
+        """Whether a write, zero or flush is complete; it must not be asked for again then.
+
+        :raises DatastoreError: if it failed.
+        """
+        with self._write_errors("write"):
+            complete = bool(self._handle.aio_command_completed(cookie))
+        if complete:
+            del self._writes[cookie]
+        return complete
+
+    def start_flush(self) -> int:
+        """Ask for what was written to be made durable, as far as that is complete by now; as :meth:`start_write`.
+
+        :raises DatastoreError: if the server has no way to do it.
+        """
+        with self._write_errors("flush"):
+            if not self._handle.can_flush():
+                raise DatastoreError(f"flush NBD export {self.name}", "its server cannot make data durable")
+            cookie = int(self._handle.aio_flush())
+        self._writes[cookie] = b""
+        return cookie
+
     def poll(self, timeout_s: float) -> None:
         """Wait until something moved on the connection."""
         try:
@@ -233,6 +286,7 @@ class NbdClient:
         # Nothing arrives any more in the buffers of pending reads.
         del handle
         self._reads.clear()
+        self._writes.clear()
 
     @contextmanager
     def _errors(self, act: str) -> Iterator[None]:
@@ -242,6 +296,17 @@ class NbdClient:
             raise TransferError(f"{act} on NBD export {self.name}", exc.string) from exc
         except OSError as exc:
             raise TransferError(f"{act} on NBD export {self.name}", str(exc)) from exc
+
+    @contextmanager
+    def _write_errors(self, act: str) -> Iterator[None]:
+        what = f"{act} on NBD export {self.name}"
+        try:
+            yield
+        except nbd.Error as exc:
+            if exc.errno in _FULL:
+                raise DatastoreError(what, "the datastore is full", "free space on it, or use another one") from exc
+            raise DatastoreError(what, f"writing fails: {exc.string}",
+                                 "see that the datastore and its host are well, then run the job again") from exc
 
 
 def _cut(extents: list[Extent], end: int) -> list[Extent]:

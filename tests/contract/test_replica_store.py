@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.unit.storage.snapshot_lab import served_leaf
 from understudy.errors import DatastoreError, Fenced, NotFound, Refused, ReplicaError, UnderstudyError, UsageError
 from understudy.model.extent import Extent
+from understudy.model.job import LAYERS, SNAPSHOTS
 from understudy.model.replica import Baseline, Consistency, Conversion, ReplicaIdentity, ReplicaState
-from understudy.storage import PointDraft, ReplicaStore, list_replicas, open_store
+from understudy.storage import LayerWriter, PointDraft, ReplicaStore, list_replicas, open_store
+from understudy.storage.snapshots.draft import SnapshotDraft
 from understudy.storage.values import KeptLayer, NewDisk, PointMeta
 
-KINDS = ("qcow2",)
+#: Kinds whose disks are files are tried at more, because there is more that they can do.
+LAYERED, KINDS = (LAYERS,), (LAYERS, SNAPSHOTS)
 NAME = "web 1 – Zürich_replica"
 IDENTITY = ReplicaIdentity("id-1", NAME, "7", "nightly", "web 1 – Zürich", "source-uuid", "domain-uuid")
 SIZE = 3 * 65536 + 512
@@ -27,13 +33,37 @@ def meta(point: str) -> PointMeta:
                      {"qemu": "7.2"}, f"<domain>{point} ü</domain>")
 
 
+#: Where the leaves of the running test are served that a store without images writes to.
+_serving: list[tuple[ExitStack, Path]] = []
+
+
+@pytest.fixture(autouse=True)
+def leaves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leaves are served until the end of the test."""
+    with ExitStack() as stack:
+        _serving.append((stack, tmp_path_factory.mktemp("leaves")))
+        yield
+        _serving.pop()
+
+
+def layer_of(draft: PointDraft, disk: str) -> LayerWriter:
+    """The writer of a disk; its leaf is attached first, if it is one of a store without images."""
+    if isinstance(draft, SnapshotDraft):
+        with suppress(ReplicaError):
+            return draft.layer(disk)
+        stack, directory = _serving[-1]
+        leaf = stack.enter_context(served_leaf(directory / f"{uuid.uuid4().hex}.raw", SIZE))
+        draft.attach(disk, leaf.socket, "disk", lambda run: (run,))
+    return draft.layer(disk)
+
+
 def publish(store: ReplicaStore, point: str, fill: bytes = b"", chained: bool = False, disk: str = "vda") -> None:
     draft = store.begin_point(point, (NewDisk(disk, SIZE, chained, "/images/web.qcow2"),))
     if fill:
-        draft.layer(disk).write_at(0, fill * SIZE)
+        layer_of(draft, disk).write_at(0, fill * SIZE)
     else:
-        draft.layer(disk).zero(65536, 65536)
-    draft.layer(disk).finish()
+        layer_of(draft, disk).zero(65536, 65536)
+    layer_of(draft, disk).finish()
     draft.digest_path(disk).write_bytes(point.encode())
     draft.publish(meta(point))
 
@@ -50,9 +80,20 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=LAYERED)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ReplicaStore]:
+    """A store whose disks are files."""
+    yield from _made(str(request.param), tmp_path)
+
+
 @pytest.fixture
-def store(kind: str, tmp_path: Path) -> Iterator[ReplicaStore]:
-    made = open_store(kind, tmp_path, NAME)
+def any_store(kind: str, tmp_path: Path) -> Iterator[ReplicaStore]:
+    """A store of any kind."""
+    yield from _made(kind, tmp_path)
+
+
+def _made(kind: str, directory: Path) -> Iterator[ReplicaStore]:
+    made = open_store(kind, directory, NAME)
     with made.lock(1):
         made.create(IDENTITY)
         yield made
@@ -102,13 +143,13 @@ def test_replicas_are_listed_by_name(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path.parent / "replica.json").exists()
 
 
-def test_making_a_replica_again_changes_nothing_and_another_is_refused(store: ReplicaStore) -> None:
-    publish(store, "p1")
-    before = store.load()
-    assert store.create(IDENTITY) == before
+def test_making_a_replica_again_changes_nothing_and_another_is_refused(any_store: ReplicaStore) -> None:
+    publish(any_store, "p1")
+    before = any_store.load()
+    assert any_store.create(IDENTITY) == before
     with pytest.raises(Refused, match="holds a replica of VM"):
-        store.create(replace(IDENTITY, id="id-2"))
-    assert store.load() == before
+        any_store.create(replace(IDENTITY, id="id-2"))
+    assert any_store.load() == before
 
 
 def test_a_replica_that_lost_its_record_is_not_made_anew(store: ReplicaStore) -> None:
@@ -141,7 +182,7 @@ def test_a_draft_is_seen_by_nobody_until_published(store: ReplicaStore) -> None:
     publish(store, "p1", b"\1")
     before = store.load()
     draft = store.begin_point("p2", (NewDisk("vda", SIZE, True), NewDisk("vdb", SIZE, False)))
-    draft.layer("vda").write_at(0, b"\2" * SIZE)
+    layer_of(draft, "vda").write_at(0, b"\2" * SIZE)
     assert store.load() == before
     assert draft.base_digest_path("vda") == store.digest_path("p1", "vda")
     assert draft.base_digest_path("vdb") is None
@@ -152,54 +193,54 @@ def test_a_draft_is_seen_by_nobody_until_published(store: ReplicaStore) -> None:
     assert shown(store, "p1") == b"\1" * SIZE
 
 
-def test_the_base_digest_is_none_when_its_file_is_lost(store: ReplicaStore) -> None:
-    publish(store, "p1")
-    store.digest_path("p1", "vda").unlink()
-    draft = store.begin_point("p2", (NewDisk("vda", SIZE, True),))
+def test_the_base_digest_is_none_when_its_file_is_lost(any_store: ReplicaStore) -> None:
+    publish(any_store, "p1")
+    any_store.digest_path("p1", "vda").unlink()
+    draft = any_store.begin_point("p2", (NewDisk("vda", SIZE, True),))
     assert draft.base_digest_path("vda") is None
     draft.abandon()
 
 
-def test_abandoning_after_publish_does_nothing(store: ReplicaStore) -> None:
-    draft = store.begin_point("p1", (NewDisk("vda", SIZE, False),))
-    draft.layer("vda").finish()
+def test_abandoning_after_publish_does_nothing(any_store: ReplicaStore) -> None:
+    draft = any_store.begin_point("p1", (NewDisk("vda", SIZE, False),))
+    layer_of(draft, "vda").finish()
     draft.digest_path("vda").touch()
     draft.publish(meta("p1"))
     draft.abandon()
-    assert store.damage("p1") == []
+    assert any_store.damage("p1") == []
     with pytest.raises(ReplicaError):
         draft.publish(meta("p1"))
 
 
 @pytest.mark.parametrize("place", ["publish.layers_durable", "publish.renamed", "publish.recorded"])
 def test_a_publish_that_failed_shows_the_point_wholly_or_not_at_all(
-        store: ReplicaStore, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    draft = store.begin_point("p1", (NewDisk("vda", SIZE, False),))
-    draft.layer("vda").finish()
+        any_store: ReplicaStore, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    draft = any_store.begin_point("p1", (NewDisk("vda", SIZE, False),))
+    layer_of(draft, "vda").finish()
     draft.digest_path("vda").touch()
     monkeypatch.setenv("UNDERSTUDY_FAULT", f"{place}=error")
     with pytest.raises(UnderstudyError, match="asked for an error"):
         draft.publish(meta("p1"))
     monkeypatch.delenv("UNDERSTUDY_FAULT")
     draft.abandon()
-    assert [point.id for point in store.load().points] == (["p1"] if place == "publish.recorded" else [])
-    assert all(store.damage(point.id) == [] for point in store.load().points)
-    assert store.sweep() == []
+    assert [point.id for point in any_store.load().points] == (["p1"] if place == "publish.recorded" else [])
+    assert all(any_store.damage(point.id) == [] for point in any_store.load().points)
+    assert any_store.sweep() == []
 
 
-def test_an_unfinished_layer_or_a_missing_digest_is_not_published(store: ReplicaStore) -> None:
-    draft = store.begin_point("p1", (NewDisk("vda", SIZE, False),))
+def test_an_unfinished_layer_or_a_missing_digest_is_not_published(any_store: ReplicaStore) -> None:
+    draft = any_store.begin_point("p1", (NewDisk("vda", SIZE, False),))
     with pytest.raises(ReplicaError, match="not finished"):
         draft.publish(meta("p1"))
-    draft.layer("vda").finish()
+    layer_of(draft, "vda").finish()
     with pytest.raises(ReplicaError, match="digest file of disk 'vda' is missing"):
         draft.publish(meta("p1"))
     draft.digest_path("vda").touch()
     with pytest.raises(ReplicaError, match="point 'p2'"):
         draft.publish(meta("p2"))
     with pytest.raises(NotFound):
-        draft.layer("vdb")
-    assert store.load().points == ()
+        layer_of(draft, "vdb")
+    assert any_store.load().points == ()
     draft.publish(meta("p1"))
 
 
@@ -228,14 +269,14 @@ def test_a_layer_is_not_laid_on_a_damaged_one(store: ReplicaStore) -> None:
         store.begin_point("p2", (NewDisk("vda", SIZE, True),))
 
 
-def test_one_point_is_made_at_a_time(store: ReplicaStore) -> None:
-    draft = store.begin_point("p1", (NewDisk("vda", SIZE, False),))
-    for act in (lambda: store.begin_point("p2", (NewDisk("vda", SIZE, False),)), store.sweep, store.remove,
-                lambda: store.retire(())):
+def test_one_point_is_made_at_a_time(any_store: ReplicaStore) -> None:
+    draft = any_store.begin_point("p1", (NewDisk("vda", SIZE, False),))
+    for act in (lambda: any_store.begin_point("p2", (NewDisk("vda", SIZE, False),)), any_store.sweep, any_store.remove,
+                lambda: any_store.retire(())):
         with pytest.raises(ReplicaError, match="in the making"):
             act()
     draft.abandon()
-    publish(store, "p2")
+    publish(any_store, "p2")
 
 
 PART = 65536
@@ -246,11 +287,11 @@ def half_made(store: ReplicaStore, point: str, disk: NewDisk = MARKED, fill: byt
     """A draft with one part checkpointed and complete, one checkpointed, and one that no checkpoint knows."""
     draft = store.begin_point(point, (disk,))
     draft.digest_path(disk.name).write_bytes(b"digests for " + point.encode())
-    draft.layer(disk.name).write_at(0, fill * PART)
-    draft.layer(disk.name).checkpoint([Extent(0, PART)])
-    draft.layer(disk.name).write_at(PART, fill * PART)
-    draft.layer(disk.name).checkpoint(())
-    draft.layer(disk.name).write_at(2 * PART, fill * PART)
+    layer_of(draft, disk.name).write_at(0, fill * PART)
+    layer_of(draft, disk.name).checkpoint([Extent(0, PART)])
+    layer_of(draft, disk.name).write_at(PART, fill * PART)
+    layer_of(draft, disk.name).checkpoint(())
+    layer_of(draft, disk.name).write_at(2 * PART, fill * PART)
     return draft
 
 
@@ -260,8 +301,8 @@ def complete(draft: PointDraft, point: str, disk: str = "vda", fill: bytes = b"\
     for item in kept.touched:
         for start in range(item.start, item.end, PART):
             if not any(done.start <= start < done.end for done in kept.complete):
-                draft.layer(disk).write_at(start, fill * min(PART, SIZE - start))
-    draft.layer(disk).finish()
+                layer_of(draft, disk).write_at(start, fill * min(PART, SIZE - start))
+    layer_of(draft, disk).finish()
     draft.digest_path(disk).write_bytes(point.encode())
     draft.publish(meta(point))
 
@@ -287,13 +328,14 @@ def test_a_draft_that_was_kept_is_continued_by_the_next_point(store: ReplicaStor
 def test_a_layer_that_is_continued_twice_is_never_called_complete_by_its_first_writer(store: ReplicaStore) -> None:
     half_made(store, "p1", replace(MARKED, chained=False)).keep()
     draft = store.begin_point("p2", (replace(MARKED, chained=False),))
-    draft.layer("vda").write_at(0, b"\5" * PART)
-    draft.layer("vda").checkpoint(())
+    layer_of(draft, "vda").write_at(0, b"\5" * PART)
+    layer_of(draft, "vda").checkpoint(())
     draft.keep()
     kept = store.begin_point("p3", (replace(MARKED, chained=False),)).kept("vda")
     assert kept == KeptLayer((Extent(0, 2 * PART),), (), None)
 
 
+@pytest.mark.parametrize("kind", LAYERED, indirect=True)
 def test_a_draft_whose_process_died_is_resumed(kind: str, tmp_path: Path) -> None:
     dead, store = open_store(kind, tmp_path, NAME), open_store(kind, tmp_path, NAME)
     with dead.lock(1):
@@ -306,7 +348,7 @@ def test_a_draft_whose_process_died_is_resumed(kind: str, tmp_path: Path) -> Non
         kept = draft.kept("vda")
         assert (kept.touched, kept.complete) == ((Extent(0, 3 * PART),), (Extent(0, PART),))
         assert kept.digests == draft.digest_path("vda")
-        draft.layer("vda").checkpoint([Extent(PART, PART)])
+        layer_of(draft, "vda").checkpoint([Extent(PART, PART)])
         draft.keep()
         draft = store.resume_point("p2", (MARKED,))
         assert draft.kept("vda").complete == (Extent(0, 2 * PART),)
@@ -332,7 +374,7 @@ def test_a_kept_draft_is_closed(store: ReplicaStore) -> None:
     draft = half_made(store, "p2")
     draft.keep()
     with pytest.raises(ReplicaError, match="closed"):
-        draft.layer("vda").write_at(0, bytes(PART))
+        layer_of(draft, "vda").write_at(0, bytes(PART))
     with pytest.raises(ReplicaError, match="kept"):
         draft.publish(meta("p2"))
     draft.abandon()
@@ -356,7 +398,7 @@ def test_a_layer_is_not_continued_on_another_point(store: ReplicaStore) -> None:
     publish(store, "p1")
     half_made(store, "p2").keep()
     draft = store.begin_point("p3", (NewDisk("vdb", SIZE, False),))
-    draft.layer("vdb").finish()
+    layer_of(draft, "vdb").finish()
     draft.digest_path("vdb").touch()
     draft.publish(meta("p3"))
     publish(store, "p4")
@@ -364,6 +406,7 @@ def test_a_layer_is_not_continued_on_another_point(store: ReplicaStore) -> None:
     assert store.begin_point("p5", (MARKED,)).kept("vda") == KeptLayer()
 
 
+@pytest.mark.parametrize("kind", LAYERED, indirect=True)
 def test_a_disk_without_a_mark_is_not_kept(kind: str, tmp_path: Path) -> None:
     dead, store = open_store(kind, tmp_path, NAME), open_store(kind, tmp_path, NAME)
     with dead.lock(1):
@@ -379,8 +422,8 @@ def test_a_disk_without_a_mark_is_not_kept(kind: str, tmp_path: Path) -> None:
 def test_of_several_layers_the_one_with_the_most_is_continued(store: ReplicaStore) -> None:
     publish(store, "p1")
     small = store.begin_point("p2", (MARKED,))
-    small.layer("vda").zero(0, PART)
-    small.layer("vda").checkpoint(())
+    layer_of(small, "vda").zero(0, PART)
+    layer_of(small, "vda").checkpoint(())
     root = small.digest_path("vda").parent.parent
     saved = {path: path.read_bytes() for path in root.rglob("*.partial")}
     small.abandon()
@@ -398,8 +441,8 @@ def test_some_disks_are_continued_and_others_begin_anew(store: ReplicaStore) -> 
              NewDisk("vdc", SIZE, False))
     draft = store.begin_point("p1", disks)
     for disk in ("vda", "vdc"):
-        draft.layer(disk).write_at(0, b"\1" * PART)
-        draft.layer(disk).checkpoint([Extent(0, PART)])
+        layer_of(draft, disk).write_at(0, b"\1" * PART)
+        layer_of(draft, disk).checkpoint([Extent(0, PART)])
     draft.keep()
     draft = store.begin_point("p2", disks)
     whole = KeptLayer((Extent(0, PART),), (Extent(0, PART),), None)
@@ -442,7 +485,7 @@ def test_an_open_draft_is_disturbed_by_nothing(store: ReplicaStore) -> None:
         with pytest.raises(ReplicaError, match="in the making"):
             act()
     store.bind_head("p1")
-    draft.layer("vda").finish()
+    layer_of(draft, "vda").finish()
     draft.publish(meta("p2"))
     assert shown(store, "p2") == b"\2" * 3 * PART + b"\1" * 512
 
@@ -463,10 +506,11 @@ def test_damage_is_found_in_the_whole_chain(store: ReplicaStore) -> None:
         store.damage("nope")
 
 
-def test_unknown_points_and_disks_are_not_found(store: ReplicaStore) -> None:
-    publish(store, "p1")
-    for act in (lambda: store.image("p9", "vda"), lambda: store.image("p1", "vdz"), lambda: store.definition("p9"),
-                lambda: store.digest_path("p9", "vda"), lambda: store.bind_head("p9")):
+def test_unknown_points_and_disks_are_not_found(any_store: ReplicaStore) -> None:
+    publish(any_store, "p1")
+    for act in (lambda: any_store.image("p9", "vda"), lambda: any_store.image("p1", "vdz"),
+                lambda: any_store.definition("p9"), lambda: any_store.digest_path("p9", "vda"),
+                lambda: any_store.bind_head("p9")):
         with pytest.raises(NotFound):
             act()
 
@@ -558,11 +602,11 @@ def test_a_new_head_drops_disks_that_the_point_has_not(store: ReplicaStore) -> N
     assert not Path(old).exists()
 
 
-def test_state_and_identity_are_recorded(store: ReplicaStore) -> None:
-    assert store.set_state(ReplicaState.FAILOVER).state == ReplicaState.FAILOVER
+def test_state_and_identity_are_recorded(any_store: ReplicaStore) -> None:
+    assert any_store.set_state(ReplicaState.FAILOVER).state == ReplicaState.FAILOVER
     other = replace(IDENTITY, job_name="weekly", id="id-9")
-    assert store.set_identity(other).identity == other
-    assert (store.load().state, store.load().identity) == (ReplicaState.FAILOVER, other)
+    assert any_store.set_identity(other).identity == other
+    assert (any_store.load().state, any_store.load().identity) == (ReplicaState.FAILOVER, other)
 
 
 def test_removal_leaves_nothing_but_what_is_not_ours(kind: str, tmp_path: Path) -> None:
@@ -577,7 +621,7 @@ def test_removal_leaves_nothing_but_what_is_not_ours(kind: str, tmp_path: Path) 
     with store.lock(1):
         store.create(IDENTITY)
         publish(store, "p1")
-        foreign = store.image("p1", "vda").parent / "notes.txt"
+        foreign = store.digest_path("p1", "vda").parent / "notes.txt"
         foreign.touch()
         with pytest.raises(ReplicaError, match=r"notes\.txt is not one of them"):
             store.remove()

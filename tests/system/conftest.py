@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.aftermath import remove_vms
+from tests.system.forked import close_forks
 from tests.system.installation import Installation
 from understudy.lab.lab import Lab
 
@@ -17,23 +18,27 @@ from understudy.lab.lab import Lab
 def lab() -> Iterator[Lab]:
     """Two private libvirt hosts."""
     with Lab.open() as opened:
-        yield opened
+        try:
+            yield opened
+        finally:
+            close_forks()
 
 
 @pytest.fixture
 def installation(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Installation]:
     """A new home, datastore and scratch directory inside the lab's directory."""
-    with installation_in(lab, f"test-{abs(hash(request.node.nodeid)):x}") as made:
+    anew = request.node.get_closest_marker("anew") is not None
+    with installation_in(lab, f"test-{abs(hash(request.node.nodeid)):x}", anew=anew) as made:
         yield made
 
 
 @contextmanager
-def installation_in(lab: Lab, name: str) -> Iterator[Installation]:
+def installation_in(lab: Lab, name: str, *, anew: bool = False) -> Iterator[Installation]:
     """A new installation, and no VMs on either host afterwards."""
     place = lab.directory / name
     place.mkdir()
     try:
-        yield Installation(lab, place)
+        yield Installation(lab, place, anew=anew)
     finally:
         remove_vms(lab)
 

@@ -1,4 +1,7 @@
-"""An Understudy installation under test: a home of its own, driven through the real command line only."""
+"""An Understudy installation under test: a home of its own, driven through the real command line only.
+
+Commands run in forks of a process that has the program imported, unless the installation is told to start each anew.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.system.forked import ForkedCommand, forks
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
 
@@ -37,7 +41,7 @@ class Answer:
 class StalledRun:
     """A ``job run`` that stands at a fault point; ``answer`` is there when the block is left."""
 
-    process: subprocess.Popen[str]
+    process: ForkedCommand | subprocess.Popen[str]
     answer: Answer | None = None
 
     @property
@@ -50,8 +54,10 @@ class StalledRun:
 class Installation:
     """Hosts ``alpha`` and ``beta``, datastore ``ds`` on beta, and whatever jobs a test makes."""
 
-    def __init__(self, lab: Lab, place: Path) -> None:
+    def __init__(self, lab: Lab, place: Path, *, anew: bool = False) -> None:
+        """:param anew: start an interpreter for each command, as a shell does."""
         self.lab = lab
+        self.anew = anew
         self.place = place
         self.home = place / "home"
         self.store = place / "store"
@@ -62,17 +68,36 @@ class Installation:
             self.ok("host", "add", host.name, host.uri, "--scratch-dir", str(self.scratch))
         self.ok("datastore", "add", "ds", "--host", "beta", "--path", str(self.store))
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """What starts a program where the commands run, if that is not here."""
+        return ()
+
     def command(self, *arguments: str) -> list[str]:
         """The argument vector of a command."""
-        return [sys.executable, "-m", "understudy", "--home", str(self.home), *arguments]
+        return [*self.elsewhere, *self._plain_command(*arguments)]
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Answer:
         """Run a command to its end."""
-        done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False,
-            env={**os.environ, **(env or {})},
+        process = self._start(arguments, env or {})
+        try:
+            out, err = process.communicate(timeout=RUN_TIMEOUT_S)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        return Answer(process.wait(), out, err)
+
+    def _start(self, arguments: Sequence[str], env: Mapping[str, str]) -> ForkedCommand | subprocess.Popen[str]:
+        environment = {**os.environ, **env}
+        if not self.anew:
+            return forks(self.elsewhere).start(self._plain_command(*arguments), environment)
+        return subprocess.Popen(
+            self.command(*arguments), env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def _plain_command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "understudy", "--home", str(self.home), *arguments]
 
     def ok(self, *arguments: str) -> Answer:
         """Run a command that must succeed."""
@@ -108,11 +133,8 @@ class Installation:
         The block may kill or interrupt it. It is waited for at the end.
         """
         release = self.place / f"release-{time.monotonic_ns()}"
-        env = {**os.environ, "UNDERSTUDY_FAULT": f"{point}=stall", "UNDERSTUDY_FAULT_RELEASE": str(release)}
-        process = subprocess.Popen(
-            self.command("--json", "job", verb, job, *options), env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
+        fault = {"UNDERSTUDY_FAULT": f"{point}=stall", "UNDERSTUDY_FAULT_RELEASE": str(release)}
+        process = self._start(("--json", "job", verb, job, *options), fault)
         run = StalledRun(process)
         try:
             deadline = time.monotonic() + 60
@@ -123,7 +145,7 @@ class Installation:
             yield run
             release.touch()
             out, err = process.communicate(timeout=RUN_TIMEOUT_S)
-            run.answer = Answer(process.returncode, out, err)
+            run.answer = Answer(process.wait(), out, err)
         finally:
             release.touch()
             if run.answer is None:

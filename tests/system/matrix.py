@@ -261,10 +261,10 @@ class Matrix(Bench):
 class OnTarget(Installation):
     """An installation whose controller and proxies run on the target host, which alone sees the datastore."""
 
-    def command(self, *arguments: str) -> list[str]:
-        """As it is, on the target host."""
-        options = self.lab.beta.namespaces.enter_options()
-        return ["nsenter", *options, "--", *super().command(*arguments)]
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """On the target host."""
+        return ("nsenter", *self.lab.beta.namespaces.enter_options(), "--")
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from understudy.platforms.vsphere.definition import DiskController
 
 def test_a_guest_of_vsphere_boots_on_kvm_without_a_conversion_and_undo_drops_what_it_wrote(
         installation: Installation) -> None:
-    lab, second = installation.lab, installation.place / "second.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", second, "8M"], check=True)
-    subprocess.run(["qemu-io", "-c", "write -P 0x55 1M 64k", second], check=True)
-    vm = hardware([("scsi0:0", DiskController.PVSCSI, lab.guest.image), ("scsi0:1", DiskController.PVSCSI, second)])
-    publish(installation, vm, [lab.guest.image, second])
+    lab, data = installation.lab, installation.place / "data.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", data, "8M"], check=True)
+    subprocess.run(["qemu-io", "-c", "write -P 0x55 1M 64k", data], check=True)
+    vm = hardware([("scsi0:0", DiskController.PVSCSI, lab.guest.image), ("scsi0:1", DiskController.PVSCSI, data)])
+    publish(installation, vm, [lab.guest.image, data])
     installation.ok("replica", "adopt", f"ds/{REPLICA}")
     installation.ok("replica", "verify", REPLICA)
     before = published_files(replica_directory(installation, REPLICA))
@@ -32,11 +32,12 @@ def test_a_guest_of_vsphere_boots_on_kvm_without_a_conversion_and_undo_drops_wha
         def run(script: str) -> str:
             return agent.run_in_guest(beta, REPLICA, ["/bin/sh", "-c", script])
 
-        # Both disks are there by their own driver, in their order, and hold what they held.
+        # Both disks are there by their own driver, each in its place, and hold what they held.
         assert run("ls /sys/bus/pci/drivers/vmw_pvscsi | grep -c :").strip() == "1"
         assert run("ls /sys/block | grep -c '^vd'; true").strip() == "0"
         assert run("grep -c /data /proc/mounts").strip() == "1"
-        assert run("dd if=/dev/sdb bs=64k skip=16 count=1 2>/dev/null | tr -d U | wc -c").strip() == "0"
+        second = run("ls /sys/bus/scsi/devices/*:0:1:0/block").strip()
+        assert run(f"dd if=/dev/{second} bs=64k skip=16 count=1 2>/dev/null | tr -d U | wc -c").strip() == "0"
         # It knows itself by the UUID and the address that it always had.
         assert run("cat /sys/class/dmi/id/product_uuid").strip() == "a23c4d56-019f-221b-8f2f-6a0a5f1e2d3c"
         assert run("cat /sys/class/net/eth0/address").strip() == MAC

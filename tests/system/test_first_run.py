@@ -1,9 +1,13 @@
-"""The main job, from the first run to the booted replica."""
+"""The main job, from the first run to the booted replica; every command starts as it does from a shell."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.system.installation import Installation, assert_same, frozen_copy
 from understudy.lab import agent
+
+pytestmark = pytest.mark.anew
 
 
 def test_a_running_vm_is_replicated_and_its_replica_boots_with_the_change(installation: Installation) -> None:

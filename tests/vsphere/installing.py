@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -129,13 +130,7 @@ def modes(task: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def raw(image: Path) -> bytes:
     """What a restore point's image shows."""
-    done = subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), "/dev/stdout"],
-                          capture_output=True, check=False)  # fmt: skip
-    if done.returncode:
-        copy = image.with_suffix(f".{time.monotonic_ns()}.raw")
-        try:
-            subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(copy)], check=True)
-            return copy.read_bytes()
-        finally:
-            copy.unlink(missing_ok=True)
-    return done.stdout
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / "copy.raw"
+        subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(image), str(copy)], check=True)
+        return copy.read_bytes()

@@ -54,9 +54,10 @@ def rebuild_to_end(app: App, datastore: str, name: str, dry_run: bool) -> Rebuil
 
 
 @contextmanager
-def _session_view(app: App) -> Iterator[OnReport]:
+def _session_view(app: App) -> Iterator[OnReport | None]:
+    """What shows a report; None where only the end is to be seen."""
     if app.json:
-        yield lambda _report: None
+        yield None
     elif sys.stdout.isatty():
         with _live_session() as on_report:
             yield on_report

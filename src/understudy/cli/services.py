@@ -123,13 +123,13 @@ class Services(Protocol):
         :raises Refused: if it is the built-in one, or something uses it.
         """
 
-    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None] | None) -> SessionReport:
         """See a queued session to its end, and return its final report.
 
         Becomes the controller if no other process is; else follows. ``on_progress`` gets a report about twice a
-        second, always in the calling thread. The first Ctrl-C (SIGINT) or SIGTERM requests the cancellation of the
-        session and goes on waiting for its orderly end, so the report returned is then of a cancelled session; a second
-        one raises KeyboardInterrupt.
+        second, always in the calling thread; without it none is made but the last. The first Ctrl-C (SIGINT) or SIGTERM
+        requests the cancellation of the session and goes on waiting for its orderly end, so the report returned is then
+        of a cancelled session; a second one raises KeyboardInterrupt.
         """
 
     def interrupted_session(self, job: str) -> int | None:

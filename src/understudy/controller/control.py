@@ -24,7 +24,8 @@ from understudy.errors import Refused, UnderstudyError
 from understudy.model.session import SessionReport
 
 LOG = logging.getLogger(__name__)
-_TICK_S = 0.05
+# Each look at the database costs milliseconds, for as long as disks are copied; the end of a session is told at once.
+_TICK_S = 0.2
 _REPORT_S = 0.4
 _THAW_TIMEOUT_S = 5.0
 
@@ -62,6 +63,10 @@ class Control:
             if journal.is_cancel_requested(self._database, session_id):
                 self._engine.cancel(session_id)
         return True
+
+    def wait(self) -> None:
+        """Until it is time for another tick."""
+        self._engine.wait_end(_TICK_S)
 
     def release(self) -> None:
         """Stop being the controller; only when idle."""
@@ -105,12 +110,14 @@ class Control:
 
 
 def follow_session(
-    control: Control, database: Database, session_id: int, on_progress: Callable[[SessionReport], None]
+    control: Control, database: Database, session_id: int, on_progress: Callable[[SessionReport], None] | None
 ) -> SessionReport:
     """See a session to its end, as the controller if there is no other.
 
     The lock is given back only here, when nothing runs any more. A second Ctrl-C ends the wait, not the tasks: they
     are on their way to an orderly end in this process, which keeps the lock until it is gone.
+
+    :param on_progress: told about twice a second how it goes, and how it ended; None: nobody wants to know.
     """
     with _interrupts() as interrupted:
         asked = False
@@ -120,15 +127,16 @@ def follow_session(
                 asked = True
                 _ask_to_stop(database, session_id)
             control.tick()
-            if time.monotonic() >= next_report:
+            if on_progress is not None and time.monotonic() >= next_report:
                 next_report = time.monotonic() + _REPORT_S
                 on_progress(session_report(database, session_id))
-            if journal.has_ended(database, session_id) and control.idle:
+            if control.idle and journal.has_ended(database, session_id):
                 control.release()
                 report = session_report(database, session_id)
-                on_progress(report)
+                if on_progress is not None:
+                    on_progress(report)
                 return report
-            time.sleep(_TICK_S)
+            control.wait()
 
 
 def control_until_idle(control: Control, database: Database) -> None:
@@ -138,7 +146,7 @@ def control_until_idle(control: Control, database: Database) -> None:
     """
     try:
         while not control.idle if control.tick() else journal.has_session(database, running=False):
-            time.sleep(_TICK_S)
+            control.wait()
     finally:
         control.release()
 

@@ -39,6 +39,9 @@ class Engine(Protocol):
     def active(self) -> frozenset[int]:
         """Sessions that have not ended."""
 
+    def wait_end(self, timeout_s: float) -> None:
+        """Wait until a session has ended since the last call, or for that time."""
+
 
 class LocalEngine:
     """Executes sessions in threads of this process."""
@@ -48,6 +51,7 @@ class LocalEngine:
         self._sites = sites
         self._tokens: dict[int, CancelToken] = {}
         self._lock = threading.Lock()
+        self._ended = threading.Event()
 
     def submit(self, session: ClaimedSession) -> None:
         """Begin to execute a session in a thread of its own."""
@@ -67,6 +71,11 @@ class LocalEngine:
         with self._lock:
             return frozenset(self._tokens)
 
+    def wait_end(self, timeout_s: float) -> None:
+        """Wait until a session has ended since the last call, or for that time."""
+        if self._ended.wait(timeout_s):
+            self._ended.clear()
+
     def _run_session(self, session: ClaimedSession) -> None:
         token = self._tokens[session.id]
         try:
@@ -81,6 +90,7 @@ class LocalEngine:
             finally:
                 with self._lock:
                     del self._tokens[session.id]
+                self._ended.set()
 
     def _run_task(self, token: CancelToken, session: ClaimedSession, vm: str) -> None:
         """One task from its first to its last row; whatever goes wrong ends in that last row."""
@@ -129,7 +139,7 @@ class LocalEngine:
             return Task(held.spec.job, vm, held.vm.name, session.id, session.full_scan, adoptable)
         job = session.job
         uuids = [item.replica.identity.source_uuid for item in known
-                 if item.job == job.name and item.datastore == job.datastore and item.name == vm + job.suffix]
+                 if item.job == job.name and item.datastore == job.datastore and item.name == job.replica_name(vm)]
         found = self._sites.locate(job, vm, uuids[0] if uuids else "")
         return Task(job_there(job, vm, found), vm, found.name, session.id, session.full_scan, adoptable)
 

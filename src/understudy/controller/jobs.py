@@ -287,10 +287,12 @@ def _check_vms(job: Job, what: str) -> None:
     if not job.vms:
         raise UsageError(what, "no VM is named", "add at least one --vm")
     for vm in job.vms:
-        if not vm or len(vm) > 255 or "/" in vm or has_control_characters(vm):
+        # Where names are not unique, a VM is called by its path in the inventory.
+        if not vm.strip("/") or len(vm) > 255 or has_control_characters(vm):
             raise UsageError(what, f"{vm!r} is no VM name", "see 'understudy host vms'")
-    if len(set(job.vms)) != len(job.vms):
-        raise UsageError(what, "a VM is named twice", "name each VM once")
+    if len({job.replica_name(vm) for vm in job.vms}) != len(job.vms):
+        raise UsageError(what, "a VM is named twice, or the replicas of two would have the same name",
+                         "name each VM once")
     if len(set(job.excluded_disks)) != len(job.excluded_disks):
         raise UsageError(what, "an excluded disk is named twice", "name each disk once")
     for vm, disk in job.excluded_disks:

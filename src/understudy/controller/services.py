@@ -139,7 +139,7 @@ class ControllerServices:
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None] | None) -> SessionReport:
         """See a queued session to its end, as the controller or as a follower."""
         duties = control.Control(self._home, self._database, self._sites)
         return control.follow_session(duties, self._database, session_id, on_progress)

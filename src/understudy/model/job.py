@@ -193,6 +193,10 @@ class Job:
     def _guest(self, vm: str) -> GuestSettings:
         return next((item for item in self.guests if item.vm == vm), GuestSettings(vm))
 
+    def replica_name(self, vm: str) -> str:
+        """Name of the replica of ``vm``, and of its VM; platforms allow no slash in names of VMs."""
+        return vm.replace("/", "_") + self.suffix
+
     def masks_of(self, vm: str) -> tuple[str, ...]:
         """The masks that hold for ``vm``."""
         return tuple(mask for name, mask in self.masks if name in ("", vm))

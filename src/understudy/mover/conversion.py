@@ -23,6 +23,7 @@ from understudy.model.replica import Conversion, FileMark
 from understudy.mover import api
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
+from understudy.mover.work import CONVERTING
 from understudy.platforms.foreign import disk_names, source_of
 from understudy.storage import ReplicaStore
 from understudy.storage.values import HeadFacts
@@ -46,7 +47,7 @@ def start_conversion(mover: Mover, request: api.ConvertHead) -> api.WorkStarted:
         with mover.drafts.owned(request.owner) as store:
             _convert(ctx, mover.run_dir, store, request)
 
-    return api.WorkStarted(mover.works.start(f"convert {request.owner.ref.name}", convert))
+    return api.WorkStarted(mover.works.start(f"convert {request.owner.ref.name}", convert, CONVERTING))
 
 
 def _convert(ctx: Context, run_dir: Path, store: ReplicaStore, request: api.ConvertHead) -> None:

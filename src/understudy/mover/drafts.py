@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from understudy.errors import NotFound, Refused, UsageError
+from understudy.model.snapshot import LibraryExport
 from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
 from understudy.mover.arriving import Arrival, ArrivingDisk
+from understudy.mover.exports import Exports
+from understudy.mover.leaves import Held, Leaves
 from understudy.storage import PointDraft, ReplicaStore, open_store
 from understudy.storage.values import NewDisk
 
@@ -37,6 +40,7 @@ class Draft:
     :ivar arriving: disks of which something may have come, by name.
     :ivar busy: disks that a transfer writes now; one at a time.
     :ivar complete: disks whose transfer succeeded.
+    :ivar leaves: where its disks are written, if its store holds no images.
     :ivar works: transfers that were begun for it.
     :ivar asked_at: when its controller was last heard of (monotonic).
     """
@@ -54,6 +58,7 @@ class Draft:
     arriving: dict[str, ArrivingDisk] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
     complete: set[str] = field(default_factory=set)
+    leaves: Leaves = field(default_factory=Leaves)
     works: list[str] = field(default_factory=list)
     ended: bool = False
     asked_at: float = field(default_factory=time.monotonic)
@@ -91,9 +96,9 @@ class Draft:
     def _arriving(self, name: str, block_size: int) -> ArrivingDisk:
         if name not in self.arriving:
             disk = self.disks[name]
+            layer = self.leaves.layer(name, self.point.layer(name))
             self.arriving[name] = ArrivingDisk(Arrival(
-                name, self.point_id, disk.size, block_size, self.point.layer(name), self.point.digest_path(name),
-                self.point.kept(name),
+                name, self.point_id, disk.size, block_size, layer, self.point.digest_path(name), self.point.kept(name),
             ))
         return self.arriving[name]
 
@@ -110,6 +115,35 @@ class Draft:
             if self.ended:
                 raise NotFound(f"draft {self.id!r}", "it has ended")
             yield
+
+    def attach(self, exports: Exports, leaves: Sequence[LibraryExport]) -> None:
+        """Write the disks to leaves of the replica VM; once, before any transfer.
+
+        :raises Refused: if it is too late for that, or the store holds images.
+        """
+        act = f"attach disks to draft {self.id}"
+        if self.store.holds_images:
+            raise Refused(act, "its layers are files of the datastore")
+        with self.acting():
+            if self.leaves.attached or self.arriving or self.busy:
+                raise Refused(act, "its disks are attached, or being written, already", "begin a new restore point")
+            held = [Held(self.store, self.point, disk, self.base_point) for disk in self.disks.values()]
+            self.held.callback(self.leaves.close)
+            self.leaves.attach(exports, held, leaves, f"leaf of draft {self.id}")
+
+    def seal(self) -> None:
+        """Every disk is complete and durable: let go of the leaves; again is no error.
+
+        :raises Refused: if a disk is not complete, or no leaves are attached.
+        """
+        act = f"seal draft {self.id}"
+        with self.acting():
+            unfinished = self.unfinished()
+            if unfinished:
+                raise Refused(act, f"disks without a successful transfer: {', '.join(unfinished)}")
+            if not self.leaves.attached:
+                raise Refused(act, "its disks are not written to leaves")
+            self.leaves.seal()
 
     def end(self, *, keep: bool) -> None:
         """Nothing is written any more; abandon what was not published, or leave it to be continued, if ``keep``."""
@@ -187,6 +221,11 @@ class Drafts:
     def superseded(self, ref: ReplicaRef, attempt: int) -> list[Draft]:
         """Drafts of the replica that are no longer wanted when ``attempt`` comes (S11)."""
         return [draft for draft in list(self._drafts.values()) if draft.ref == ref and draft.attempt < attempt]
+
+    def stop_writing(self) -> None:
+        """Whoever waits for a disk library to write something gives up."""
+        for draft in list(self._drafts.values()):
+            draft.leaves.stop()
 
     def ids(self) -> list[str]:
         """Ids of all drafts held."""

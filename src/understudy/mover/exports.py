@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from understudy.errors import PlatformError, TransferError, UsageError
+from understudy.model.snapshot import LibraryExport
 from understudy.mover.api import NbdSource, OpenExport, OpenLibraryExport
 from understudy.mover.changed import context_of, write_areas
 from understudy.mover.children import START_TIMEOUT_S, Child, Server, Spawner
 from understudy.mover.library import LibraryServer, reason_of, wait_disconnected
+from understudy.mover.library_errors import Reason
 
 CONNECTIONS = 16
 EXPORT = "disk"
@@ -69,12 +71,16 @@ class Exports:
         try:
             yield
         except TransferError as exc:
-            child = next((child for child in list(self._children.values()) if str(child.socket) == source.socket), None)
             # Errors of a connection name it. Others are of the target, or of the way there.
-            reason = reason_of(child) if child is not None and source.socket in exc.what else None
+            reason = self.reason(source) if source.socket in exc.what else None
             if reason is None:
                 raise
             raise TransferError(exc.what, f"{exc.why} ({reason.why})", reason.todo) from exc
+
+    def reason(self, source: NbdSource) -> Reason | None:
+        """What the vendor's disk library complained of, if ``source`` is served through it; None if of nothing."""
+        child = next((child for child in list(self._children.values()) if str(child.socket) == source.socket), None)
+        return reason_of(child) if child is not None else None
 
     def close(self, key: str) -> None:
         """End an export; unknown ids are no error."""
@@ -104,6 +110,15 @@ class Exports:
     def serving(self, image: Path, image_format: str) -> Iterator[NbdSource]:
         """The image is served inside the context."""
         key, source = self.open(OpenExport(str(image), image_format, "", "verify"))
+        try:
+            yield source
+        finally:
+            self.close(key)
+
+    @contextmanager
+    def serving_library(self, export: LibraryExport) -> Iterator[NbdSource]:
+        """The disk is served through the vendor's disk library inside the context, read-only."""
+        key, source = self.open_library(OpenLibraryExport(export, "verify"))
         try:
             yield source
         finally:

@@ -13,9 +13,10 @@ from understudy.faults import fault_point
 from understudy.model.replica import Replica
 from understudy.mover import api
 from understudy.mover.drafts import ORPHANED_S, store_of
+from understudy.mover.leaves import refuse_unsealed
 from understudy.mover.meter import Meter
 from understudy.mover.state import Mover
-from understudy.mover.work import VERIFYING
+from understudy.mover.work import CONVERTING, VERIFYING
 from understudy.storage import ReplicaStore, list_replicas
 from understudy.storage.marker import make_marker, read_marker
 from understudy.storage.values import DatastoreFacts, HeadFacts
@@ -99,6 +100,8 @@ def _head_definition(store: ReplicaStore, replica: Replica, head: HeadFacts) -> 
 
 
 def _paths(replica: Replica, store: ReplicaStore, *, digests: bool) -> dict[str, dict[str, str]]:
+    if not digests and not store.holds_images:
+        return {}
     path_of = store.digest_path if digests else store.image
     return {
         point.id: {disk.name: str(path_of(point.id, disk.name)) for disk in point.disks} for point in replica.points
@@ -113,6 +116,18 @@ def begin_point(mover: Mover, request: api.BeginPoint) -> api.DraftOpened:
     return api.DraftOpened(draft.id, tuple(swept))
 
 
+def attach_disks(mover: Mover, request: api.AttachDisks) -> api.Nothing:
+    """Write the disks of a draft to leaves of the replica VM."""
+    mover.drafts.get(request.draft).attach(mover.exports, request.leaves)
+    return api.Nothing()
+
+
+def seal_point(mover: Mover, request: api.SealPoint) -> api.Nothing:
+    """Every disk of a draft is complete: let go of the leaves."""
+    mover.drafts.get(request.draft).seal()
+    return api.Nothing()
+
+
 def query_draft(mover: Mover, request: api.DraftQuery) -> api.DraftHolding:
     """Whether a draft is held."""
     return api.DraftHolding(mover.drafts.is_held(request.draft))
@@ -125,6 +140,7 @@ def publish_point(mover: Mover, request: api.PublishPoint) -> api.PublishedPoint
     if unfinished or request.meta.id != draft.point_id:
         why = f"disks without a successful transfer: {', '.join(unfinished)}" if unfinished else "it has another id"
         raise Refused(f"publish restore point {request.meta.id!r}", why)
+    refuse_unsealed(f"publish restore point {request.meta.id!r}", draft.leaves)
     with draft.acting():
         fault_point("mover.publish.before")
         point = draft.point.publish(request.meta)
@@ -144,12 +160,15 @@ def release_orphans(mover: Mover) -> None:
     for orphan in mover.drafts.orphaned():
         LOG.warning("draft %s of replica %s: its controller is not heard of any more", orphan.id, orphan.ref.name)
         end_draft(mover, orphan.id, keep=True)
-    mover.works.cancel_unheard(VERIFYING, ORPHANED_S)
+    for group in (VERIFYING, CONVERTING):
+        mover.works.cancel_unheard(group, ORPHANED_S)
 
 
 def end_draft(mover: Mover, key: str, *, keep: bool) -> None:
     """Stop what writes to a draft, and end it."""
-    for work in list(mover.drafts.get(key).works):
+    draft = mover.drafts.get(key)
+    draft.leaves.stop()
+    for work in list(draft.works):
         mover.works.cancel(work)
     mover.data.withdraw(key)
     mover.drafts.release(key, keep=keep)
@@ -163,6 +182,13 @@ def retire_points(mover: Mover, request: api.RetirePoints) -> api.WorkStarted:
             store.retire(request.points)
 
     return api.WorkStarted(mover.works.start(f"retire {request.owner.ref.name}", retire))
+
+
+def forget_points(mover: Mover, request: api.ForgetPoints) -> api.Nothing:
+    """Take points out of a replica's record whose content the platform does not have."""
+    with mover.drafts.owned(request.owner) as store:
+        store.forget(request.points)
+    return api.Nothing()
 
 
 def bind_head(mover: Mover, request: api.BindHead) -> api.HeadBound:

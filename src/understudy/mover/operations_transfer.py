@@ -13,7 +13,7 @@ from understudy.model.transfer import TransferMode
 from understudy.mover import api
 from understudy.mover.arriving import checkpoints
 from understudy.mover.audit import audit_of
-from understudy.mover.below import Below
+from understudy.mover.below import Below, Content
 from understudy.mover.copier import (
     Copying,
     DiskSink,
@@ -172,8 +172,11 @@ def _copy(ctx: Context, mover: Mover, draft: Draft, new: NewDisk, read: api.Read
         copy_digests(disk.writer.path, partial)
 
 
-def _below(mover: Mover, draft: Draft, disk: NewDisk) -> Below:
+def _below(mover: Mover, draft: Draft, disk: NewDisk) -> AbstractContextManager[Content]:
     """What the new layer of ``disk`` lies on; nothing is opened before it is read."""
+    leaf = draft.leaves.content(disk.name)
+    if leaf is not None:
+        return leaf
 
     def serve() -> AbstractContextManager[api.NbdSource]:
         if not disk.chained:

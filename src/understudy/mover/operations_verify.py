@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from understudy.context import Context
 from understudy.errors import (
@@ -20,6 +21,7 @@ from understudy.errors import (
 from understudy.model.extent import span, subtract, unite
 from understudy.model.health import DiskHealth, health_of
 from understudy.model.replica import PointDisk, RestorePoint
+from understudy.model.snapshot import LibraryExport
 from understudy.mover import api
 from understudy.mover.digest import DigestHeader, DigestReader
 from understudy.mover.drafts import store_of
@@ -39,7 +41,9 @@ STEP_BLOCKS = 16
 def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
     """Compare a point's content with its digests."""
     store = store_of(request.ref)
-    store.load().point(request.point)
+    exports = {export.disk.name: export for export in request.exports}
+    for disk in store.load().point(request.point).disks:
+        _serving(mover, store, request.ref.kind, request.point, disk.name, exports.get(disk.name))
 
     def verify(ctx: Context, meter: Meter) -> tuple[api.VerifiedDisk, ...]:
         with store.verifying():
@@ -49,8 +53,10 @@ def start_verify(mover: Mover, request: api.VerifyPoint) -> api.WorkStarted:
             meter.total = sum(disk.size for disk in pending)
             problems = {}
             for disk in pending:
-                part = _Part(store, point, disk, request.ref.kind, Pace(request.rate))
-                problems[disk.name] = _verify(ctx, mover, part, meter)
+                serve = functools.partial(
+                    _serving, mover, store, request.ref.kind, point.id, disk.name, exports.get(disk.name))
+                part = _Part(store, point, disk, serve, Pace(request.rate))
+                problems[disk.name] = _verify(ctx, part, meter)
         known = store.health()
         return tuple(verified_disk(known, point, disk, problems.get(disk.name, "")) for disk in point.disks)
 
@@ -65,15 +71,31 @@ def start_rebuild(mover: Mover, request: api.RebuildDigests) -> api.WorkStarted:
     if disk is None:
         raise UsageError(f"restore point {request.point!r}", f"it has no disk {request.disk!r}")
     header = DigestHeader(point.id, disk.size, point.block_size)
+    serving = _serving(mover, store, request.ref.kind, point.id, disk.name, request.export)
 
     def rebuild(ctx: Context, meter: Meter) -> None:
-        image, digest = store.image(point.id, disk.name), store.digest_path(point.id, disk.name)
+        digest = store.digest_path(point.id, disk.name)
         # First: digests that bless what is damaged must never be taken for those of the source.
         store.change_health(point.id, disk.name, lambda known: replace(known, problem="", digests_recomputed_at=_now()))
-        with mover.exports.serving(image, request.ref.kind) as where:
+        with serving as where:
             rebuild_digests(ctx, where, header, digest, meter)
 
     return api.WorkStarted(mover.works.start(f"rebuild {request.ref.name}", rebuild))
+
+
+def _serving(
+    mover: Mover, store: ReplicaStore, kind: str, point: str, disk: str, export: LibraryExport | None
+) -> AbstractContextManager[api.NbdSource]:
+    """A disk of a point is served inside the context: its image, or through ``export`` if the store holds none.
+
+    :raises Refused: if nothing says how to read it.
+    :raises UsageError: if ``export`` is given for a disk of which the store holds an image.
+    """
+    if export is None:
+        return mover.exports.serving(store.image(point, disk), kind)
+    if store.holds_images or export.disk.name != disk:
+        raise UsageError(f"read disk {disk!r} of restore point {point!r}", "it is not read through a disk library")
+    return mover.exports.serving_library(export)
 
 
 def begin_pass(store: ReplicaStore, point: RestorePoint, *, restart: bool) -> Sequence[PointDisk]:
@@ -90,18 +112,16 @@ def begin_pass(store: ReplicaStore, point: RestorePoint, *, restart: bool) -> Se
 
 @dataclass(frozen=True)
 class _Part:
-    """One disk of a point that is verified."""
+    """One disk of a point that is verified.
+
+    :ivar serve: serves it for as long as it is read.
+    """
 
     store: ReplicaStore
     point: RestorePoint
     disk: PointDisk
-    kind: str
+    serve: Callable[[], AbstractContextManager[api.NbdSource]]
     pace: Pace
-
-    @property
-    def image(self) -> Path:
-        """The layer that shows it."""
-        return self.store.image(self.point.id, self.disk.name)
 
     def wanted(self) -> Pass:
         """What is left of the pass, by what is remembered."""
@@ -122,13 +142,13 @@ def _changed(known: DiskHealth, changes: dict[str, object]) -> DiskHealth:
     return DiskHealth(**{**vars(known), **changes})
 
 
-def _verify(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> str:
+def _verify(ctx: Context, part: _Part, meter: Meter) -> str:
     """Look at what is left of a disk; why that was not possible, or empty.
 
     What makes a disk unreadable is its outcome; the other disks still count.
     """
     try:
-        _pass(ctx, mover, part, meter)
+        _pass(ctx, part, meter)
     except (Cancelled, DatastoreError, NotFound):
         raise
     except UnderstudyError as exc:
@@ -142,7 +162,7 @@ def _verify(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> str:
     return ""
 
 
-def _pass(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> None:
+def _pass(ctx: Context, part: _Part, meter: Meter) -> None:
     """Look at what is left of a disk.
 
     :raises TransferError: if there is nobody to read it from.
@@ -153,14 +173,14 @@ def _pass(ctx: Context, mover: Mover, part: _Part, meter: Meter) -> None:
         done = False
         while not done:
             try:
-                with mover.exports.serving(part.image, part.kind) as where:
+                with part.serve() as where:
                     verify_disk(ctx, where, digests, meter, part.wanted())
                 done = True
             except TransferError:
-                _step_over(ctx, mover, part, digests)
+                _step_over(ctx, part, digests)
 
 
-def _step_over(ctx: Context, mover: Mover, part: _Part, digests: DigestReader) -> None:
+def _step_over(ctx: Context, part: _Part, digests: DigestReader) -> None:
     """Look one by one at the blocks near which reading failed; those that cannot be read are damaged.
 
     :raises TransferError: if there is nobody to read from.
@@ -173,7 +193,7 @@ def _step_over(ctx: Context, mover: Mover, part: _Part, digests: DigestReader) -
         index = wanted.position // block_size
         block = span(index * block_size, min((index + 1) * block_size, size))
         wanted.pace.wait(ctx, block.length)
-        with mover.exports.serving(part.image, part.kind) as where:
+        with part.serve() as where:
             good = block_matches(where, digests, index)
         bad = wanted.bad if wanted.keep_bad else subtract(wanted.bad, [block])
         bad = bad if good else unite(bad, [block])

@@ -64,6 +64,7 @@ class Mover:
     def close(self) -> None:
         """Stop everything. Drafts whose transfer does not stop in time stay for the next session."""
         self.data.close()
+        self.drafts.stop_writing()
         if self.works.cancel_all(END_TIMEOUT_S):
             for key in self.drafts.ids():
                 self.drafts.release(key, keep=True)

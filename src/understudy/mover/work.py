@@ -20,8 +20,8 @@ LOG = logging.getLogger(__name__)
 KEPT = 256
 LONGEST_WAIT_S = 60.0
 CANCEL_TIMEOUT_S = 90.0
-#: Group of the verifications.
-VERIFYING = "verify"
+#: Groups of work that ends when its controller is not heard of any more: verifications, conversions.
+VERIFYING, CONVERTING = "verify", "convert"
 
 Verified = tuple[VerifiedDisk, ...]
 Surveyed = tuple[DiskSurvey, ...]

@@ -184,7 +184,7 @@ class Task:
     @property
     def replica_name(self) -> str:
         """Name of the replica VM and of the replica."""
-        return self.vm + self.job.suffix
+        return self.job.replica_name(self.vm)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from understudy.errors import UsageError
 from understudy.model.exclusion import Exclusion
 from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
+from understudy.model.job import LAYERS, SNAPSHOTS
 from understudy.model.replica import Conversion, PointDisk, Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.storage.records.place import replica_names
 from understudy.storage.values import (
     DigestFacts,
     HeadFacts,
@@ -27,6 +29,7 @@ from understudy.storage.values import (
 )
 
 Buffer = bytes | bytearray | memoryview
+KINDS = (LAYERS, SNAPSHOTS)
 
 
 class LayerWriter(Protocol):
@@ -56,8 +59,34 @@ class LayerWriter(Protocol):
         """Complete the layer's metadata and make it durable; no write may follow."""
 
 
+class LeafReader(Protocol):
+    """Reads what the leaf of a replica VM holds while it is written; usable by several threads."""
+
+    def read_at(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what is there from ``offset`` on, where nobody writes just now.
+
+        :raises UnderstudyError: if that fails; then nothing more can be written.
+        """
+
+    def stop(self) -> None:
+        """Whoever reads, writes or waits gives up, from now on, and nothing more can be written."""
+
+
 class PointDraft(Protocol):
     """A restore point in the making; nobody sees it until :meth:`publish` returned."""
+
+    def attach(
+        self, disk: str, socket: str, export: str, holds: Callable[[Extent], Sequence[Extent]]
+    ) -> LeafReader:
+        """Write ``disk`` to an NBD export on a Unix socket from now on; once, before :meth:`layer` is asked for.
+
+        Only for stores that hold no images.
+
+        :param holds: what of a range of the disk may hold anything but zeros before anything is written; elsewhere
+            zeros need not be written.
+        :raises Refused: if the store holds images itself.
+        :raises ReplicaError: if the export does not fit the disk, or one that is not chained holds something already.
+        """
 
     def layer(self, disk: str) -> LayerWriter:
         """The writer of ``disk``'s layer."""
@@ -114,6 +143,10 @@ class Salvage(Protocol):
 
 class ReplicaStore(Protocol):
     """One replica in a datastore."""
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether the disks are files here, see :meth:`image`; else a platform has them, and there is no image."""
 
     def exists(self) -> bool:
         """Whether the replica has been made."""
@@ -193,7 +226,10 @@ class ReplicaStore(Protocol):
         """Files of a point other than layers that are missing or were altered: its definition, digests; else empty."""
 
     def image(self, point_id: str, disk: str) -> Path:
-        """Absolute path of the layer that shows ``disk`` at that point."""
+        """Absolute path of the layer that shows ``disk`` at that point.
+
+        :raises Refused: if the store holds no images.
+        """
 
     def digest_path(self, point_id: str, disk: str) -> Path:
         """Absolute path of the digest file."""
@@ -214,6 +250,14 @@ class ReplicaStore(Protocol):
 
         :raises Refused: if the newest point, or the point under the head, is among them, if a layer is in use, or if
             the replica is being verified.
+        """
+
+    def forget(self, point_ids: tuple[str, ...]) -> Replica:
+        """Take points out of the record whose content the platform does not have any more, or is about to remove.
+
+        Any of them, also the newest and the one under the head; those that are not there are no error.
+
+        :raises Refused: if the store holds images itself.
         """
 
     def health(self) -> tuple[DiskHealth, ...]:
@@ -262,11 +306,15 @@ def open_store(kind: str, datastore: Path, replica: str) -> ReplicaStore:
 
     :raises UsageError: if the kind is unknown.
     """
-    if kind == "qcow2":
+    if kind == LAYERS:
         from understudy.storage.qcow2.store import Qcow2Store
 
         return Qcow2Store(datastore, replica)
-    raise UsageError(f"datastore {datastore}", f"unknown kind {kind!r}", "known kinds: qcow2")
+    if kind == SNAPSHOTS:
+        from understudy.storage.snapshots.store import SnapshotStore
+
+        return SnapshotStore(datastore, replica)
+    raise _unknown(kind, datastore)
 
 
 def list_replicas(kind: str, datastore: Path) -> tuple[str, ...]:
@@ -274,8 +322,10 @@ def list_replicas(kind: str, datastore: Path) -> tuple[str, ...]:
 
     :raises UsageError: if the kind is unknown.
     """
-    if kind == "qcow2":
-        from understudy.storage.qcow2.store import replica_names
+    if kind not in KINDS:
+        raise _unknown(kind, datastore)
+    return replica_names(datastore)
 
-        return replica_names(datastore)
-    raise UsageError(f"datastore {datastore}", f"unknown kind {kind!r}", "known kinds: qcow2")
+
+def _unknown(kind: str, datastore: Path) -> UsageError:
+    return UsageError(f"datastore {datastore}", f"unknown kind {kind!r}", f"known kinds: {', '.join(KINDS)}")

@@ -74,6 +74,18 @@ def replace_durable(path: Path, temporary: Path, data: bytes, mode: int) -> None
     fsync_path(path.parent)
 
 
+def remove_files(paths: list[Path]) -> None:
+    """Remove files, durably; missing ones are no error.
+
+    :raises OSError: if one cannot be removed.
+    """
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for directory in sorted({path.parent for path in paths}):
+        if directory.is_dir():
+            fsync_path(directory)
+
+
 def make_directory(path: Path) -> None:
     """Make one directory, durable, that any user may pass but not list; an existing one is no error."""
     try:

@@ -192,8 +192,9 @@ class FakeServices:
         catalog.remove_proxy(self.database, name)
         return RemovedProxy(name, self.told)
 
-    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None]) -> SessionReport:
+    def run_session(self, session_id: int, on_progress: Callable[[SessionReport], None] | None) -> SessionReport:
         self._called("run_session", session_id)
+        on_progress = on_progress or (lambda _: None)
         if reports.session_report(self.database, session_id).kind is SessionKind.ESTIMATE:
             return self._estimate(session_id, on_progress)
         resumed = {task.vm: task.id for left in interrupted.held_sessions(self.database) for task in left.resumed}

@@ -173,7 +173,8 @@ def test_host_vms_without_the_definition(cli: CommandLine) -> None:
 
 def test_datastores(cli: CommandLine) -> None:
     cli.ok("host", "add", "dr", "qemu:///system")
-    document = {"name": "vault", "host": "dr", "kind": "qcow2", "path": "/srv", "max_transfers": 0, "marker": ""}
+    document = {"name": "vault", "host": "dr", "kind": "qcow2", "path": "/srv", "max_transfers": 0, "marker": "",
+                "place": ""}  # fmt: skip
     assert cli.json("datastore", "add", "vault", "--host", "dr", "--path", "/srv/") == document
     assert cli.json("datastore", "list") == [document]
     document["max_transfers"] = 3

@@ -127,7 +127,10 @@ def test_a_change_is_checked_like_a_new_host(cli: CommandLine, tmp_path: Path) -
     assert cli.json("host", "list") == before
 
 
-def test_a_vsphere_host_is_has_no_directory_and_no_emulators(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_vsphere_host_keeps_no_layers_and_has_no_emulators(cli: CommandLine, tmp_path: Path) -> None:
     cli.ok(*ADD, "--thumbprint", SHA256)
-    assert "has no directory for it" in cli.refused("datastore", "add", "ds", "--host", "vc", "--path", "/x")
+    add = ("datastore", "add", "ds", "--host", "vc", "--path", "/x")
+    assert "keeps no datastore of kind 'qcow2'; give --kind vsphere" in cli.refused(*add)
+    assert "the platform's datastore is not named" in cli.refused(*add, "--kind", "vsphere")
+    assert cli.json(*add, "--kind", "vsphere", "--place", "fast")["place"] == "fast"
     assert "it is one of VMware vSphere" in cli.refused("host", "certificate", "vc", "--directory", str(tmp_path))

@@ -321,6 +321,15 @@ def test_progress_is_told_from_the_first_to_the_last_moment(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_the_end_of_a_session_is_noticed_without_another_look(
+    database: Database, duties: Control, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_TICK_S", 3600.0)  # the test's time limit is less
+    session = journal.insert_session(database, "nightly")
+    threading.Timer(0.3, released.set).start()
+    assert follow_session(duties, database, session, None).state is SessionState.SUCCESS
+
+
 def test_following_ends_only_when_this_process_has_nothing_left_to_do(
     database: Database, duties: Control, released: threading.Event
 ) -> None:

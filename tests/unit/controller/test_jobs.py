@@ -52,6 +52,8 @@ def test_ids_are_new_each_time() -> None:
         ({"vms": ()}, UsageError, "no VM is named"),
         ({"vms": ("a", "a")}, UsageError, "a VM is named twice"),
         ({"vms": ("",)}, UsageError, "'' is no VM name"),
+        ({"vms": ("//",)}, UsageError, "'//' is no VM name"),
+        ({"vms": ("a/b", "a_b")}, UsageError, "the replicas of two would have the same name"),
         ({"vms": ("a\n",)}, UsageError, "is no VM name"),
         ({"suffix": ""}, UsageError, "the suffix '' is empty"),
         ({"suffix": "/x"}, UsageError, "no part of a VM name"),

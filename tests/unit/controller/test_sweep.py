@@ -12,11 +12,13 @@ from typing import Any, cast
 import pytest
 
 from understudy.context import Context
-from understudy.controller import catalog, interrupted, journal, lock, sweep
+from understudy.controller import catalog, credentials, interrupted, journal, lock, sweep
+from understudy.controller.credentials import Credential, CredentialKind
 from understudy.controller.database import Database, open_database
 from understudy.controller.leftovers import Scope
 from understudy.controller.sites import SiteBuilder
 from understudy.controller.sweep import Sweeping, list_leftovers, sweep_as_controller
+from understudy.controller.sweep_facts import Looking
 from understudy.controller.sweep_plan import Facts, HostVm, SurveyedPlace, plan_sweep
 from understudy.errors import PlatformError, Refused
 from understudy.model.job import Datastore, Host, Job
@@ -123,3 +125,20 @@ def test_the_sessions_of_a_dead_controller_end_when_its_leftovers_are_swept(
     sweep_as_controller(database, sites, ())
     assert running == [(), ()]
     assert interrupted.running_sessions(database) == ()
+
+
+def test_no_files_are_looked_for_on_a_host_whose_disks_are_reached_by_a_library(database: Database) -> None:
+    credentials.add_credential(database, Credential("vcenter", "u", CredentialKind.PASSWORD, "p"))
+    catalog.add_host(database, Host("vc", "vpx://vc.lan/", "", credential="vcenter", thumbprint="AB:" * 31 + "AB"))
+    asked: list[str] = []
+
+    def proxy_on(host: Host) -> None:
+        asked.append(host.name)
+
+    platform = SimpleNamespace(traces=lambda: ())
+    mover = SimpleNamespace(call=lambda _request, kind: kind(()))
+    sites = SimpleNamespace(platforms=SimpleNamespace(get=lambda _host: platform), proxy_on=proxy_on,
+                            movers=SimpleNamespace(get=lambda _name: mover))  # fmt: skip
+    facts = Looking(database, cast("SiteBuilder", sites), Scope()).facts({}, ())
+    assert asked == ["prod"]
+    assert [item.place for item in facts.unseen if not item.failed] == ["prod"]

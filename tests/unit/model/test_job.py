@@ -25,3 +25,8 @@ def test_a_vm_has_its_own_settings_then_those_of_the_job_then_the_defaults() -> 
 def test_masks_without_a_vm_hold_for_every_one() -> None:
     job = Job("i", "n", "s", "t", "d", ("a", "b"), masks=(("", "/tmp/**"), ("a", "/x")))
     assert (job.masks_of("a"), job.masks_of("b")) == (("/tmp/**", "/x"), ("/tmp/**",))
+
+
+def test_a_vm_that_is_called_by_its_path_has_a_replica_whose_name_a_platform_allows() -> None:
+    job = Job("i", "n", "s", "t", "d", ("web",), suffix="_dr")
+    assert (job.replica_name("web"), job.replica_name("DC1/vm/shop/web")) == ("web_dr", "DC1_vm_shop_web_dr")

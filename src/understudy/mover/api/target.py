@@ -120,7 +120,8 @@ class DraftOpened:
 class AttachDisks:
     """Say where the disks of a draft are written whose store keeps no layers in files: at leaves of the replica VM.
 
-    To be told once, before any transfer; the proxy opens and holds them until :class:`SealPoint` or the draft's end.
+    To be told once, before any transfer, when the platform has reverted the replica VM to the newest point; the proxy
+    opens and holds them until :class:`SealPoint` or the draft's end. A disk that is not chained has a new, empty file.
     """
 
     draft: str

@@ -89,10 +89,13 @@ def _taken(
     ctx: Context, machine: Machine, request: SnapshotRequest, *, quiesce: bool, notes: tuple[str, ...] = ()
 ) -> _Taken:
     name = str(request.tag)
+    ctx.check()
+    # Not given up in the middle: it would be made all the same, and nobody would be there to remove it.
     made = tasks.run(
-        ctx, machine.connection, f"snapshot of VM {machine.name!r}",
+        Context(fields=ctx.fields), machine.connection, f"snapshot of VM {machine.name!r}",
         lambda: machine.ref.CreateSnapshot_Task(name=name, description=_DESCRIPTION, memory=False, quiesce=quiesce),
     )  # fmt: skip
+    ctx.check()
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
     moref = str(made._moId)
     found = next((item for item in snapshots_of(machine) if item.moref == moref), None)

@@ -6,6 +6,7 @@ seconds. A tree also has what pyVmomi does not know yet, such as a new kind of d
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from understudy.platforms.vsphere.properties import object_spec, view_spec
 
 # Small enough that a page of VMs with all of their devices is some tens of megabytes as a tree.
 PAGE = 200
+# Envelope, Body, the response, what it returns: elements in there are objects, or the token of the next page.
+_RETURNED = 4
 _TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
 _OPTIONS = vmodl.query.PropertyCollector.RetrieveOptions
 
@@ -94,26 +97,34 @@ def of(connection: Connection, item: Any, paths: Sequence[str]) -> Tree:
 def _pages(connection: Connection, spec: Any, page: int) -> Iterator[Tree]:
     collector = connection.raw(connection.content.propertyCollector)
     text = collector.RetrievePropertiesEx([spec], _OPTIONS(maxObjects=page))
-    while (answer := _answer(text)) is not None:
-        yield from (_tree(found) for found in answer.iterfind("objects"))
-        token = answer.findtext("token")
+    while True:
+        token = ""
+        for element in _objects_and_token(text):
+            if element.tag == "objects":
+                yield _tree(element)
+            else:
+                token = element.text or ""
         if not token:
             return
         text = collector.ContinueRetrievePropertiesEx(token)
 
 
-def _answer(text: bytes) -> ET.Element | None:
-    """What a SOAP envelope returns; None if nothing."""
+def _objects_and_token(text: bytes) -> Iterator[ET.Element]:
+    """The elements of an answer, one at a time: a server may put more into a page than it was asked for."""
+    depth, returned = 0, None
     try:
-        root = ET.fromstring(text)
+        for event, element in ET.iterparse(io.BytesIO(text), events=("start", "end")):
+            depth += 1 if event == "start" else -1
+            if event == "start" and depth == _RETURNED:
+                returned = element
+            if event == "end" and depth == _RETURNED and returned is not None:
+                for part in element.iter():
+                    part.tag = part.tag.rpartition("}")[2]
+                if element.tag in ("objects", "token"):
+                    yield element
+                returned.clear()
     except ET.ParseError as exc:
         raise AnswerNotUnderstood(str(exc)) from exc
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    body = root.find("Body")
-    if body is None or len(body) != 1:
-        raise AnswerNotUnderstood("it has no body")
-    return body[0].find("returnval")
 
 
 def _tree(found: ET.Element) -> Tree:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-from understudy.errors import NotFound, ReplicaError
+from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.faults import fault_point
+from understudy.model.extent import Extent
 from understudy.model.replica import PointDisk, RestorePoint
 from understudy.storage import LayerWriter
-from understudy.storage.files import datastore_errors, fsync_path, write_durable
+from understudy.storage.files import datastore_errors, fsync_path, remove_files, write_durable
 from understudy.storage.qcow2.check import disk_damage
 from understudy.storage.qcow2.format import read_header
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.leftovers import continuable
 from understudy.storage.qcow2.manifest import Record, load_record, save_record
 from understudy.storage.qcow2.names import DraftFiles, Place, layer_name
-from understudy.storage.qcow2.sweep import remove_files
 from understudy.storage.qcow2.takeover import Opened, inherited_layer, new_layer, own_layer
-from understudy.storage.records.exclusions import render_exclusions, worth_storing
+from understudy.storage.records.contents import point_contents
+from understudy.storage.records.exclusions import worth_storing
 from understudy.storage.records.place import PARTIAL, check_point_id, digest_name, excluded_name, nvram_name, partial
-from understudy.storage.records.sidecar import Sidecar, content_hash, render_sidecar
 from understudy.storage.values import KeptLayer, NewDisk, PointMeta
 
 
@@ -59,6 +58,15 @@ class Qcow2Draft:
     def open(self) -> bool:
         """Whether it was neither published nor kept nor abandoned."""
         return self._open
+
+    def attach(
+        self, disk: str, socket: str, export: str, holds: Callable[[Extent], Sequence[Extent]]  # noqa: ARG002
+    ) -> NoReturn:
+        """Layers are files here.
+
+        :raises Refused: always.
+        """
+        raise Refused(f"write disk {disk!r} of {self._what} to {export!r}", "its layer is a file of the datastore")
 
     def layer(self, disk: str) -> LayerWriter:
         """The writer of ``disk``'s layer."""
@@ -216,13 +224,7 @@ class Qcow2Draft:
             for path, mode in ((partial(self._layer(disk)), 0o400), (self.digest_path(disk), 0o600)):
                 path.chmod(mode)
                 fsync_path(path)
-        contents = {self._place.definition(self._id): meta.definition.encode()}
-        if meta.nvram:
-            contents[self._place.nvram(self._id)] = _decoded(self._what, meta.nvram)
-        if point.excluded:
-            contents[self._place.excluded(self._id)] = render_exclusions(point, worth_storing(meta.exclusions))
-        hashes = {path.name: content_hash(content) for path, content in contents.items()}
-        contents[self._place.sidecar(self._id)] = render_sidecar(Sidecar(point, record.replica.identity, hashes))
+        contents = point_contents(self._place, record.replica.identity, point, meta)
         for path, content in contents.items():
             write_durable(partial(path), content, 0o600)
         self._sync_directories()
@@ -236,13 +238,6 @@ class Qcow2Draft:
     def _sync_directories(self) -> None:
         for directory in (self._place.layers, self._place.digests, self._place.points):
             fsync_path(directory)
-
-
-def _decoded(what: str, nvram: str) -> bytes:
-    try:
-        return base64.b64decode(nvram, validate=True)
-    except binascii.Error as exc:
-        raise ReplicaError(f"publish {what}", "the UEFI variables are no base64 text") from exc
 
 
 def _newest_layer(record: Record, disk: str) -> str:

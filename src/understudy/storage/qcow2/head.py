@@ -8,7 +8,7 @@ from pathlib import Path
 from understudy.errors import Refused, ReplicaError
 from understudy.faults import fault_point
 from understudy.model.replica import Conversion, PointDisk, RestorePoint
-from understudy.storage.files import datastore_errors, fsync_path, write_durable
+from understudy.storage.files import datastore_errors, fsync_path, remove_files, write_durable
 from understudy.storage.qcow2.chains import backings_like
 from understudy.storage.qcow2.check import damage
 from understudy.storage.qcow2.format import layer_is_empty, read_header
@@ -16,7 +16,6 @@ from understudy.storage.qcow2.inuse import in_use, used
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.manifest import Record, save_record
 from understudy.storage.qcow2.names import Place
-from understudy.storage.qcow2.sweep import remove_files
 from understudy.storage.records.place import PARTIAL, partial
 from understudy.storage.values import HeadFacts
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from understudy.errors import NotFound, Refused, ReplicaError
 from understudy.model.exclusion import Exclusion
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Conversion, PointDisk, Replica, ReplicaIdentity, ReplicaState
-from understudy.storage.files import datastore_error, datastore_errors, make_directory
+from understudy.storage.files import datastore_errors, make_directory
 from understudy.storage.qcow2 import check, head, merge
 from understudy.storage.qcow2.draft import Qcow2Draft
 from understudy.storage.qcow2.inuse import in_use, used
@@ -20,23 +21,15 @@ from understudy.storage.qcow2.manifest import REBUILD, Record, load_record, reco
 from understudy.storage.qcow2.names import Place
 from understudy.storage.qcow2.salvage import Qcow2Salvage, ReadDigest
 from understudy.storage.qcow2.shared import spread
-from understudy.storage.qcow2.sweep import find_leftovers, remove_files, remove_unneeded
+from understudy.storage.qcow2.sweep import find_leftovers, remove_unneeded
+from understudy.storage.records.contents import load_definition
 from understudy.storage.records.exclusions import load_exclusions
 from understudy.storage.records.health import alone, change_health, load_health
-from understudy.storage.records.lock import last_attempt, own, remove_lock
-from understudy.storage.records.place import directory_name, partial, replica_name
+from understudy.storage.records.lock import last_attempt, own
+from understudy.storage.records.losses import losses
+from understudy.storage.records.place import directory_name
+from understudy.storage.records.removal import remove_everything
 from understudy.storage.values import HeadFacts, NewDisk, StoreLeftovers
-
-
-def replica_names(datastore: Path) -> tuple[str, ...]:
-    """Names of the replicas in a datastore, sorted.
-
-    :raises DatastoreError: if the datastore cannot be listed.
-    """
-    with datastore_errors(f"list the replicas in {datastore}"):
-        directories = [path for path in datastore.iterdir() if (path / "replica.json").is_file()]
-    found = [replica_name(path.name) for path in directories]
-    return tuple(sorted(name for name in found if name is not None))
 
 
 class Qcow2Store:
@@ -44,6 +37,8 @@ class Qcow2Store:
 
     Verbs that change something need the lock, taken through this same object.
     """
+
+    holds_images = True
 
     def __init__(self, datastore: Path, replica: str) -> None:
         self._place = Place(datastore.absolute() / directory_name(replica), replica)
@@ -98,7 +93,7 @@ class Qcow2Store:
             if strays:
                 raise Refused(what, f"{self._place.root} holds files of a replica without a record ({strays[0].name})",
                               REBUILD)
-            for directory in (self._place.layers, self._place.digests, self._place.points, self._place.head):
+            for directory in self._directories():
                 make_directory(directory)
         return save_record(self._place, Record(Replica(identity, ReplicaState.READY, ()))).replica
 
@@ -145,7 +140,7 @@ class Qcow2Store:
 
     def losses(self, point_id: str) -> list[str]:
         """Files of a point other than layers that are missing or were altered."""
-        return check.losses(self._place, self.load().point(point_id))
+        return losses(self._place, self.load().point(point_id))
 
     def image(self, point_id: str, disk: str) -> Path:
         """Absolute path of the layer that shows ``disk`` at that point."""
@@ -160,14 +155,7 @@ class Qcow2Store:
 
         :raises ReplicaError: if the file is missing or damaged.
         """
-        point = self.load().point(point_id)
-        what = f"definition of restore point {point.id!r} of {self._place.what}"
-        try:
-            return self._place.definition(point.id).read_bytes().decode()
-        except (FileNotFoundError, UnicodeDecodeError) as exc:
-            raise ReplicaError(what, "missing or damaged", "use another restore point") from exc
-        except OSError as exc:
-            raise datastore_error(f"read {what}", exc) from exc
+        return load_definition(self._place, self.load().point(point_id))
 
     def exclusions(self, point_id: str) -> tuple[Exclusion, ...]:
         """What the disks of the point leave out."""
@@ -178,6 +166,14 @@ class Qcow2Store:
         lock = self._owned()
         self._no_draft("retire restore points")
         return merge.retire(self._place, load_record(self._place), point_ids, lock).replica
+
+    def forget(self, point_ids: tuple[str, ...]) -> NoReturn:
+        """Points here never vanish by themselves.
+
+        :raises Refused: always.
+        """
+        raise Refused(f"forget restore points {', '.join(point_ids)} of {self._place.what}",
+                      "their disks are files here, which stay until they are merged", "retire the oldest ones")
 
     def health(self) -> tuple[DiskHealth, ...]:
         """What verifying has found out, of the points that are there; damage shows at every point that reads it."""
@@ -237,24 +233,10 @@ class Qcow2Store:
             for path in files:
                 if in_use(path):
                     raise used(what, path)
-            remove_files(files)
-            records = (self._place.previous, self._place.record)
-            remove_files([path for record in records for path in (partial(record), record)])
-            remove_files(self._place.health_files())
-            self._remove_directories(what)
+            remove_everything(self._place, what, files, self._directories())
 
-    def _remove_directories(self, what: str) -> None:
-        place = self._place
-        directories = [path for path in (place.layers, place.digests, place.points, place.head) if path.is_dir()]
-        foreign = [path for directory in directories for path in directory.iterdir()]
-        known = {place.root / ".lock", *directories}
-        foreign += [path for path in place.root.iterdir() if path not in known]
-        if foreign:
-            raise ReplicaError(what, f"its files are deleted, but {foreign[0]} is not one of them and stays",
-                               f"delete {place.root} when you do not need it")
-        for directory in directories:
-            directory.rmdir()
-        remove_lock(place)
+    def _directories(self) -> tuple[Path, ...]:
+        return self._place.layers, self._place.digests, self._place.points, self._place.head
 
     def _point_disk(self, point_id: str, disk: str) -> PointDisk:
         found = self.load().point(point_id).disk(disk)

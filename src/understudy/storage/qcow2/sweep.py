@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from understudy.storage.files import datastore_errors, fsync_path
+from understudy.storage.files import datastore_errors, remove_files
 from understudy.storage.qcow2.chains import referenced
 from understudy.storage.qcow2.leftovers import continuable_files
 from understudy.storage.qcow2.manifest import Record
@@ -47,18 +47,6 @@ def _sorted_out(place: Place, record: Record) -> tuple[list[Path], list[Path]]:
     beside = (place.record, place.previous, place.health)
     unneeded += [path for path in map(partial, beside) if path.exists()]
     return [path for path in present if path in continuable], unneeded
-
-
-def remove_files(paths: list[Path]) -> None:
-    """Remove files, durably; missing ones are no error.
-
-    :raises OSError: if one cannot be removed.
-    """
-    for path in paths:
-        path.unlink(missing_ok=True)
-    for directory in sorted({path.parent for path in paths}):
-        if directory.is_dir():
-            fsync_path(directory)
 
 
 def _needed(place: Place, record: Record) -> set[Path]:

@@ -13,13 +13,12 @@ from contextlib import ExitStack
 
 from understudy.faults import fault_point
 from understudy.model.extent import total
-from understudy.storage.files import fsync_path
+from understudy.storage.files import fsync_path, remove_files
 from understudy.storage.qcow2.journal import Journal, JournalHeader
 from understudy.storage.qcow2.layer import Qcow2LayerWriter
 from understudy.storage.qcow2.leftovers import begun_with
 from understudy.storage.qcow2.names import DraftFiles, Place
 from understudy.storage.qcow2.reopen import Reopened, reopen
-from understudy.storage.qcow2.sweep import remove_files
 from understudy.storage.values import KeptLayer, NewDisk
 
 Opened = tuple[Qcow2LayerWriter, KeptLayer]

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from understudy.errors import ReplicaError, UsageError
+from understudy.storage.files import datastore_errors
 
 PARTIAL = ".partial"
 
@@ -54,6 +55,17 @@ def replica_name(directory: str) -> str | None:
         return name if directory_name(name) == directory else None
     except (UnicodeDecodeError, UsageError):
         return None
+
+
+def replica_names(datastore: Path) -> tuple[str, ...]:
+    """Names of the replicas in a datastore, sorted.
+
+    :raises DatastoreError: if the datastore cannot be listed.
+    """
+    with datastore_errors(f"list the replicas in {datastore}"):
+        directories = [path for path in datastore.iterdir() if (path / "replica.json").is_file()]
+    found = [replica_name(path.name) for path in directories]
+    return tuple(sorted(name for name in found if name is not None))
 
 
 def disk_token(disk: str) -> str:

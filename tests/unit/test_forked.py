@@ -1,0 +1,63 @@
+"""A command that is forked is the command that a shell would start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.forked import Forks
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    made = Forks()
+    yield made
+    made.close()
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "understudy", *arguments]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "UNDERSTUDY_HOME": str(home)}
+
+
+@pytest.mark.parametrize("arguments", [("version",), ("--json", "job", "list"), ("nonsense",), ("job", "show", "none")])
+def test_it_says_and_ends_as_one_that_was_started(forks: Forks, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    environment = _environment(tmp_path)
+    started = subprocess.run(_command(*arguments), env=environment, capture_output=True, text=True, check=False)
+    forked = forks.start(_command(*arguments), environment)
+    out, err = forked.communicate(60)
+    assert (forked.wait(), out, err) == (started.returncode, started.stdout, started.stderr)
+
+
+def test_it_has_its_own_environment(forks: Forks, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        forked = forks.start(_command("host", "list"), _environment(tmp_path / name))
+        forked.communicate(60)
+        assert forked.returncode == 0
+        assert (tmp_path / name / "understudy.db").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_is_a_process_that_is_found_by_its_command_line_and_hears_signals(
+    forks: Forks, tmp_path: Path, number: signal.Signals
+) -> None:
+    wait_for_an_invited_proxy = _command("--home", str(tmp_path), "enrolment")
+    forked = forks.start(wait_for_an_invited_proxy, _environment(tmp_path))
+    with Path(f"/proc/{forked.pid}/cmdline").open("rb") as shown:
+        assert shown.read().rstrip(b"\0").split(b"\0") == [os.fsencode(word) for word in wait_for_an_invited_proxy]
+    os.kill(forked.pid, signal.SIGSTOP)
+    assert forked.poll() is None
+    forked.send_signal(number)
+    os.kill(forked.pid, signal.SIGCONT)
+    _out, err = forked.communicate(60)
+    assert forked.returncode == -number, err
+    forked.kill()
