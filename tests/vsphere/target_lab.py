@@ -17,6 +17,7 @@ from tests.vsphere.machines import Disk
 from tests.vsphere.sourcing import AT_ONCE, access
 from tests.vsphere.steps import AREA, SIZE, VM
 from understudy.context import Context
+from understudy.model.access import DiskLibrary
 from understudy.model.replica import ReplicaIdentity
 from understudy.platforms.snapshot_target import SnapshotVmSpec
 from understudy.platforms.vsphere.definition import VmHardware, domain_definition, hardware_of
@@ -82,7 +83,6 @@ class TargetLab:
     def ref(self) -> Any:
         return self.client.named(vim.VirtualMachine, REPLICA)
 
-    @property
     def points(self) -> tuple[str, ...]:
         found = self.host.snapshot_replica(IDENTITY)
         assert found is not None
@@ -141,10 +141,10 @@ class TargetLab:
 
 
 @contextmanager
-def target_lab(vcenter: Front, client: Client) -> Iterator[TargetLab]:
+def target_lab(vcenter: Front, client: Client, library: DiskLibrary = DiskLibrary()) -> Iterator[TargetLab]:  # noqa: B008 - frozen
     """The lab, with a session of its own."""
     shown = fetch_certificate("127.0.0.1", vcenter.port)
-    host = VsphereHost(access(vcenter, shown.thumbprint), AT_ONCE)
+    host = VsphereHost(access(vcenter, shown.thumbprint, library), AT_ONCE)
     try:
         yield TargetLab(vcenter, client, host)
     finally:

@@ -1,7 +1,7 @@
 """The devices of a replica VM, as its server is told them: what is to be removed, added and changed. Pure.
 
 Disks are where they are at the source, controllers and places alike; network cards have the source's MAC addresses, and
-are never connected here. A disk's file is only deleted if no snapshot of the VM needs it and it lies with the VM's own.
+are never connected here. A disk's file is only deleted if we made it and no snapshot of the VM needs it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,25 @@ class Present:
         return {disk.name: disk for disk in self.devices.disks}
 
 
+@dataclass(frozen=True)
+class Owned:
+    """What says whether the file of a VM's disk may be deleted.
+
+    :ivar names: of the disks that we gave it.
+    :ivar held: the files at which the chains of disks in the VM's snapshots begin.
+    :ivar home: the directory of the VM's files.
+    """
+
+    names: Collection[str]
+    held: Collection[str]
+    home: str
+
+    def may_delete(self, disk: VirtualDisk) -> bool:
+        """Whether we made the file, for this VM, and no snapshot needs it."""
+        at_home = disk.file.rpartition("/")[0] == self.home
+        return at_home and disk.name in self.names and disk.base not in self.held
+
+
 #: What a VM has from birth that is not made yet.
 NEWBORN = Present(Devices(), {key: _DEVICE.VirtualIDEController(key=key, busNumber=key - 200)
                               for key in _IDE_KEYS.values()})  # fmt: skip
@@ -90,24 +109,23 @@ class Changes:
 
 
 def removals(
-    present: Present, hardware: VmHardware, leave: Collection[str], held: Collection[str], home: str
+    present: Present, hardware: VmHardware, leave: Collection[str], owned: Owned
 ) -> Changes:
     """Take off the disks that are not to stay, and controllers that the source has as another kind.
 
     :param leave: names of the disks that stay.
-    :param held: the files at which the chains of disks in the VM's snapshots begin.
-    :param home: the directory of the VM's files.
     """
     gone = [disk for name, disk in present.disks.items() if name not in leave]
-    changes = [removal(present, disk, held, home) for disk in gone]
+    changes = [removal(present, disk, owned) for disk in gone]
     changes += [_change("remove", present.raw[key]) for key in _misfits(present, hardware, leave)]
-    return Changes(tuple(changes))
+    warnings = [f"disk {disk.name}, which somebody else has given it, was taken off it; its file stays: {disk.file}"
+                for disk in gone if disk.name not in owned.names]  # fmt: skip
+    return Changes(tuple(changes), tuple(warnings))
 
 
-def removal(present: Present, disk: VirtualDisk, held: Collection[str], home: str) -> Any:
-    """Take a disk off the VM, and delete its file if nothing else needs it."""
-    ours = disk.base not in held and disk.file.rpartition("/")[0] == home
-    return _change("remove", present.raw[disk.key], "destroy" if ours else None)
+def removal(present: Present, disk: VirtualDisk, owned: Owned) -> Any:
+    """Take a disk off the VM, and delete its file if it is ours and nothing else needs it."""
+    return _change("remove", present.raw[disk.key], "destroy" if owned.may_delete(disk) else None)
 
 
 def _misfits(present: Present, hardware: VmHardware, leave: Collection[str]) -> Iterator[int]:

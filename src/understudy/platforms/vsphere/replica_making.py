@@ -23,14 +23,14 @@ from understudy.platforms.vsphere.replica_devices import (
     together,
 )
 from understudy.platforms.vsphere.replica_errors import run
-from understudy.platforms.vsphere.replica_mark import ReplicaVm, find, require
+from understudy.platforms.vsphere.replica_mark import ReplicaVm, find, marks, require
 from understudy.platforms.vsphere.replica_place import (
     TargetNetwork,
     datastore,
     networks_of_host,
     placement,
 )
-from understudy.platforms.vsphere.replica_points import held_files, present_devices, reconfigure, taken
+from understudy.platforms.vsphere.replica_points import held_files, owned_files, present_devices, reconfigure, taken
 from understudy.platforms.vsphere.replica_vm import (
     check_disks,
     creation,
@@ -51,7 +51,7 @@ def make(ctx: Context, connection: Connection, lookup: Lookup, spec: SnapshotVmS
     :raises Refused: if it runs, is not ours, or the server has another VM of its name.
     """
     hardware = hardware_for(spec)
-    found = find(connection, lookup, spec.identity)
+    found, warnings = find(connection, lookup, spec.identity), []
     if found is None:
         _create(ctx, connection, lookup, spec, hardware)
         found = require(connection, lookup, spec.identity)
@@ -59,8 +59,8 @@ def make(ctx: Context, connection: Connection, lookup: Lookup, spec: SnapshotVmS
         if found.state is not VmState.SHUT_OFF:
             raise Refused(f"replica VM {spec.identity.name!r}", f"it is {found.state}",
                           "power it off, or run 'understudy failover undo'; what it wrote is dropped then")  # fmt: skip
-        _clear(ctx, found, spec, hardware)
-    return [*_complete(ctx, found, spec, hardware), *_strangers(found), *_elsewhere(connection, found, spec)]
+        warnings = _clear(ctx, found, spec, hardware)
+    return [*warnings, *_complete(ctx, found, spec, hardware), *_strangers(found), *_elsewhere(connection, found, spec)]
 
 
 def _create(
@@ -86,13 +86,14 @@ def _refuse_name(lookup: Lookup, spec: SnapshotVmSpec) -> None:
                       "rename or remove it, or use another --suffix")  # fmt: skip
 
 
-def _clear(ctx: Context, vm: ReplicaVm, spec: SnapshotVmSpec, hardware: VmHardware) -> None:
+def _clear(ctx: Context, vm: ReplicaVm, spec: SnapshotVmSpec, hardware: VmHardware) -> list[str]:
     """Take off the VM the disks that are not to stay. Nothing else is done before all that are to stay are seen."""
     present = present_devices(vm.machine)
     check_disks(spec, _sizes(present.disks), whole=False)
     leave = spec.disks.keys() - spec.anew
-    changes = removals(present, hardware, leave, held_files(vm.machine), vm.home)
+    changes = removals(present, hardware, leave, owned_files(vm))
     reconfigure(ctx, vm.machine, list(changes.changes))
+    return list(changes.warnings)
 
 
 def _complete(ctx: Context, vm: ReplicaVm, spec: SnapshotVmSpec, hardware: VmHardware) -> list[str]:
@@ -101,10 +102,10 @@ def _complete(ctx: Context, vm: ReplicaVm, spec: SnapshotVmSpec, hardware: VmHar
     tree = trees.of(machine.connection, machine.ref, (*DESCRIBED, _TRACKING))
     now, present = vm_hardware(tree, {}, ""), present_devices(machine)
     parts = [additions(present, hardware, spec.disks, None), cards(present, hardware, networks)]
-    connected = (vm.connected, to_connect(hardware, networks))
+    marked = (vm.marks, marks(spec.identity, to_connect(hardware, networks), spec.disks))
     keys = {name: disk.key for name, disk in present.disks.items()}
     changes = together(parts)
-    settings = difference(spec, hardware, now, connected, keys, tracked=tree.flag(_TRACKING))
+    settings = difference(spec, hardware, now, marked, keys, tracked=tree.flag(_TRACKING))
     reconfigure(ctx, machine, list(changes.changes), settings)
     _check(vm, spec)
     return [*notices(hardware, now), *changes.warnings]

@@ -14,8 +14,9 @@ from understudy.platforms.vsphere.inventory import STATES
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.machine import Machine
 
-#: Settings of the VM: whose replica it is, and the MAC addresses of the cards that a failover connects.
-OWNER, CONNECTED = "understudy.replica", "understudy.connected"
+#: Settings of the VM: whose replica it is, the MAC addresses of the cards that a failover connects, and the names of
+#: the disks that we gave it. A disk that somebody else gave it is never deleted.
+OWNER, CONNECTED, DISKS = "understudy.replica", "understudy.connected", "understudy.disks"
 _PATHS = (
     "name", "config.instanceUuid", "config.extraConfig", "config.files.vmPathName", "runtime.powerState",
     "runtime.connectionState", "runtime.host",
@@ -26,18 +27,31 @@ _PATHS = (
 class ReplicaVm:
     """A replica VM on its server.
 
-    :ivar owner: id of the replica.
-    :ivar connected: MAC addresses of the cards that a failover connects.
+    :ivar marks: settings of ours that it has.
     :ivar home: the directory of its files: ``[datastore] folder``.
     :ivar host: pyVmomi's object of the ESXi host that it is on.
     """
 
     machine: Machine
-    owner: str
-    connected: frozenset[str]
+    marks: Mapping[str, str]
     state: VmState
     home: str
     host: Any
+
+    @property
+    def owner(self) -> str:
+        """Id of the replica."""
+        return self.marks[OWNER]
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """MAC addresses of the cards that a failover connects."""
+        return frozenset(filter(None, self.marks.get(CONNECTED, "").split(",")))
+
+    @property
+    def own_disks(self) -> frozenset[str]:
+        """Names of the disks that we gave it."""
+        return frozenset(filter(None, self.marks.get(DISKS, "").split(",")))
 
     def has_file(self, file: str) -> bool:
         """Whether a file is in the VM's own directory."""
@@ -49,9 +63,9 @@ def directory(file: str) -> str:
     return file.rpartition("/")[0]
 
 
-def marks(identity: ReplicaIdentity, connected: Iterable[str]) -> dict[str, str]:
+def marks(identity: ReplicaIdentity, connected: Iterable[str], disks: Iterable[str]) -> dict[str, str]:
     """The settings that a replica VM has from birth."""
-    return {OWNER: identity.id, CONNECTED: ",".join(sorted(connected))}
+    return {OWNER: identity.id, CONNECTED: ",".join(sorted(connected)), DISKS: ",".join(sorted(disks))}
 
 
 def find(connection: Connection, lookup: Lookup, identity: ReplicaIdentity) -> ReplicaVm | None:
@@ -91,8 +105,7 @@ def find_any(connection: Connection, lookup: Lookup, uuid: str) -> ReplicaVm | N
         raise Refused(f"replica VM {name!r}", "this VM is not ours: it has not the mark of a replica",
                       "nothing was done to it; look who made it")  # fmt: skip
     return ReplicaVm(
-        Machine(connection, ref, name), settings[OWNER],
-        frozenset(filter(None, settings.get(CONNECTED, "").split(","))),
+        Machine(connection, ref, name), {key: settings[key] for key in (OWNER, CONNECTED, DISKS) if key in settings},
         STATES.get(str(seen.get("runtime.powerState")), VmState.SHUT_OFF),
         directory(seen.get("config.files.vmPathName", "")), seen.get("runtime.host"),
     )  # fmt: skip

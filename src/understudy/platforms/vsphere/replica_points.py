@@ -16,7 +16,7 @@ from understudy.platforms.vsphere import properties, trees
 from understudy.platforms.vsphere.devices import VirtualDisk, read_devices
 from understudy.platforms.vsphere.machine import Machine, snapshot_disks
 from understudy.platforms.vsphere.removal import merge_left, remove_tagged
-from understudy.platforms.vsphere.replica_devices import Present, raw_by_key, removal
+from understudy.platforms.vsphere.replica_devices import Owned, Present, raw_by_key, removal
 from understudy.platforms.vsphere.replica_errors import LONGEST_CHAIN, run, too_many
 from understudy.platforms.vsphere.replica_mark import ReplicaVm
 
@@ -147,10 +147,15 @@ def power_off(ctx: Context, machine: Machine) -> None:
 
 def _drop_new_disks(ctx: Context, vm: ReplicaVm) -> None:
     """Delete the disks that no snapshot has: a revert would take them off the VM, and leave their files behind."""
-    held, present = held_files(vm.machine), present_devices(vm.machine)
-    fresh = [disk for disk in present.devices.disks if disk.base not in held]
+    owned, present = owned_files(vm), present_devices(vm.machine)
+    fresh = [disk for disk in present.devices.disks if owned.may_delete(disk)]
     if fresh:
-        reconfigure(ctx, vm.machine, [removal(present, disk, held, vm.home) for disk in fresh])
+        reconfigure(ctx, vm.machine, [removal(present, disk, owned) for disk in fresh])
+
+
+def owned_files(vm: ReplicaVm) -> Owned:
+    """Which files of the VM's disks are ours to delete."""
+    return Owned(vm.own_disks, held_files(vm.machine), vm.home)
 
 
 def remove(ctx: Context, machine: Machine, points: tuple[str, ...]) -> list[str]:

@@ -58,7 +58,7 @@ def creation(
     made.version = hardware.version or None
     made.uuid, made.instanceUuid = hardware.bios_uuid or None, spec.identity.domain_uuid
     made.files = vim.vm.FileInfo(vmPathName=f"[{store}]")
-    made.extraConfig = _options(marks(spec.identity, connected))
+    made.extraConfig = _options(marks(spec.identity, connected, spec.disks))
     made.deviceChange = list(changes.changes)
     return made
 
@@ -82,12 +82,12 @@ def annotation(identity: ReplicaIdentity, hardware: VmHardware) -> str:
 
 
 def difference(
-    spec: SnapshotVmSpec, hardware: VmHardware, present: VmHardware, connected: tuple[Collection[str], Collection[str]],
-    keys: Mapping[str, int], *, tracked: bool,
+    spec: SnapshotVmSpec, hardware: VmHardware, present: VmHardware,
+    marked: tuple[Mapping[str, str], Mapping[str, str]], keys: Mapping[str, int], *, tracked: bool,
 ) -> Any | None:
     """What of the VM's settings is to be changed; None if nothing is.
 
-    :param connected: the cards that a failover connects, by the VM's mark and as it should be.
+    :param marked: the settings of ours that it has, and those that it should have.
     :param keys: of the VM's disks, by name.
     :param tracked: the VM has changed block tracking on.
     """
@@ -108,8 +108,8 @@ def difference(
     boots = keys.get(hardware.boot_disk)
     if present.secure_boot != hardware.secure_boot or (boots is not None and present.boot_disk != hardware.boot_disk):
         changed.bootOptions = _boot_options(hardware, boots)
-    if set(connected[0]) != set(connected[1]):
-        changed.extraConfig = _options(marks(identity, connected[1]))
+    if marked[0] != marked[1]:
+        changed.extraConfig = _options(marked[1])
     return changed if different or changed.bootOptions or changed.extraConfig else None
 
 

@@ -85,8 +85,8 @@ class VsphereTarget:
             raise Refused(what, f"it has snapshots that others made: {', '.join(map(repr, others))}",
                           "remove them first, if nobody needs them")  # fmt: skip
         disks = replica_points.present_devices(vm.machine).devices.disks
-        if foreign := [disk.file for disk in disks if not vm.has_file(disk.file)]:
-            raise Refused(what, f"it has disks that lie elsewhere, and would be deleted: {', '.join(foreign)}",
+        if foreign := [disk.file for disk in disks if disk.name not in vm.own_disks or not vm.has_file(disk.file)]:
+            raise Refused(what, f"it has disks of others, which would be deleted: {', '.join(foreign)}",
                           "take them off the VM first, without deleting them")  # fmt: skip
         run(ctx, self._connection, what, vm.machine.ref.Destroy_Task)
 
