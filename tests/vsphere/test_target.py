@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pyVmomi import vim
 
-from tests.vsphere.client import Client
-from tests.vsphere.front import Front
+from tests.vsphere.client import Client, connected
+from tests.vsphere.front import Front, front
+from tests.vsphere.simulator import Inventory, missing
+from tests.vsphere.sourcing import AT_ONCE
 from tests.vsphere.steps import OTHER, SIZE, VM
 from tests.vsphere.target_lab import IDENTITY, POINTS, REPLICA, STORE, TargetLab, target_lab
-from understudy.errors import (
-    DatastoreError,
-    HostUnreachable,
-    NotFound,
-    PlatformError,
-    Refused,
-)
+from understudy.context import Context
+from understudy.errors import DatastoreError, HostUnreachable, NotFound, PlatformError, Refused
+from understudy.model.access import HostAccess
 from understudy.model.inventory import VmState
 from understudy.model.job import SNAPSHOTS
-from understudy.platforms.snapshot_target import snapshot_target
+from understudy.platforms.snapshot_target import SnapshotVmSpec, snapshot_target
+from understudy.platforms.vsphere.definition import hardware_of
+from understudy.platforms.vsphere.host import VsphereHost
 from understudy.platforms.vsphere.replica_errors import LONGEST_CHAIN
 from understudy.platforms.vsphere.replica_mark import CONNECTED, OWNER
 from understudy.platforms.vsphere.replica_points import POINT
+from understudy.platforms.vsphere.trust import fetch_certificate
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -547,3 +550,74 @@ def test_a_vm_that_the_server_does_not_reach_is_not_taken_for_one_that_lost_its_
     for act in (lambda: lab.host.snapshot_replica(IDENTITY), lab.make, lambda: lab.remove(ONE)):
         with pytest.raises(PlatformError, match="disconnected"):
             act()
+
+
+# --- other servers ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(inventory: Inventory, directory: Path, scheme: str) -> Iterator[tuple[Front, Client, VsphereHost]]:
+    """Another server, and our platform for it."""
+    if reason := missing():
+        pytest.skip(reason)
+    with front(inventory, directory) as running, connected(running.url, running.user, running.password) as client:
+        shown = fetch_certificate("127.0.0.1", running.port)
+        uri = f"{scheme}://127.0.0.1:{running.port}/"
+        host = VsphereHost(HostAccess(uri, running.user, running.password, shown.thumbprint), AT_ONCE)
+        try:
+            yield running, client, host
+        finally:
+            host.close()
+
+
+def made_on(host: VsphereHost, vm: str, place: str) -> None:
+    """Make a replica of a VM, twice."""
+    definition = host.describe_vm(vm).definition
+    hardware = hardware_of(definition)
+    assert hardware is not None
+    sizes = {disk.name: disk.capacity for disk in hardware.disks}
+    for _ in range(2):
+        host.make_snapshot_replica(Context(), SnapshotVmSpec(IDENTITY, definition, sizes, frozenset(sizes), place))
+
+
+def test_of_datastores_of_one_name_the_datacenter_tells_and_the_replica_is_made_there(tmp_path: Path) -> None:
+    with server(Inventory(datacenters=2, hosts=2, vms=1), tmp_path, "vpx") as (_, client, host):
+        with pytest.raises(Refused, match=f"DC0/{STORE}, DC1/{STORE}"):
+            host.place_space(STORE)
+        made_on(host, VM, f"DC1/{STORE}")
+        found = client.properties(client.named(vim.VirtualMachine, REPLICA), "runtime.host", "parent", "resourcePool")
+        above = client.properties(client.properties(found["runtime.host"], "parent")["parent"], "name", "resourcePool")
+        assert above["name"].startswith("DC1")
+        assert found["resourcePool"] == above["resourcePool"]
+        center = client.properties(client.properties(found["parent"], "parent")["parent"], "name")
+        assert center["name"] == "DC1"
+
+
+def test_a_host_in_maintenance_is_not_chosen(tmp_path: Path) -> None:
+    with server(Inventory(hosts=2, vms=1), tmp_path, "vpx") as (_, client, host):
+        names = {found["name"]: vim.HostSystem(moref, client.stub)
+                 for moref, found in client.inventory(vim.HostSystem, "name").items()}  # fmt: skip
+        first, second = sorted(names)
+        client.wait(names[first].EnterMaintenanceMode_Task(0, False, None))
+        made_on(host, VM, STORE)
+        found = client.properties(client.named(vim.VirtualMachine, REPLICA), "runtime.host")["runtime.host"]
+        assert client.properties(found, "name")["name"] == second
+        host.remove_snapshot_replica(Context(), IDENTITY)
+        client.wait(names[second].EnterMaintenanceMode_Task(0, False, None))
+        with pytest.raises(PlatformError, match="no ESXi host"):
+            made_on(host, VM, STORE)
+
+
+def test_a_single_esxi_host_keeps_replicas_too(tmp_path: Path) -> None:
+    with server(Inventory(vms=1, esx=True), tmp_path, "esx") as (running, client, host):
+        source = next(iter(client.inventory(vim.VirtualMachine, "name").values()))["name"]
+        made_on(host, source, STORE)
+        host.take_point(Context(), IDENTITY, ONE, "one")
+        found = host.snapshot_replica(IDENTITY)
+        assert found is not None
+        assert (found.points, found.state) == ((ONE,), VmState.SHUT_OFF)
+        host.start_replica(IDENTITY.domain_uuid)
+        host.revert_to_point(Context(), IDENTITY, ONE)
+        assert len(running.disks(REPLICA)) == 1
+        host.remove_snapshot_replica(Context(), IDENTITY)
+        assert host.snapshot_replica(IDENTITY) is None
