@@ -323,12 +323,15 @@ def test_a_tree_that_somebody_made_branch_is_understood(lab: TargetLab) -> None:
 
 def test_more_snapshots_than_a_server_takes_are_refused_with_advice(lab: TargetLab) -> None:
     lab.make()
-    for index in range(LONGEST_CHAIN):
-        lab.take(f"20261129-0915{index:02}-ab12")
+    for index in range(LONGEST_CHAIN - 1):
+        lab.snapshot(f"by hand {index}")
+    lab.take(ONE)
+    before = lab.vcenter.calls.count("CreateSnapshot_Task")
     with pytest.raises(PlatformError, match="32 are the most") as failure:
-        lab.take(ONE)
+        lab.take(TWO)
     assert "fewer restore points" in failure.value.todo
-    assert len(lab.points()) == LONGEST_CHAIN
+    assert lab.points() == (ONE,)
+    assert lab.vcenter.calls.count("CreateSnapshot_Task") == before
 
 
 def test_what_a_removal_leaves_unmerged_is_merged(lab: TargetLab) -> None:
