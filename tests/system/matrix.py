@@ -33,7 +33,14 @@ from understudy.units import MIB
 POINTS_KEPT = 2
 SOURCES = Path(next(iter(understudy.__path__)))
 #: Modules of acts that are no part of a run, and have their tests elsewhere.
-NO_PART_OF_A_RUN = ("replication/failover.py", "mover/verify.py", "storage/qcow2/salvage.py")
+NO_PART_OF_A_RUN = (
+    "replication/failover.py", "replication/conversion.py", "mover/verify.py", "mover/conversion.py",
+    "storage/qcow2/salvage.py",
+)
+#: Modules of a kind of target that no libvirt host is: restore points that are snapshots of the replica VM.
+OF_ANOTHER_TARGET = (
+    "replication/snapshot_points.py", "mover/leaves.py", "storage/snapshots/draft.py", "storage/snapshots/store.py",
+)
 SOURCE_PROXY, TARGET_PROXY = "near", "far"
 STORE_BYTES = 160 * MIB
 #: What a scan may send of a disk whose guest wrote a few files since the last point: those, and its metadata.
@@ -59,7 +66,7 @@ def fault_points(under: str = "") -> list[str]:
     """Every fault point of the sources that has a fixed name, but for those outside a run."""
     found: dict[str, None] = {}
     for path in sorted((SOURCES / under).rglob("*.py")):
-        if str(path.relative_to(SOURCES)) not in NO_PART_OF_A_RUN:
+        if str(path.relative_to(SOURCES)) not in NO_PART_OF_A_RUN + OF_ANOTHER_TARGET:
             found |= dict.fromkeys(re.findall(r'fault_point\("([^"]+)"\)', path.read_text()))
     return list(found)
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from understudy.errors import DatastoreError, NotFound, ReplicaError
 from understudy.model.replica import Conversion, Replica, ReplicaState
-from understudy.storage.files import datastore_error, datastore_errors, replace_durable
 from understudy.storage.qcow2.chains import MergingDisk, UnlistedLayer, contradictions
 from understudy.storage.qcow2.names import Place
+from understudy.storage.records.document import Document
 from understudy.storage.records.fields import Fields, Malformed
-from understudy.storage.records.place import partial
 from understudy.storage.records.points import SECTOR, identity_fields, point_fields
 from understudy.storage.records.sealed import sealed, unsealed
 
 FORMAT = 1
-_MODE = 0o600
 REBUILD = "rebuild it: 'understudy replica rebuild DATASTORE/REPLICA'"
 """What to do about a record that is lost or damaged."""
 
@@ -43,76 +39,23 @@ class Record:
 
 
 def load_record(place: Place) -> Record:
-    """The record of the replica.
-
-    :raises NotFound: if there is no replica.
-    :raises ReplicaError: if the record is damaged, of a newer format, or lost.
-    """
-    data = _read(place, place.record)
-    if data is not None:
-        return parse_record(place.what, data)
-    if not place.root.parent.is_dir():
-        raise DatastoreError(f"load {place.what}", "the datastore directory does not exist",
-                             "check that the datastore is mounted")
-    problem = record_problem(place)
-    if problem:
-        raise ReplicaError(f"load {place.what}", problem, REBUILD)
-    raise NotFound(place.what, "no such replica")
+    """The record of the replica; see :meth:`understudy.storage.records.document.Document.load`."""
+    return _DOCUMENT.load(place)
 
 
 def record_problem(place: Place) -> str:
-    """Why there is no record that can be used, though there are files of restore points; else empty.
-
-    :raises ReplicaError: if the record is of a newer format.
-    """
-    data = _read(place, place.record)
-    if data is None:
-        with datastore_errors(f"look at {place.what}"):
-            left = place.finished_files()
-        return f"replica.json is lost, {len(left)} files of restore points are there ({left[0].name})" if left else ""
-    try:
-        _parse(place.what, data)
-    except Malformed as exc:
-        return f"replica.json is damaged: {exc}"
-    return ""
+    """Why there is no record that can be used, though there are files of restore points; else empty."""
+    return _DOCUMENT.problem(place)
 
 
 def previous_record(place: Place) -> Record | None:
     """The record before the present one; None if it is missing or damaged. It may tell of points that are gone."""
-    data = _read(place, place.previous)
-    try:
-        return None if data is None else _parse(place.what, data)
-    except Malformed:
-        return None
-
-
-def _read(place: Place, path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise datastore_error(f"load {place.what}", exc) from exc
+    return _DOCUMENT.previous(place)
 
 
 def save_record(place: Place, record: Record) -> Record:
-    """Make ``record`` the truth, in one durable rename; the one before is kept as ``replica.json.previous``.
-
-    :raises ReplicaError: if it contradicts itself; nothing is changed then.
-    """
-    data = render_record(record)
-    try:
-        survives = _parse(place.what, data) == record
-    except Malformed as exc:
-        raise ReplicaError(f"save {place.what}", f"the record would be damaged: {exc}") from exc
-    if not survives:
-        raise ReplicaError(f"save {place.what}", "the record does not survive being written")
-    with datastore_errors(f"save {place.what}"):
-        before = _read(place, place.record)
-        if before is not None and not record_problem(place):
-            replace_durable(place.previous, partial(place.previous), before, _MODE)
-        replace_durable(place.record, partial(place.record), data, _MODE)
-    return record
+    """Make ``record`` the truth; see :meth:`understudy.storage.records.document.Document.save`."""
+    return _DOCUMENT.save(place, record)
 
 
 def render_record(record: Record) -> bytes:
@@ -129,10 +72,7 @@ def parse_record(what: str, data: bytes) -> Record:
 
     :raises ReplicaError: if the document is damaged, of a newer format, or contradicts itself.
     """
-    try:
-        return _parse(what, data)
-    except Malformed as exc:
-        raise ReplicaError(f"load {what}", f"replica.json is damaged: {exc}", REBUILD) from exc
+    return _DOCUMENT.parsed(what, data)
 
 
 def _parse(what: str, data: bytes) -> Record:
@@ -173,3 +113,6 @@ def _unlisted(fields: Fields) -> UnlistedLayer:
         size=fields.number("size", SECTOR, SECTOR),
         backing=fields.text("backing", lambda text: not text or Place.is_layer(text)),
         file_bytes=fields.number("file_bytes", 1))
+
+
+_DOCUMENT = Document(_parse, render_record, REBUILD)

@@ -133,6 +133,13 @@ class ReplicaPlace:
         """Whether a layer of this kind of store may be called ``name``; then it is a plain name, without directory."""
         raise NotImplementedError
 
+    def finished_files(self) -> list[Path]:
+        """The files of restore points that are there and not in the making.
+
+        :raises OSError: if a directory cannot be read.
+        """
+        raise NotImplementedError
+
     @property
     def record(self) -> Path:
         """``replica.json``."""

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
-from pathlib import Path
 
-from understudy.errors import DatastoreError, NotFound, ReplicaError
 from understudy.model.replica import Replica, ReplicaState
-from understudy.storage.files import datastore_error, datastore_errors, replace_durable
+from understudy.storage.records.document import Document
 from understudy.storage.records.fields import Fields, Malformed
-from understudy.storage.records.place import partial
 from understudy.storage.records.points import identity_fields, point_fields
 from understudy.storage.records.sealed import sealed, unsealed
 from understudy.storage.snapshots.names import Place
@@ -22,78 +19,29 @@ from understudy.storage.snapshots.points import contradictions
 
 FORMAT = 1
 _KIND = "replica of snapshots"
-_MODE = 0o600
 ANEW = "remove the replica and replicate it anew, or put its directory back from a copy"
 """What to do about a record that is lost or damaged."""
 
 
 def load_record(place: Place) -> Replica:
-    """The replica by its record.
-
-    :raises NotFound: if there is no replica.
-    :raises ReplicaError: if the record is damaged, of a newer format, or lost.
-    """
-    data = _read(place, place.record)
-    if data is not None:
-        try:
-            return _parse(place.what, data)
-        except Malformed as exc:
-            raise ReplicaError(f"load {place.what}", f"replica.json is damaged: {exc}", ANEW) from exc
-    if not place.root.parent.is_dir():
-        raise DatastoreError(f"load {place.what}", "the directory of the replicas' records does not exist",
-                             "check that it is mounted on the proxy's host")
-    problem = record_problem(place)
-    if problem:
-        raise ReplicaError(f"load {place.what}", problem, ANEW)
-    raise NotFound(place.what, "no such replica")
+    """The replica by its record; see :meth:`understudy.storage.records.document.Document.load`."""
+    return _DOCUMENT.load(place)
 
 
 def record_problem(place: Place) -> str:
-    """Why there is no record that can be used, though there are files of restore points; else empty.
-
-    :raises ReplicaError: if the record is of a newer format.
-    """
-    data = _read(place, place.record)
-    if data is None:
-        with datastore_errors(f"look at {place.what}"):
-            left = place.finished_files()
-        return f"replica.json is lost, {len(left)} files of restore points are there ({left[0].name})" if left else ""
-    try:
-        _parse(place.what, data)
-    except Malformed as exc:
-        return f"replica.json is damaged: {exc}"
-    return ""
+    """Why there is no record that can be used, though there are files of restore points; else empty."""
+    return _DOCUMENT.problem(place)
 
 
 def save_record(place: Place, replica: Replica) -> Replica:
-    """Make ``replica`` the truth, in one durable rename; the one before is kept as ``replica.json.previous``.
+    """Make ``replica`` the truth; see :meth:`understudy.storage.records.document.Document.save`."""
+    return _DOCUMENT.save(place, replica)
 
-    :raises ReplicaError: if it contradicts itself; nothing is changed then.
-    """
+
+def _render(replica: Replica) -> bytes:
     fields = asdict(replica)
     del fields["conversion"]  # nothing is ever converted here
-    data = sealed({"understudy": _KIND, "format": FORMAT, "replica": fields})
-    try:
-        survives = _parse(place.what, data) == replica
-    except Malformed as exc:
-        raise ReplicaError(f"save {place.what}", f"the record would be damaged: {exc}") from exc
-    if not survives:
-        raise ReplicaError(f"save {place.what}", "the record does not survive being written")
-    with datastore_errors(f"save {place.what}"):
-        before = _read(place, place.record)
-        if before is not None and not record_problem(place):
-            replace_durable(place.previous, partial(place.previous), before, _MODE)
-        replace_durable(place.record, partial(place.record), data, _MODE)
-    return replica
-
-
-def _read(place: Place, path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise datastore_error(f"load {place.what}", exc) from exc
+    return sealed({"understudy": _KIND, "format": FORMAT, "replica": fields})
 
 
 def _parse(what: str, data: bytes) -> Replica:
@@ -116,3 +64,6 @@ def _replica(fields: Fields) -> Replica:
         state=ReplicaState(fields.text("state", lambda text: text in set(ReplicaState))),
         points=fields.children("points", functools.partial(point_fields, is_layer=Place.is_layer)),
         head_point=fields.text("head_point"))
+
+
+_DOCUMENT = Document(_parse, _render, ANEW)
