@@ -125,6 +125,6 @@ def test_points_are_the_source_byte_for_byte_and_a_failover_is_undone_to_the_new
     now = scene.write(5)
     scene.made.replicate("job")
     assert scene.content(scene.points()[-1]) == now == scene.source()
-    scene.made.ok("replica", "remove", REPLICA, "--yes")
+    scene.made.ok("replica", "remove", REPLICA, "--delete-files")
     with pytest.raises(LookupError):
         scene.client.named(vim.VirtualMachine, REPLICA)
