@@ -276,7 +276,8 @@ def _verified_at(facts: ReplicaFacts, point: RestorePoint) -> str | None:
 
 
 def points_shape(facts: ReplicaFacts, left_out: Mapping[str, Sequence[Exclusion] | None]) -> list[Shape]:
-    """The restore points of a replica, oldest first; ``image`` is the layer that shows the point, an absolute path.
+    """The restore points of a replica, oldest first; ``image`` is the layer that shows the point, an absolute path;
+    empty if the point is a snapshot of the replica VM.
 
     :param left_out: what each point leaves out, by its id; None if that is lost, nothing if it is not there.
     """
@@ -304,7 +305,7 @@ def _point_disk_shape(
     return {
         "name": disk.name,
         "size": disk.size,
-        "image": facts.images[point.id][disk.name],
+        "image": facts.images.get(point.id, {}).get(disk.name, ""),
         "digest": facts.digests[point.id][disk.name],
         "verified_at": health.verified_at or None,
         "bad_blocks": health.bad_blocks,

@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 from understudy.platforms.vsphere.definition import DiskController, NicModel
 from understudy.platforms.vsphere.trees import kind_of, truth
 
-_CONTROLLERS = {
+CONTROLLERS = {
     "ParaVirtualSCSIController": DiskController.PVSCSI,
     "VirtualLsiLogicController": DiskController.LSI_LOGIC,
     "VirtualLsiLogicSASController": DiskController.LSI_LOGIC_SAS,
@@ -149,7 +149,7 @@ def _passed_through(device: ET.Element) -> bool:
 
 def _controllers(devices: list[ET.Element]) -> Iterator[tuple[int, Controller]]:
     for device in devices:
-        kind = _CONTROLLERS.get(kind_of(device))
+        kind = CONTROLLERS.get(kind_of(device))
         if kind is not None:
             shared = device.findtext("sharedBus", "") not in _UNSHARED_BUS
             yield _number(device, "key"), Controller(kind, _number(device, "busNumber"), shared)

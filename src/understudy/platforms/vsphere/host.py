@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
-
-from understudy.errors import PlatformError
 from understudy.model.access import HostAccess
-from understudy.model.inventory import HostFacts, Sighting, Vm, VmState
+from understudy.model.inventory import HostFacts, Sighting, Vm
 from understudy.model.preflight import Preflight
 from understudy.platforms import CommitPatience
 from understudy.platforms.vsphere import describing, inventory
@@ -16,19 +12,10 @@ from understudy.platforms.vsphere.host_facts import host_facts
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.preflight import look
 from understudy.platforms.vsphere.source import VsphereSource
+from understudy.platforms.vsphere.target import VsphereTarget
 
 
-def _unwritten(act: str) -> Callable[..., Any]:
-    """A verb that nobody has written yet."""
-
-    def refuse(self: VsphereHost, *_args: object, **_named: object) -> NoReturn:
-        what = f"{act} on {self._connection.address.name}"
-        raise PlatformError(what, "this version of Understudy cannot do it on VMware vSphere yet")
-
-    return refuse
-
-
-class VsphereHost(VsphereSource):
+class VsphereHost(VsphereSource, VsphereTarget):
     """One server behind an address; implements :class:`understudy.platforms.Platform`."""
 
     def __init__(self, access: HostAccess, patience: CommitPatience, limits: Limits | None = None) -> None:
@@ -68,18 +55,3 @@ class VsphereHost(VsphereSource):
         :raises Refused: if several have the name.
         """
         return self._lookup.named(name, lambda vm, place: describing.describe(self._connection, vm, place, name))
-
-    # --- target -------------------------------------------------------------------------------------------------------
-
-    define_replica = _unwritten("define a replica VM")
-    start_replica = _unwritten("start a replica VM")
-    stop_replica = _unwritten("stop a replica VM")
-    undefine_replica = _unwritten("remove a replica VM")
-
-    def replica_state(self, uuid: str) -> VmState | None:
-        """Power state, or None without a VM."""
-        return describing.state(self._connection, self._lookup, uuid)
-
-    def replica_disks(self, uuid: str) -> set[str]:
-        """The files of the VM's disks, the present ones and those at which their chains begin."""
-        return describing.disk_files(self._connection, self._lookup, uuid)

@@ -11,6 +11,7 @@ from understudy.platforms.vsphere.inventory import STATES
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.machine import snapshots_in
 from understudy.platforms.vsphere.removal import by_hand
+from understudy.platforms.vsphere.replica_points import POINT
 
 _PATHS = ("config.instanceUuid", "config.uuid", "runtime.powerState", "snapshot")
 
@@ -25,8 +26,12 @@ def traces_of(connection: Connection, lookup: Lookup) -> tuple[VmTraces, ...]:
 
 
 def _traces(entry: properties.Entry, name: str) -> VmTraces:
-    """Those on one VM; its UUID is empty if the server cannot tell anything of it, because its host is away."""
-    names = tuple(item.name for item in snapshots_in(entry.get("snapshot")) if item.name.startswith(TAGGED))
+    """Those on one VM; its UUID is empty if the server cannot tell anything of it, because its host is away.
+
+    Restore points of a replica are no traces, although the ids in their names look like the mark of a session.
+    """
+    found = [item.name for item in snapshots_in(entry.get("snapshot"))]
+    names = tuple(name for name in found if name.startswith(TAGGED) and not name.startswith(POINT))
     return VmTraces(
         name=name,
         uuid=entry.get("config.instanceUuid") or entry.get("config.uuid", ""),
