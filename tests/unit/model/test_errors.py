@@ -14,8 +14,8 @@ from understudy.errors import Cancelled, TrackingLost, UnderstudyError, error_cl
 
 CODES = {
     "error": 1, "usage": 2, "not_found": 2, "refused": 2, "database": 1, "host_unreachable": 1, "platform": 1,
-    "task_unfinished": 1, "tracking_lost": 1, "guest": 1, "datastore": 1, "replica": 1, "transfer": 1, "mover": 1, "fenced": 1,
-    "cancelled": 130, "link_lost": 1, "cbt_mismatch": 1,
+    "tracking_lost": 1, "guest": 1, "datastore": 1, "replica": 1, "transfer": 1, "mover": 1, "fenced": 1,
+    "task_unfinished": 1, "cancelled": 130, "link_lost": 1, "cbt_mismatch": 1,
 }  # fmt: skip
 RETRYABLE = {"host_unreachable", "transfer", "link_lost", "mover"}
 CLASSES = [

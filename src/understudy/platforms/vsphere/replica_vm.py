@@ -135,14 +135,14 @@ def check_disks(spec: SnapshotVmSpec, sizes: Mapping[str, int], *, whole: bool) 
     :raises PlatformError: if one that is to be written is missing, or has another size.
     """
     what = f"replica VM {spec.identity.name!r}"
+    anew = "run the job again; if that does not help, 'understudy replica remove' it, and have it made anew"
     for name, size in spec.disks.items():
         if name in spec.anew and not whole:
             continue
         if name not in sizes:
-            raise PlatformError(what, f"its disk {name} is gone: somebody has removed it", "remove the replica, and have it made anew: 'understudy replica remove'")
+            raise PlatformError(what, f"its disk {name} is gone: somebody has removed it", anew)
         if sizes[name] != size:
-            raise PlatformError(what, f"its disk {name} has {sizes[name]} bytes, that of the source {size}",
-                                "run the job again; if that does not help, remove the replica and have it made anew")  # fmt: skip
+            raise PlatformError(what, f"its disk {name} has {sizes[name]} bytes, that of the source {size}", anew)
 
 
 def _boot_options(hardware: VmHardware, boots: int | None) -> Any:
