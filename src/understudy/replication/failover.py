@@ -81,10 +81,14 @@ def start_failover(
                            f"the newest undamaged one is {good[-1]}: --point {good[-1]}" if good
                            else "no restore point is undamaged")
     owner = _owner(site, facts)
-    bound, warnings = _bind(site, owner, replica, chosen.id)
+    own = Refused(what, "it cannot be converted: its VM is of the target's own platform", "leave --convert out")
+    if site.snapshots is not None and wish is ConversionWish.ALWAYS:
+        raise own
+    bound = _bound(site, owner, replica, chosen.id)
     foreign = site.snapshots is None and source_of(bound.definition) is not None
     if not foreign and wish is ConversionWish.ALWAYS:
-        raise Refused(what, "it cannot be converted: its VM is of the target's own platform", "leave --convert out")
+        raise own
+    warnings = _define(site, replica, bound)
     site.mover.call(api.SetState(owner, ReplicaState.FAILOVER), api.Nothing)
     fault_point("failover.recorded")
     converting = Converting(site.mover, site.target, replica.identity, owner, bound)
@@ -111,21 +115,22 @@ def undo_failover(site: FailoverSite) -> FailoverOutcome:
     site.target.stop_replica(uuid)
     fault_point("undo.stopped")
     owner = _owner(site, facts)
-    _, warnings = _bind(site, owner, replica, replica.newest.id)
+    warnings = _define(site, replica, _bound(site, owner, replica, replica.newest.id))
     fault_point("undo.bound")
     site.mover.call(api.SetState(owner, ReplicaState.READY), api.Nothing)
     return FailoverOutcome(replica.identity.name, replica.newest.id, tuple(warnings))
 
 
-def _bind(
-    site: FailoverSite, owner: api.OwnedReplica, replica: Replica, point: str
-) -> tuple[api.HeadBound, list[str]]:
-    """Put the replica VM, which is off, on a point, dropping what it changed; and what the operator should know."""
+def _bound(site: FailoverSite, owner: api.OwnedReplica, replica: Replica, point: str) -> api.HeadBound:
+    """Put the disks of the replica VM, which is off, on a point, dropping what it changed."""
     if site.snapshots is not None:
         site.snapshots.revert_to_point(Context(), replica.identity, point)
-        return site.mover.call(api.BindHead(owner, point), api.HeadBound), []
-    bound = site.mover.call(api.BindHead(owner, point), api.HeadBound)
-    return bound, site.target.define_replica(replica_vm_spec(replica.identity, bound))
+    return site.mover.call(api.BindHead(owner, point), api.HeadBound)
+
+
+def _define(site: FailoverSite, replica: Replica, bound: api.HeadBound) -> list[str]:
+    """Have the replica VM use a head; a VM whose snapshots are the points has its disks already."""
+    return [] if site.snapshots is not None else site.target.define_replica(replica_vm_spec(replica.identity, bound))
 
 
 def obstacles(facts: api.ReplicaFacts, point: str) -> list[str]:

@@ -13,7 +13,7 @@ from understudy.errors import DatastoreError, PlatformError, Refused, ReplicaErr
 from understudy.model.access import DiskLibrary, LibraryLogin
 from understudy.model.inventory import VmState
 from understudy.model.job import SNAPSHOTS, Datastore, Host
-from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
+from understudy.model.replica import ConversionWish, Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.snapshot import LibraryDisk, LibraryExport
 from understudy.model.transfer import Reason, TransferMode
 from understudy.mover import api
@@ -282,6 +282,13 @@ def test_failover_to_a_point_whose_snapshot_is_gone_is_refused() -> None:
     world = SnapshotWorld(points=(point("p0"), point("p1")), snapshots=["p0"])
     with pytest.raises(Refused, match="the snapshot of restore point p1 is gone"):
         start_failover(Context(), world.failover_site)
+    assert world.events == []
+
+
+def test_a_replica_of_its_own_platform_is_never_converted_and_not_even_reverted_for_that() -> None:
+    world = SnapshotWorld()
+    with pytest.raises(Refused, match="cannot be converted"):
+        start_failover(Context(), world.failover_site, wish=ConversionWish.ALWAYS)
     assert world.events == []
 
 
