@@ -10,6 +10,7 @@
 - `front.py` is what tests use: `with front(Inventory(vms=2), directory) as vcenter`. Its docstring lists what it adds.
 - `facts.py` is the contract with the disk library's double: who may open which file, and how.
 - `client.py` is a pyVmomi session for tests; `conftest.py` has fixtures, `steps.py` what tests do again and again.
+- `scene.py` is a VM with its job by the command line; `guest_disk.py` writes files into it, as no guest does here.
 
 The packages are in `packaging/debian-packages-test` (Go and the govmomi library); without them the tests are skipped
 and say so. The program is built once for all processes, in `/var/cache/understudy/vsphere`, which takes a minute.

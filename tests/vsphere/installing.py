@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from understudy.lab.hosts import LabHost
 from understudy.platforms.vsphere.trust import fetch_certificate
 
 RUN_TIMEOUT_S = 400
+#: Something that comes in a moment, on a busy machine.
+WAIT_S = 90
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,35 @@ class Answer:
         return json.loads(self.out)
 
 
+@dataclass
+class HeldRun:
+    """A ``job run`` that stands at a fault point; ``answer`` is there when the block is left."""
+
+    process: subprocess.Popen[str]
+    answer: Answer | None = None
+
+    @property
+    def ended(self) -> Answer:
+        """What it said."""
+        assert self.answer is not None
+        return self.answer
+
+
 @dataclass(frozen=True)
 class Vsphere:
-    """Hosts ``vc`` and ``beta``, and a datastore on beta."""
+    """Hosts ``vc`` and ``beta``, and a datastore on beta.
+
+    :ivar elsewhere: what starts a program where the commands run, if that is not here.
+    """
 
     vcenter: Front
     library: StandIn
     home: Path
+    elsewhere: tuple[str, ...] = ()
 
     def command(self, *arguments: str) -> list[str]:
         """The argument vector of a command."""
-        return [sys.executable, "-m", "understudy", "--home", str(self.home), *arguments]
+        return [*self.elsewhere, sys.executable, "-m", "understudy", "--home", str(self.home), *arguments]
 
     def run(self, *arguments: str, said: str = "", env: Mapping[str, str] | None = None) -> Answer:
         """Run a command to its end; ``said`` goes to its standard input."""
@@ -61,10 +81,10 @@ class Vsphere:
         assert answer.status == 0, (arguments, answer)
         return answer
 
-    def job(self, name: str, *vms: str, options: tuple[str, ...] = ()) -> None:
+    def job(self, name: str, *vms: str, options: tuple[str, ...] = (), datastore: str = "ds") -> None:
         """Create a job from the vCenter to beta."""
         wanted = [word for vm in vms for word in ("--vm", vm)]
-        self.ok("job", "create", name, "--source", "vc", "--target", "beta", "--datastore", "ds", *wanted,
+        self.ok("job", "create", name, "--source", "vc", "--target", "beta", "--datastore", datastore, *wanted,
                 "--block-size", "256K", *options)  # fmt: skip
 
     def replicate(self, job: str, *options: str) -> dict[str, Any]:
@@ -79,6 +99,35 @@ class Vsphere:
         """The images of the newest restore point of a VM's replica, by disk."""
         points = self.ok("--json", "replica", "points", f"{vm}_replica").json
         return {disk["name"]: Path(disk["image"]) for disk in points[-1]["disks"]}
+
+    @contextmanager
+    def held(self, job: str, point: str) -> Iterator[HeldRun]:
+        """Run a job and stop at a fault point; inside the block it stands there, then it goes on to its end."""
+        release = self.home / f"release-{time.monotonic_ns()}"
+        env = {"UNDERSTUDY_FAULT": f"{point}=stall", "UNDERSTUDY_FAULT_RELEASE": str(release)}
+        with self.under_way(job, env) as run:
+            try:
+                reached = release.with_name(release.name + ".reached")
+                await_while(run, reached.exists, f"{point} was not reached")
+                yield run
+            finally:
+                release.touch()
+
+    @contextmanager
+    def under_way(self, job: str, env: Mapping[str, str] | None = None) -> Iterator[HeldRun]:
+        """Run a job; the block sees it run, and it is waited for afterwards."""
+        environment = {**os.environ, "UNDERSTUDY_COMMIT_PAUSES": "0", **(env or {})}
+        process = subprocess.Popen(self.command("--json", "job", "run", job), env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        run = HeldRun(process)
+        try:
+            yield run
+            out, err = process.communicate(timeout=RUN_TIMEOUT_S)
+            run.answer = Answer(process.wait(), out, err)
+        finally:
+            if run.answer is None:
+                process.kill()
+                process.communicate()
 
     @contextmanager
     def killed(self, job: str, point: str) -> Iterator[None]:
@@ -114,6 +163,15 @@ def installed(vcenter: Front, library: StandIn, beta: LabHost, place: Path) -> I
     made.ok("host", "add", "beta", beta.uri, "--scratch-dir", str(place / "scratch"))
     made.ok("datastore", "add", "ds", "--host", "beta", "--path", str(store))
     yield made
+
+
+def await_while(run: HeldRun, true: Callable[[], bool], what: str) -> None:
+    """Wait until something is true, which it must become while the command runs."""
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert run.process.poll() is None, run.process.communicate()
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 def task_of(answer: Answer) -> dict[str, Any]:

@@ -138,6 +138,7 @@ struct facts {
 
 struct disk {
     struct connection *connection;
+    char path[FIELD];
     int file;
     uint64_t capacity;
     bool read_only;
@@ -539,6 +540,7 @@ static error_t64 open_disk(struct connection *connection, const char *path, uint
     struct stat facts;
     error_t64 result;
     disk->read_only = flags & OPEN_READ_ONLY;
+    snprintf(disk->path, sizeof disk->path, "%s", path);
     result = find_file(connection, path, disk->read_only, &found);
     if (result != OK)
         return result;
@@ -639,7 +641,7 @@ PUBLIC error_t64 VixDiskLib_Read(struct disk *disk, uint64_t start, uint64_t cou
 {
     error_t64 result = check(disk, start, count);
     long number;
-    note("Read\tstart=%lu\tcount=%lu\n", start, count);
+    note("Read\tstart=%lu\tcount=%lu\tpath=%s\n", start, count, disk->path);
     if (result != OK)
         return result;
     usleep(1000 * fault("slow-read-ms"));
