@@ -50,10 +50,12 @@ def test_it_has_its_own_environment(forks: Forks, tmp_path: Path) -> None:
 def test_it_is_a_process_that_is_found_by_its_command_line_and_hears_signals(
     forks: Forks, tmp_path: Path, number: signal.Signals
 ) -> None:
-    wait_for_an_invited_proxy = _command("--home", str(tmp_path), "enrolment")
-    forked = forks.start(wait_for_an_invited_proxy, _environment(tmp_path))
+    nobody_writes = tmp_path / "key"
+    os.mkfifo(nobody_writes)
+    waits = _command("--home", str(tmp_path), "credential", "add", "nobody", "--key", str(nobody_writes))
+    forked = forks.start(waits, _environment(tmp_path))
     with Path(f"/proc/{forked.pid}/cmdline").open("rb") as shown:
-        assert shown.read().rstrip(b"\0").split(b"\0") == [os.fsencode(word) for word in wait_for_an_invited_proxy]
+        assert shown.read().rstrip(b"\0").split(b"\0") == [os.fsencode(word) for word in waits]
     os.kill(forked.pid, signal.SIGSTOP)
     assert forked.poll() is None
     forked.send_signal(number)
