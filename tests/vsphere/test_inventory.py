@@ -379,7 +379,7 @@ def test_a_guest_agent_is_never_pretended(host: VsphereHost) -> None:
 
 def test_a_wrong_thumbprint_and_a_libvirt_address_have_no_certificate_to_trust(vcenter: Front) -> None:
     uri = f"vpx://127.0.0.1:{vcenter.port}/"
-    with pytest.raises(HostUnreachable, match="its certificate is .*, and AB:AB:.* was confirmed"):
+    with pytest.raises(HostUnreachable, match=r"its certificate is .*, and AB:AB:.* was confirmed"):
         open_platform(HostAccess(uri, vcenter.user, vcenter.password, ":".join(["AB"] * 32)))
     with pytest.raises(UsageError):
         server_certificate("qemu:///system")
