@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 _LONGEST = (
     "test_matrix_controller.py", "test_matrix_power.py", "test_matrix_target_proxy.py", "test_matrix_source_proxy.py",
     "test_matrix_libvirt.py", "test_matrix_hypervisor.py", "test_shapes.py", "test_guest_faults.py",
-    "test_source_life.py",
+    "test_source_life.py", "test_source_run.py", "test_vsphere_to_kvm.py", "test_source_faults.py", "test_target_run.py",
 )  # fmt: skip
 _THEN = ("system", "lab", "contract")
 
@@ -40,6 +40,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _turn(path: Path) -> tuple[int, int]:
     part = path.relative_to(_HERE).parts[0]
-    if part == "system" and path.name in _LONGEST:
+    if part in ("system", "vsphere") and path.name in _LONGEST:
         return (0, _LONGEST.index(path.name))
     return (1, _THEN.index(part) if part in _THEN else len(_THEN))
