@@ -40,6 +40,7 @@ from understudy.model.job import Datastore, ProxyKind
 from understudy.model.live_test import LiveStep, LiveTestReport, LiveTestWish
 from understudy.model.replica import ConversionWish
 from understudy.model.session import SessionReport
+from understudy.model.snapshot import LibraryExport
 from understudy.mover import about, api
 from understudy.mover.process import MoverProcess
 from understudy.replication import failover
@@ -187,8 +188,17 @@ class ControllerServices:
     ) -> VerifyAnswer:
         """Recompute a point's digests from its layers and compare."""
         site = self._failover_site(replica)
-        exports = verify_exports(site.snapshots, replica.replica.identity, replica.replica.point(wish.point))
+        exports = self._point_exports(site, replica, wish.point)
         return verification.verify_point(site.mover, site.ref, wish, on_progress, exports)
+
+    def _point_exports(
+        self, site: failover.FailoverSite, replica: ReplicaRecord, point: str
+    ) -> tuple[LibraryExport, ...]:
+        """How the proxy reads a point that it has not in files; by the replica's own record, which may know more."""
+        found = None if site.snapshots is None else self.replica_facts(replica).replica
+        if site.snapshots is None or found is None:
+            return ()
+        return verify_exports(site.snapshots, found.identity, found.point(point))
 
     def due_verifications(self) -> DueAnswer:
         """What is to be verified by the schedules of the jobs."""

@@ -125,11 +125,9 @@ def retire(
 
 
 def verify_exports(
-    target: SnapshotTarget | None, identity: ReplicaIdentity, point: RestorePoint
+    target: SnapshotTarget, identity: ReplicaIdentity, point: RestorePoint
 ) -> tuple[LibraryExport, ...]:
-    """How the disks of a point are read for verifying; nothing if a proxy has them in files."""
-    if target is None:
-        return ()
+    """How the disks of a point are read for verifying."""
     return tuple(target.point_export(identity, disk.name, point.id) for disk in point.disks)
 
 
