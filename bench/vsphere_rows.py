@@ -37,7 +37,7 @@ class _Listed:
     vms: int
 
 
-def list_rows(settings: Settings, place: Path) -> Iterator[Row]:  # noqa: ARG001
+def list_rows(settings: Settings, place: Path) -> Iterator[Row]:  # noqa: ARG001 - the signature of all rows
     """All VMs with all of their disks and network cards."""
     if not settings.wants(*NAMES):
         return

@@ -27,6 +27,7 @@ from understudy.storage.records.exclusions import load_exclusions
 from understudy.storage.records.health import alone, change_health, load_health
 from understudy.storage.records.lock import last_attempt, own
 from understudy.storage.records.losses import losses
+from understudy.storage.records.making import refuse_another, refuse_strays
 from understudy.storage.records.place import directory_name
 from understudy.storage.records.removal import remove_everything
 from understudy.storage.values import HeadFacts, NewDisk, StoreLeftovers
@@ -83,16 +84,10 @@ class Qcow2Store:
         what = f"create {self._place.what}"
         if self.exists():
             replica = self.load()
-            if replica.identity.id != identity.id:
-                raise Refused(what, f"the place holds a replica of VM {replica.identity.source_vm!r} of job "
-                              f"{replica.identity.job_name!r}", "adopt or remove that replica, or use another suffix")
+            refuse_another(what, replica, identity)
             return replica
         with datastore_errors(what):
-            # Layers without a record may be all that is left of somebody's restore points: never sweep them away.
-            strays = self._place.finished_files()
-            if strays:
-                raise Refused(what, f"{self._place.root} holds files of a replica without a record ({strays[0].name})",
-                              REBUILD)
+            refuse_strays(what, self._place, REBUILD)
             for directory in self._directories():
                 make_directory(directory)
         return save_record(self._place, Record(Replica(identity, ReplicaState.READY, ()))).replica
