@@ -307,6 +307,7 @@ def test_a_target_that_is_started_again_is_asked_again(
     def watch(relay: Relay, _passage: Passage, frame: Frame, _payload: bytes) -> int | None:
         if frame.type is FrameType.DIFFER and len(answered(relay)) >= answers and not killed.is_set():
             eventually(lambda: len(asked(relay)) == 4, "all questions")
+            eventually(lambda: len(relay.times_sent()) == answers, "the parts whose answers were heard")
             relay.down = True
             killed.set()
             relay.cut()

@@ -346,6 +346,8 @@ class Relay:
             except OSError:
                 return
             self.passages.append(passage)
+            if self.down:  # since it was accepted
+                passage.cut()
             back = threading.Thread(target=self._pass_on, args=(passage, far, near, self._back))
             back.start()
             self._pass_on(passage, near, far, self._there)
