@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.system import forked as forked_module
 from tests.system.forked import Forks
 
 
@@ -63,3 +66,24 @@ def test_it_is_a_process_that_is_found_by_its_command_line_and_hears_signals(
     _out, err = forked.communicate(60)
     assert forked.returncode == -number, err
     forked.kill()
+
+
+def test_the_end_of_one_that_never_heard_that_it_may_begin_is_told(
+    forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = forked_module._await_ready
+
+    def stopped(outcome: socket.socket) -> int:
+        pid = ready(outcome)
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    monkeypatch.setattr(forked_module, "_await_ready", stopped)
+    forked = forks.start(_command("version"), _environment(tmp_path))
+    forked.kill()
+    # Ended in the eyes of its server, too.
+    while Path(f"/proc/{forked.pid}").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    forked.communicate(60)
+    assert forked.returncode == -signal.SIGKILL
