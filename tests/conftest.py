@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ _LONGEST = (
     "test_target_run.py",
 )  # fmt: skip
 _THEN = ("system", "lab", "contract")
+_FILES_SHOWN = 40
 
 
 def pytest_configure() -> None:
@@ -44,3 +46,20 @@ def _turn(path: Path) -> tuple[int, int]:
     if part in ("system", "vsphere") and path.name in _LONGEST:
         return (0, _LONGEST.index(path.name))
     return (1, _THEN.index(part) if part in _THEN else len(_THEN))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """With ``--durations``: what the files cost, which decides the order above and what is worth making faster."""
+    if not config.getoption("durations"):
+        return
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    times, tests = defaultdict[str, float](float), Counter[str]()
+    for report in reports:
+        if isinstance(report, pytest.TestReport):
+            file = report.nodeid.partition("::")[0]
+            times[file] += report.duration
+            tests[file] += report.when == "call"
+    terminalreporter.section(f"slowest {_FILES_SHOWN} files")
+    slowest = sorted(times.items(), key=lambda item: item[1], reverse=True)[:_FILES_SHOWN]
+    for file, seconds in slowest:
+        terminalreporter.write_line(f"{seconds:8.1f} s {tests[file]:4d} tests  {file}")
