@@ -17,6 +17,8 @@ from understudy.model.extent import PART, Extent, merge, round_in
 
 #: So many ranges of a disk at most, the longest ones: it bounds what travels and is stored.
 MOST_RANGES = 65536
+#: Notes of one disk, and the characters of one: a guest's names may stand in them.
+MOST_NOTES, LONGEST_NOTE = 100, 500
 _MOST_BYTES = 20 * MOST_RANGES
 _MOST_BITS = 63
 

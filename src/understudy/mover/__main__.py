@@ -20,10 +20,13 @@ import uvicorn
 from understudy.certificates import Credentials
 from understudy.mover.ending import End, serve_until_told
 from understudy.mover.listeners import open_data_listeners
+from understudy.mover.operations import load_all
 from understudy.mover.server import make_app
 from understudy.mover.state import Mover
 
 LOG = logging.getLogger(__name__)
+#: Most sessions are over by then, and need not wait for operations that none of them asks for.
+LOAD_ALL_AFTER_S = 120.0
 
 
 def main() -> None:
@@ -38,6 +41,7 @@ def main() -> None:
     server = uvicorn.Server(config)
     end = End(mover, lambda: _remove_socket(arguments.socket))
     threading.Thread(target=_end_with_stdin, args=(end,), name="stdin", daemon=True).start()
+    _load_all_later()
     serve_until_told(server, listener, end)
 
 
@@ -70,6 +74,12 @@ def _end_with_stdin(end: End) -> None:
     LOG.info("standard input ended: ending")
     end.tidy()
     os._exit(0)
+
+
+def _load_all_later() -> None:
+    timer = threading.Timer(LOAD_ALL_AFTER_S, load_all)
+    timer.daemon = True
+    timer.start()
 
 
 def _remove_socket(path: Path) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from understudy.errors import TransferError, UnderstudyError
-from understudy.mover.api import NbdSource
+from understudy.mover import api
 from understudy.nbd import NbdClient
 
 LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Below:
     :param serve: serves the image for as long as it is read.
     """
 
-    def __init__(self, serve: Callable[[], AbstractContextManager[NbdSource]]) -> None:
+    def __init__(self, serve: Callable[[], AbstractContextManager[api.NbdSource]]) -> None:
         self._serve = serve
         self._lock = threading.Lock()
         self._open = ExitStack()

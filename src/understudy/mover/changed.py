@@ -11,7 +11,7 @@ from pathlib import Path
 from understudy.errors import TrackingLost, UsageError
 from understudy.model.exclusion import unpack
 from understudy.model.extent import Extent, span, subtract, within
-from understudy.mover.api import NbdSource
+from understudy.mover import api
 from understudy.nbd import DIRTY_FLAG, NbdClient
 
 _CONTEXT = "understudy:changed:"
@@ -43,7 +43,7 @@ def write_areas(socket: Path, packed: str | None) -> None:
     areas_path(socket).write_text(packed)
 
 
-def areas_of(where: NbdSource) -> tuple[Extent, ...] | None:
+def areas_of(where: api.NbdSource) -> tuple[Extent, ...] | None:
     """The changed areas that are kept for an export; None if the server tells of them, or nobody.
 
     :raises TrackingLost: if they are gone.

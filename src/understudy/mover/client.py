@@ -57,7 +57,7 @@ class MoverClient:
         :raises MoverError: if the mover does not answer.
         :raises UnderstudyError: what the operation raised there, as the same class.
         """
-        path = path_of(type(request))
+        path = path_of(type(request).__name__)
         with self._errors(path):
             answer = self._post(path, encode(request), _timeout(request), repeatable=isinstance(request, QUERIES))
             self._check(path, answer)

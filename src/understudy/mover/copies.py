@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError, UsageError
-from understudy.mover.api import DigestCopy, DigestRef
+from understudy.mover import api
 from understudy.mover.digest import DigestReader, sync_directory
 
 PARTIAL = ".partial"
@@ -28,18 +28,18 @@ class DigestCopies:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def path(self, ref: DigestRef) -> Path:
+    def path(self, ref: api.DigestRef) -> Path:
         """Where the copy of a published point is."""
         return self._replica(ref.replica_id) / f"{_prefix(ref.disk)}{_name(ref.point)}.digest"
 
-    def partial_path(self, ref: DigestRef) -> Path:
+    def partial_path(self, ref: api.DigestRef) -> Path:
         """Where a transfer writes the copy of a point in the making; the directory exists at return."""
         path = self.path(ref)
         with _errors(path.parent):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path.with_name(path.name + PARTIAL)
 
-    def open(self, ref: DigestRef) -> DigestReader:
+    def open(self, ref: api.DigestRef) -> DigestReader:
         """The verified copy.
 
         :raises ReplicaError: if there is none, it is damaged, or it is of another point.
@@ -50,7 +50,7 @@ class DigestCopies:
             raise ReplicaError(f"digest file {reader.path}", f"it is of point {reader.header.point!r}")
         return reader
 
-    def usable(self, ref: DigestRef) -> bool:
+    def usable(self, ref: api.DigestRef) -> bool:
         """Whether :meth:`open` would succeed."""
         try:
             self.open(ref).close()
@@ -58,7 +58,7 @@ class DigestCopies:
             return False
         return True
 
-    def keep(self, ref: DigestRef, also: Sequence[str] = ()) -> None:
+    def keep(self, ref: api.DigestRef, also: Sequence[str] = ()) -> None:
         """Make the copy of a published point the only one of its disk; again is no error.
 
         :param also: points whose copies stay too, if there are any.
@@ -91,7 +91,7 @@ class DigestCopies:
                 directory.rmdir()
         return removed
 
-    def list_all(self) -> list[DigestCopy]:
+    def list_all(self) -> list[api.DigestCopy]:
         """Every copy, finished or not, sorted by path; files that are not named like one are left out."""
         with _errors(self._directory):
             paths = sorted(self._directory.glob("*/*.digest*"))
@@ -99,10 +99,10 @@ class DigestCopies:
         for path in paths:
             match = _COPY.fullmatch(path.name)
             if match:
-                found.append(DigestCopy(unquote(path.parent.name), unquote(match[1]), str(path)))
+                found.append(api.DigestCopy(unquote(path.parent.name), unquote(match[1]), str(path)))
         return found
 
-    def store(self, ref: DigestRef, received: Path) -> None:
+    def store(self, ref: api.DigestRef, received: Path) -> None:
         """Take the file ``received``, brought from the target, as the copy of a published point.
 
         :raises ReplicaError: if it is damaged or of another point.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from understudy.errors import NotFound, Refused, UsageError
 from understudy.model.snapshot import LibraryExport
-from understudy.mover.api import BeginPoint, OwnedReplica, ReplicaRef
+from understudy.mover import api
 from understudy.mover.arriving import Arrival, ArrivingDisk
 from understudy.mover.exports import Exports
 from understudy.mover.leaves import Held, Leaves
@@ -24,7 +24,7 @@ from understudy.storage.values import NewDisk
 ORPHANED_S = 120.0
 
 
-def store_of(ref: ReplicaRef) -> ReplicaStore:
+def store_of(ref: api.ReplicaRef) -> ReplicaStore:
     """The store of a replica.
 
     :raises UsageError: if its kind is unknown.
@@ -46,7 +46,7 @@ class Draft:
     """
 
     id: str
-    ref: ReplicaRef
+    ref: api.ReplicaRef
     attempt: int
     store: ReplicaStore
     point: PointDraft
@@ -168,7 +168,7 @@ class Drafts:
     def __init__(self) -> None:
         self._drafts: dict[str, Draft] = {}
 
-    def begin(self, request: BeginPoint) -> tuple[Draft, list[str]]:
+    def begin(self, request: api.BeginPoint) -> tuple[Draft, list[str]]:
         """Lock the replica, make it if new, sweep it, begin a point or go on with one; also what the sweep did.
 
         :raises Fenced: if another attempt owns the replica.
@@ -218,7 +218,7 @@ class Drafts:
         if draft is not None:
             draft.end(keep=keep)
 
-    def superseded(self, ref: ReplicaRef, attempt: int) -> list[Draft]:
+    def superseded(self, ref: api.ReplicaRef, attempt: int) -> list[Draft]:
         """Drafts of the replica that are no longer wanted when ``attempt`` comes (S11)."""
         return [draft for draft in list(self._drafts.values()) if draft.ref == ref and draft.attempt < attempt]
 
@@ -232,7 +232,7 @@ class Drafts:
         return list(self._drafts)
 
     @contextmanager
-    def owned(self, owner: OwnedReplica) -> Iterator[ReplicaStore]:
+    def owned(self, owner: api.OwnedReplica) -> Iterator[ReplicaStore]:
         """The store of a replica under a draft's lock, or under a lock of its own.
 
         :raises Fenced: if another attempt owns it.

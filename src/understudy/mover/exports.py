@@ -11,7 +11,7 @@ from pathlib import Path
 
 from understudy.errors import PlatformError, TransferError, UsageError
 from understudy.model.snapshot import LibraryExport
-from understudy.mover.api import NbdSource, OpenExport, OpenLibraryExport
+from understudy.mover import api
 from understudy.mover.changed import context_of, write_areas
 from understudy.mover.children import START_TIMEOUT_S, Child, Server, Spawner
 from understudy.mover.library import LibraryServer, reason_of, wait_disconnected
@@ -30,7 +30,7 @@ class Exports:
         self._lock = threading.Lock()
         self._spawner = Spawner()
 
-    def open(self, request: OpenExport) -> tuple[str, NbdSource]:
+    def open(self, request: api.OpenExport) -> tuple[str, api.NbdSource]:
         """Serve an image; returns an id and where it is served.
 
         :raises PlatformError: if qemu-nbd refuses, with what it said.
@@ -46,9 +46,9 @@ class Exports:
             raise
         self._add(key, child)
         dirty = f"qemu:dirty-bitmap:{request.bitmap}" if request.bitmap else ""
-        return key, NbdSource(str(child.socket), EXPORT, dirty)
+        return key, api.NbdSource(str(child.socket), EXPORT, dirty)
 
-    def open_library(self, request: OpenLibraryExport) -> tuple[str, NbdSource]:
+    def open_library(self, request: api.OpenLibraryExport) -> tuple[str, api.NbdSource]:
         """Serve a disk through the vendor's disk library; returns an id and where it is served.
 
         :raises UnderstudyError: if the library, or the server that it logs in to, refuses.
@@ -63,10 +63,10 @@ class Exports:
             write_areas(path, None)
             raise
         self._add(key, child)
-        return key, NbdSource(str(path), EXPORT, context_of(key) if request.export.changed is not None else "")
+        return key, api.NbdSource(str(path), EXPORT, context_of(key) if request.export.changed is not None else "")
 
     @contextmanager
-    def explaining(self, source: NbdSource) -> Iterator[None]:
+    def explaining(self, source: api.NbdSource) -> Iterator[None]:
         """Errors of reading say what the vendor's disk library said: by NBD comes only that there was an error."""
         try:
             yield
@@ -77,7 +77,7 @@ class Exports:
                 raise
             raise TransferError(exc.what, f"{exc.why} ({reason.why})", reason.todo) from exc
 
-    def reason(self, source: NbdSource) -> Reason | None:
+    def reason(self, source: api.NbdSource) -> Reason | None:
         """What the vendor's disk library complained of, if ``source`` is served through it; None if of nothing."""
         child = next((child for child in list(self._children.values()) if str(child.socket) == source.socket), None)
         return reason_of(child) if child is not None else None
@@ -107,18 +107,18 @@ class Exports:
         self._spawner.close()
 
     @contextmanager
-    def serving(self, image: Path, image_format: str) -> Iterator[NbdSource]:
+    def serving(self, image: Path, image_format: str) -> Iterator[api.NbdSource]:
         """The image is served inside the context."""
-        key, source = self.open(OpenExport(str(image), image_format, "", "verify"))
+        key, source = self.open(api.OpenExport(str(image), image_format, "", "verify"))
         try:
             yield source
         finally:
             self.close(key)
 
     @contextmanager
-    def serving_library(self, export: LibraryExport) -> Iterator[NbdSource]:
+    def serving_library(self, export: LibraryExport) -> Iterator[api.NbdSource]:
         """The disk is served through the vendor's disk library inside the context, read-only."""
-        key, source = self.open_library(OpenLibraryExport(export, "verify"))
+        key, source = self.open_library(api.OpenLibraryExport(export, "verify"))
         try:
             yield source
         finally:
@@ -137,7 +137,7 @@ def _new_key() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _image_server(request: OpenExport, path: Path) -> Server:
+def _image_server(request: api.OpenExport, path: Path) -> Server:
     command = [
         "qemu-nbd", "-r", "--persistent", "-e", str(CONNECTIONS), "-k", str(path), "-f", request.image_format,
         "-x", EXPORT, "-D", request.tag,
@@ -159,7 +159,7 @@ def greets(path: Path, timeout_s: float) -> bool:
             return False
 
 
-def _refused(request: OpenExport, said: str) -> PlatformError:
+def _refused(request: api.OpenExport, said: str) -> PlatformError:
     said = " ".join(said.split()).removeprefix("qemu-nbd: ")
     if "Failed to get" in said and "lock" in said:
         return PlatformError(f"export {request.image}", f"the image is in use for writing, by a running VM ({said})",

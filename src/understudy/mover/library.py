@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from understudy.errors import PlatformError, TransferError, UsageError
-from understudy.mover.api import OpenLibraryExport
+from understudy.mover import api
 from understudy.mover.children import Child, Server, Spawner
 from understudy.mover.library_errors import Reason, reason_in, refusal
 from understudy.nbd import NbdClient
@@ -33,7 +33,7 @@ _VERBOSE = ("-v", "-D", "nbdkit.backend.datapath=0", "-D", "vddk.datapath=0")
 class LibraryServer:
     """How one disk is served at ``socket`` as ``export``."""
 
-    def __init__(self, request: OpenLibraryExport, socket: Path, export: str) -> None:
+    def __init__(self, request: api.OpenLibraryExport, socket: Path, export: str) -> None:
         self._request = request
         self._socket = socket
         self._export = export

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from understudy.certificates import PROXIES_CA, Credentials
 from understudy.errors import LinkLost, NotFound, TransferError
-from understudy.mover.api import TargetAddress
+from understudy.mover import api
 from understudy.mover.frames import FrameType
 from understudy.mover.meter import Meter
 from understudy.mover.wire import Connection
@@ -31,7 +31,7 @@ class Link:
     """
 
     def __init__(
-        self, target: TargetAddress, credentials: Credentials | None, patience_s: float, meter: Meter
+        self, target: api.TargetAddress, credentials: Credentials | None, patience_s: float, meter: Meter
     ) -> None:
         self._target = target
         self.credentials = credentials
@@ -41,7 +41,7 @@ class Link:
         self._fruitless_since: float | None = None
         self._changed = threading.Condition()
 
-    def redirect(self, target: TargetAddress) -> None:
+    def redirect(self, target: api.TargetAddress) -> None:
         """The target side is there now."""
         with self._changed:
             self._target = target
@@ -81,7 +81,7 @@ class Link:
                 self._meter.waiting = ""
                 return connection, welcome
 
-    def _try(self, target: TargetAddress, hello: Hello) -> tuple[Connection, Hello]:
+    def _try(self, target: api.TargetAddress, hello: Hello) -> tuple[Connection, Hello]:
         connection = dial(target, self.credentials)
         try:
             connection.send_text(FrameType.HELLO, {**hello, "ticket": target.ticket})
@@ -101,7 +101,7 @@ class Link:
                            f"connections are made and lost, and nothing has arrived for {fruitless_s:.0f} s",
                            "check the network between the proxies: firewalls, and whether large packets pass")
 
-    def _wait(self, target: TargetAddress, waited_s: float, why: LinkLost | NotFound) -> None:
+    def _wait(self, target: api.TargetAddress, waited_s: float, why: LinkLost | NotFound) -> None:
         patience_s = self._patience_s if self._reached else min(self._patience_s, FIRST_PATIENCE_S)
         if waited_s > patience_s:
             raise LinkLost(f"connect to the target proxy at {target.address}",
@@ -111,7 +111,7 @@ class Link:
             self._changed.wait_for(lambda: self._target is not target, RETRY_S)
 
 
-def dial(target: TargetAddress, credentials: Credentials | None) -> Connection:
+def dial(target: api.TargetAddress, credentials: Credentials | None) -> Connection:
     """Connect to a data port; the connection gives up after 10 s without an answer until it is about a disk.
 
     :raises LinkLost: if nobody answers.
@@ -142,7 +142,7 @@ def _dial_unix(path: str) -> socket.socket:
     return sock
 
 
-def _dial_tls(target: TargetAddress, credentials: Credentials) -> socket.socket:
+def _dial_tls(target: api.TargetAddress, credentials: Credentials) -> socket.socket:
     host, _, port = target.address.rpartition(":")
     plain = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, fields
 
-from understudy.mover.api import Progress
+from understudy.mover import api
 
 BUSY = ("source", "source_proxy", "network", "target_proxy", "target")
 
@@ -72,9 +72,9 @@ class Meter:
                     setattr(result, field.name, getattr(result, field.name) + getattr(counters, field.name))
         return result
 
-    def progress(self) -> Progress:
+    def progress(self) -> api.Progress:
         """The sums as the control protocol tells them."""
         sums = self.sums()
         busy = {part: round(getattr(sums, part), 4) for part in BUSY}
-        return Progress(self.total, sums.processed, sums.read, sums.sent, sums.wire, sums.zero, busy, sums.saved,
+        return api.Progress(self.total, sums.processed, sums.read, sums.sent, sums.wire, sums.zero, busy, sums.saved,
                         sums.reconnects, self.waiting, sums.checked, sums.mismatched)

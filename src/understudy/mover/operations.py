@@ -2,87 +2,96 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from understudy.mover import api, conversion
-from understudy.mover import operations_estimate as estimate
-from understudy.mover import operations_identity as identity
-from understudy.mover import operations_leftovers as leftovers
-from understudy.mover import operations_source as source
-from understudy.mover import operations_survey as survey
-from understudy.mover import operations_target as target
-from understudy.mover import operations_transfer as transfer
-from understudy.mover import operations_verify as verify
-from understudy.mover.about import about
-from understudy.mover.images import probe_image, remove_bitmap
-from understudy.mover.library_probe import probe_library
-from understudy.mover.rebuild import start_rebuild_replica
+from understudy.mover import api
 from understudy.mover.state import Mover
-from understudy.mover.throttle import Throttles
 
 Handler = Callable[[Mover, Any], Any]
 
-
-def _set_rates(throttles: Throttles, request: api.SetRates) -> api.Nothing:
-    throttles.set(request.limits)
-    return api.Nothing()
-
-
-HANDLERS: dict[type, Handler] = {
-    api.About: lambda mover, _request: about(mover.name, mover.identity),
-    api.IdentityQuery: identity.query_identity,
-    api.RequestCertificate: identity.request_certificate,
-    api.InstallCertificate: identity.install_certificate,
-    api.ForgetController: identity.forget_controller,
-    api.PrepareScratch: source.prepare_scratch,
-    api.ProbeImage: lambda _mover, request: probe_image(request),
-    api.RemoveBitmap: lambda _mover, request: remove_bitmap(request),
-    api.ReadNvram: source.read_nvram,
-    api.OpenExport: source.open_export,
-    api.OpenLibraryExport: source.open_library_export,
-    api.ProbeLibrary: lambda _mover, request: probe_library(request),
-    api.ReadSample: source.read_sample,
-    api.CloseExport: source.close_export,
-    api.EndLeftovers: source.end_leftovers,
-    api.RemoveTagged: source.remove_tagged,
-    api.DigestRef: source.query_digests,
-    api.KeepDigests: source.keep_digests,
-    api.DropDigests: source.drop_digests,
-    api.CheckDatastore: target.check_datastore,
-    api.ListReplicas: target.query_replicas,
-    api.InspectReplica: target.inspect_replica,
-    api.ReadExclusions: target.read_exclusions,
-    api.BeginPoint: target.begin_point,
-    api.AttachDisks: target.attach_disks,
-    api.SealPoint: target.seal_point,
-    api.DraftQuery: target.query_draft,
-    api.PublishPoint: target.publish_point,
-    api.ReleaseDraft: target.release_draft,
-    api.RetirePoints: target.retire_points,
-    api.ForgetPoints: target.forget_points,
-    api.BindHead: target.bind_head,
-    api.ProbeConversion: conversion.probe_conversion,
-    api.ConvertHead: conversion.start_conversion,
-    api.SetState: target.set_state,
-    api.SetIdentity: target.set_identity,
-    api.RemoveReplica: target.remove_replica,
-    api.RebuildReplica: start_rebuild_replica,
-    api.MarkDatastore: target.mark_datastore,
-    api.ListTagged: leftovers.list_tagged,
-    api.HeldQuery: leftovers.query_held,
-    api.ListCopies: leftovers.list_copies,
-    api.SurveyDatastore: leftovers.survey_datastore,
-    api.SweepReplica: leftovers.sweep_replica,
-    api.VerifyPoint: verify.start_verify,
-    api.RebuildDigests: verify.start_rebuild,
-    api.SurveyDisks: survey.start_survey,
-    api.EstimateTransfer: estimate.start_estimate,
-    api.CopyDisk: transfer.start_copy,
-    api.ReceiveDisk: transfer.start_receive,
-    api.SendDisk: transfer.start_send,
-    api.RedirectSend: transfer.redirect_send,
-    api.SetRates: lambda mover, request: _set_rates(mover.throttles, request),
-    api.WorkQuery: transfer.query_work,
-    api.CancelWork: transfer.cancel_work,
+# The request types of the protocol, and in which of our modules the handler of each is. Both are imported when such a
+# request comes first: no session needs all, and each of its proxies is a process that starts anew.
+HANDLERS = {
+    "About": "operations_identity:query_about",
+    "IdentityQuery": "operations_identity:query_identity",
+    "RequestCertificate": "operations_identity:request_certificate",
+    "InstallCertificate": "operations_identity:install_certificate",
+    "ForgetController": "operations_identity:forget_controller",
+    "PrepareScratch": "operations_source:prepare_scratch",
+    "ProbeImage": "operations_source:probe_image",
+    "RemoveBitmap": "operations_source:remove_bitmap",
+    "ReadNvram": "operations_source:read_nvram",
+    "OpenExport": "operations_source:open_export",
+    "OpenLibraryExport": "operations_source:open_library_export",
+    "ProbeLibrary": "operations_source:probe_library",
+    "ReadSample": "operations_source:read_sample",
+    "CloseExport": "operations_source:close_export",
+    "EndLeftovers": "operations_source:end_leftovers",
+    "RemoveTagged": "operations_source:remove_tagged",
+    "DigestRef": "operations_source:query_digests",
+    "KeepDigests": "operations_source:keep_digests",
+    "DropDigests": "operations_source:drop_digests",
+    "CheckDatastore": "operations_target:check_datastore",
+    "ListReplicas": "operations_target:query_replicas",
+    "InspectReplica": "operations_target:inspect_replica",
+    "ReadExclusions": "operations_target:read_exclusions",
+    "BeginPoint": "operations_target:begin_point",
+    "AttachDisks": "operations_target:attach_disks",
+    "SealPoint": "operations_target:seal_point",
+    "DraftQuery": "operations_target:query_draft",
+    "PublishPoint": "operations_target:publish_point",
+    "ReleaseDraft": "operations_target:release_draft",
+    "RetirePoints": "operations_target:retire_points",
+    "ForgetPoints": "operations_target:forget_points",
+    "BindHead": "operations_target:bind_head",
+    "ProbeConversion": "conversion:probe_conversion",
+    "ConvertHead": "conversion:start_conversion",
+    "SetState": "operations_target:set_state",
+    "SetIdentity": "operations_target:set_identity",
+    "RemoveReplica": "operations_target:remove_replica",
+    "RebuildReplica": "rebuild:start_rebuild_replica",
+    "MarkDatastore": "operations_target:mark_datastore",
+    "ListTagged": "operations_leftovers:list_tagged",
+    "HeldQuery": "operations_leftovers:query_held",
+    "ListCopies": "operations_leftovers:list_copies",
+    "SurveyDatastore": "operations_leftovers:survey_datastore",
+    "SweepReplica": "operations_leftovers:sweep_replica",
+    "VerifyPoint": "operations_verify:start_verify",
+    "RebuildDigests": "operations_verify:start_rebuild",
+    "SurveyDisks": "operations_survey:start_survey",
+    "EstimateTransfer": "operations_estimate:start_estimate",
+    "CopyDisk": "operations_transfer:start_copy",
+    "ReceiveDisk": "operations_transfer:start_receive",
+    "SendDisk": "operations_transfer:start_send",
+    "RedirectSend": "operations_transfer:redirect_send",
+    "SetRates": "operations_transfer:set_rates",
+    "WorkQuery": "operations_transfer:query_work",
+    "CancelWork": "operations_transfer:cancel_work",
 }
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done at a request."""
+
+    request_type: type
+    handler: Handler
+
+
+def operation(name: str) -> Operation:
+    """The operation of the request type ``name``, one of :data:`HANDLERS`."""
+    module, _, function = HANDLERS[name].partition(":")
+    return Operation(getattr(api, name), getattr(importlib.import_module(f"understudy.mover.{module}"), function))
+
+
+def load_all() -> None:
+    """Import every operation now.
+
+    To be called by a process that lives long: when the program is upgraded meanwhile, it must not get one half of
+    itself from the old version and one from the new.
+    """
+    for name in HANDLERS:
+        operation(name)

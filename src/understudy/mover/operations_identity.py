@@ -1,4 +1,4 @@
-"""Operations about this proxy's own certificate."""
+"""Operations about this proxy itself: its versions, its own certificate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import time
 from understudy.certificates import Credentials
 from understudy.errors import MoverError, Refused
 from understudy.mover import api
+from understudy.mover.about import about
 from understudy.mover.state import Mover
+
+
+def query_about(mover: Mover, _request: api.About) -> api.MoverInfo:
+    """Who answers, with which versions."""
+    return about(mover.name, mover.identity)
 
 
 def query_identity(mover: Mover, _request: api.IdentityQuery) -> api.IdentityFacts:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from understudy.errors import DatastoreError, Refused, UsageError
 from understudy.faults import fault_point
-from understudy.mover import api
-from understudy.mover.images import files_below
+from understudy.mover import api, images
+from understudy.mover.library_probe import probe_library as probe
 from understudy.mover.sample import sample
 from understudy.mover.state import Mover
 from understudy.units import MIB
@@ -33,6 +33,21 @@ def prepare_scratch(_mover: Mover, request: api.PrepareScratch) -> api.ScratchFa
     except OSError as exc:
         raise DatastoreError(f"scratch directory {path}", exc.strerror or str(exc)) from exc
     return api.ScratchFacts(space.f_bavail * space.f_frsize)
+
+
+def probe_image(_mover: Mover, request: api.ProbeImage) -> api.ImageFacts:
+    """Look at an image."""
+    return images.probe_image(request)
+
+
+def remove_bitmap(_mover: Mover, request: api.RemoveBitmap) -> api.Nothing:
+    """Remove a bitmap of ours from an image."""
+    return images.remove_bitmap(request)
+
+
+def probe_library(_mover: Mover, request: api.ProbeLibrary) -> api.LibraryFacts:
+    """Look for the vendor's disk library."""
+    return probe(request)
 
 
 def open_export(mover: Mover, request: api.OpenExport) -> api.OpenedExport:
@@ -96,7 +111,7 @@ def remove_tagged(_mover: Mover, request: api.RemoveTagged) -> api.Removed:
             if not path.name.startswith(request.tag) or any(keep in path.name for keep in request.keep if keep):
                 continue
             if path.name.endswith(".delta"):
-                used = files_below(request.images) if used is None else used
+                used = images.files_below(request.images) if used is None else used
                 if used is None or path in used:
                     continue  # somebody's snapshot lies on it, or that cannot be told
             mode = path.lstat().st_mode

@@ -106,6 +106,12 @@ def redirect_send(mover: Mover, request: api.RedirectSend) -> api.Nothing:
     return api.Nothing()
 
 
+def set_rates(mover: Mover, request: api.SetRates) -> api.Nothing:
+    """Replace all rate limits."""
+    mover.throttles.set(request.limits)
+    return api.Nothing()
+
+
 def query_work(mover: Mover, request: api.WorkQuery) -> api.WorkStatus:
     """How far a long operation is."""
     return mover.works.status(request.work, request.wait_s)

@@ -16,9 +16,9 @@ Value = TypeVar("Value")
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
-def path_of(request_type: type) -> str:
-    """Path of a request type: ``BeginPoint`` is ``/v1/begin_point``."""
-    return "/v1/" + re.sub(r"(?<!^)(?=[A-Z])", "_", request_type.__name__).lower()
+def path_of(request_type: str) -> str:
+    """Path of a request type by its name: ``BeginPoint`` is ``/v1/begin_point``."""
+    return "/v1/" + re.sub(r"(?<!^)(?=[A-Z])", "_", request_type).lower()
 
 
 def encode(value: object) -> bytes:

@@ -12,7 +12,7 @@ from understudy.certificates import Credentials
 from understudy.context import Context
 from understudy.errors import TrackingLost, TransferError
 from understudy.model.extent import Extent
-from understudy.mover.api import NbdSource
+from understudy.mover import api
 from understudy.mover.changed import ChangedClient, areas_of
 from understudy.mover.crew import Crew
 from understudy.mover.meter import Counters, Meter
@@ -113,7 +113,7 @@ class Source:
     """
 
     def __init__(
-        self, where: NbdSource, size: int, *, tracked: bool = False, credentials: Credentials | None = None
+        self, where: api.NbdSource, size: int, *, tracked: bool = False, credentials: Credentials | None = None
     ) -> None:
         self._where = where
         self._tls_dir = _tls_directory(where, credentials) if where.address else None
@@ -188,7 +188,7 @@ class Source:
         return NbdClient(self._where.address or self._where.socket, self._where.export, contexts, self._tls_dir)
 
 
-def _tls_directory(where: NbdSource, credentials: Credentials | None) -> Path:
+def _tls_directory(where: api.NbdSource, credentials: Credentials | None) -> Path:
     what = f"read {where.address}:{where.export}"
     if credentials is None:
         raise TransferError(what, "this proxy has no certificate", "use a proxy that has one")

@@ -14,10 +14,10 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from understudy.errors import DatastoreError, NotFound, ReplicaError, UnderstudyError
-from understudy.mover.api import DigestRef, ReplicaRef
+from understudy.mover import api
 from understudy.mover.digest import DigestReader
 from understudy.mover.drafts import store_of
-from understudy.mover.operations import HANDLERS, Handler
+from understudy.mover.operations import HANDLERS, operation
 from understudy.mover.protocol import decode, encode, path_of
 from understudy.mover.state import Mover
 from understudy.mover.work import error_fields
@@ -29,28 +29,28 @@ STATUS_CODES = {"usage": 400, "not_found": 404, "refused": 409, "fenced": 409}
 
 def make_app(mover: Mover) -> Starlette:
     """The application that answers for ``mover``."""
-    handlers = {path_of(request_type): (request_type, handler) for request_type, handler in HANDLERS.items()}
+    names = {path_of(name): name for name in HANDLERS}
 
     async def operate(request: Request) -> Response:
-        found = handlers.get(request.url.path)
+        found = names.get(request.url.path)
         if found is None:
             what = f"operation {request.path_params['name']!r}"
             return _failure(NotFound(what, "this proxy does not know it", "use the same version"))
-        return await run_in_threadpool(_operate, mover, *found, await request.body())
+        return await run_in_threadpool(_operate, mover, found, await request.body())
 
     def read_source(request: Request) -> Response:
-        ref = DigestRef(**request.path_params)
+        ref = api.DigestRef(**request.path_params)
         return _file(lambda: mover.copies.path(ref), ref.point)
 
     async def write_source(request: Request) -> Response:
-        return await _take(mover, DigestRef(**request.path_params), request)
+        return await _take(mover, api.DigestRef(**request.path_params), request)
 
     def read_target(request: Request) -> Response:
         asked = request.query_params
         kind, datastore, name, point, disk = (
             asked.get(key, "") for key in ("kind", "datastore", "name", "point", "disk")
         )
-        return _file(lambda: store_of(ReplicaRef(kind, datastore, name)).digest_path(point, disk), point)
+        return _file(lambda: store_of(api.ReplicaRef(kind, datastore, name)).digest_path(point, disk), point)
 
     source_digest = "/v1/digests/source/{replica_id}/{disk}/{point}"
     return Starlette(routes=[
@@ -61,9 +61,10 @@ def make_app(mover: Mover) -> Starlette:
     ])  # fmt: skip
 
 
-def _operate(mover: Mover, request_type: type, handler: Handler, body: bytes) -> Response:
+def _operate(mover: Mover, name: str, body: bytes) -> Response:
     try:
-        return Response(encode(handler(mover, decode(request_type, body))), media_type=JSON)
+        asked = operation(name)
+        return Response(encode(asked.handler(mover, decode(asked.request_type, body))), media_type=JSON)
     except Exception as exc:  # noqa: BLE001 - the border of the process: everything becomes an answer
         return _failure(exc)
 
@@ -88,7 +89,7 @@ def _file(find: Callable[[], Path], point: str) -> Response:
         return _failure(exc)
 
 
-async def _take(mover: Mover, ref: DigestRef, request: Request) -> Response:
+async def _take(mover: Mover, ref: api.DigestRef, request: Request) -> Response:
     """Take a digest file into the copies; it is checked before it is believed."""
     received: Path | None = None
     try:

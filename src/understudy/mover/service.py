@@ -19,6 +19,7 @@ from understudy.certificates import CONTROLLERS_CA
 from understudy.errors import MoverError, UnderstudyError
 from understudy.mover.ending import End, serve_until_told
 from understudy.mover.listeners import listen, open_data_listeners, parse_listen
+from understudy.mover.operations import load_all
 from understudy.mover.operations_target import release_orphans
 from understudy.mover.server import make_app
 from understudy.mover.settings import StateDir
@@ -45,6 +46,7 @@ def serve(path: Path) -> None:
     with state_dir.alone(what):
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s",
                             stream=sys.stderr)  # fmt: skip
+        load_all()
         settings = state_dir.settings(what)
         context = _context(state_dir, what)
         run_dir = Path(tempfile.mkdtemp(prefix="understudy-", dir=os.environ.get("RUNTIME_DIRECTORY")))

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from understudy.errors import TransferError
-from understudy.model.exclusion import DiskSurvey, Kind, ranges_of
+from understudy.model.exclusion import LONGEST_NOTE, MOST_NOTES, DiskSurvey, Kind, ranges_of
 from understudy.model.extent import total
 from understudy.mover.api import SurveyedDisk
-from understudy.volumes.survey import LONGEST_NOTE, MOST_NOTES
 
 _WHAT = "look into the volumes"
 _KINDS = frozenset(str(kind) for kind in Kind)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from understudy.errors import UsageError
-from understudy.mover.api import RateLimit
+from understudy.mover import api
 from understudy.mover.shares import Flow, Request, Shares
 
 #: A thread that waits looks this often whether it was cancelled.
@@ -37,7 +37,7 @@ class Throttles:
         self._timekeeper: Request | None = None
         self._alarm_at = math.inf
 
-    def set(self, limits: Iterable[RateLimit]) -> None:
+    def set(self, limits: Iterable[api.RateLimit]) -> None:
         """Replace all limits; who waits goes on by the new ones at once.
 
         :raises UsageError: if a rate is not positive and finite, or a key is given twice.

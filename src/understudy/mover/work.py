@@ -12,7 +12,7 @@ from understudy.context import CancelToken, Context
 from understudy.errors import NotFound, UnderstudyError
 from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey
-from understudy.mover.api import ErrorFields, VerifiedDisk, WorkState, WorkStatus
+from understudy.mover import api
 from understudy.mover.meter import Meter
 from understudy.storage.values import RebuiltReplica
 
@@ -23,16 +23,16 @@ CANCEL_TIMEOUT_S = 90.0
 #: Groups of work that ends when its controller is not heard of any more: verifications, conversions.
 VERIFYING, CONVERTING = "verify", "convert"
 
-Verified = tuple[VerifiedDisk, ...]
+Verified = tuple[api.VerifiedDisk, ...]
 Surveyed = tuple[DiskSurvey, ...]
 Function = Callable[[Context, Meter], Verified | Surveyed | RebuiltReplica | Sums | None]
 
 
-def error_fields(exc: BaseException) -> ErrorFields:
+def error_fields(exc: BaseException) -> api.ErrorFields:
     """``exc`` as it travels; what is no :class:`UnderstudyError` is a defect and gets the base class's code."""
     if isinstance(exc, UnderstudyError):
-        return ErrorFields(exc.code, exc.what, exc.why, exc.todo)
-    return ErrorFields(UnderstudyError.code, "proxy", f"internal error: {type(exc).__name__}: {exc}", "see its log")
+        return api.ErrorFields(exc.code, exc.what, exc.why, exc.todo)
+    return api.ErrorFields(UnderstudyError.code, "proxy", f"internal error: {type(exc).__name__}: {exc}", "see its log")
 
 
 class WorkItem:
@@ -53,7 +53,7 @@ class WorkItem:
         self._rebuilt: RebuiltReplica | None = None
         self._surveyed: Surveyed = ()
         self._sums: Sums | None = None
-        self._error: ErrorFields | None = None
+        self._error: api.ErrorFields | None = None
         self._done = threading.Event()
 
     def start(self) -> None:
@@ -73,12 +73,12 @@ class WorkItem:
         """Wait for the end; whether it came."""
         return self._done.wait(timeout_s)
 
-    def status(self) -> WorkStatus:
+    def status(self) -> api.WorkStatus:
         """How far it is."""
         if not self.done:
-            return WorkStatus(WorkState.RUNNING, time.monotonic() - self._started, self._meter.progress())
-        state = WorkState.FAILED if self._error else WorkState.DONE
-        return WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified,
+            return api.WorkStatus(api.WorkState.RUNNING, time.monotonic() - self._started, self._meter.progress())
+        state = api.WorkState.FAILED if self._error else api.WorkState.DONE
+        return api.WorkStatus(state, self._seconds, self._meter.progress(), self._error, self._verified,
                           self._rebuilt, self._surveyed, self._sums)
 
     def _run(self) -> None:
@@ -89,7 +89,7 @@ class WorkItem:
             elif isinstance(result, Sums):
                 self._sums = result
             else:
-                self._verified = tuple(item for item in result or () if isinstance(item, VerifiedDisk))
+                self._verified = tuple(item for item in result or () if isinstance(item, api.VerifiedDisk))
                 self._surveyed = tuple(item for item in result or () if isinstance(item, DiskSurvey))
         except UnderstudyError as exc:
             LOG.warning("work=%s failed: %s", self._name, exc)
@@ -120,7 +120,7 @@ class Works:
         item.start()
         return item.id
 
-    def status(self, work: str, wait_s: float) -> WorkStatus:
+    def status(self, work: str, wait_s: float) -> api.WorkStatus:
         """How far an operation is, after waiting up to ``wait_s`` seconds for its end.
 
         :raises NotFound: if there is no such operation.

@@ -9,7 +9,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from understudy.model.exclusion import DiskSurvey, Exclusion, Kind, excludable, exclusion_of, pack
+from understudy.model.exclusion import (
+    LONGEST_NOTE,
+    MOST_NOTES,
+    DiskSurvey,
+    Exclusion,
+    Kind,
+    excludable,
+    exclusion_of,
+    pack,
+)
 from understudy.model.extent import Extent, merge, subtract, total
 from understudy.volumes import FileSystem, Finding, Hibernated, Image, Unfit, Wishes
 from understudy.volumes.device_names import names_of
@@ -23,8 +32,6 @@ from understudy.volumes.windows import runs_from
 
 LOG = logging.getLogger(__name__)
 
-#: Notes of one disk, and the characters of one: a guest's names may stand in them.
-MOST_NOTES, LONGEST_NOTE = 100, 500
 #: What a guest may have on its disks if it is Windows.
 _ON_WINDOWS = frozenset({NTFS, EMPTY, UNKNOWN, "vfat", "exfat", "ReFS", "BitLocker"})
 

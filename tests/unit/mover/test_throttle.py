@@ -15,7 +15,7 @@ import pytest
 from understudy.context import Context
 from understudy.errors import Cancelled, UsageError
 from understudy.mover import api, throttle
-from understudy.mover.operations import HANDLERS
+from understudy.mover.operations import operation
 from understudy.mover.throttle import Lane, Throttles
 from understudy.units import GIB, KIB, MIB
 
@@ -219,6 +219,6 @@ def test_what_is_no_rate_is_refused_and_changes_nothing(rate: float) -> None:
 
 def test_the_request_of_the_control_protocol_sets_the_limits() -> None:
     mover: Any = SimpleNamespace(throttles=Throttles())
-    assert HANDLERS[api.SetRates](mover, api.SetRates((api.RateLimit("all", 1000.0),))) == api.Nothing()
+    assert operation("SetRates").handler(mover, api.SetRates((api.RateLimit("all", 1000.0),))) == api.Nothing()
     with mover.throttles.lane(("all",), tls=False) as lane:
         assert lane.take(unchecked, 100)[1] > 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from understudy.model.access import DiskLibrary
 from understudy.model.replica import FileMark
 from understudy.model.snapshot import LibraryExport
+from understudy.mover.api.export import NbdSource
 
 
 @dataclass(frozen=True)
@@ -121,23 +122,6 @@ class LibraryFacts:
     plugin_version: str = ""
     library_version: str = ""
     problem: str = ""
-
-
-@dataclass(frozen=True)
-class NbdSource:
-    """Where to read one disk.
-
-    :ivar socket: Unix socket of the NBD server; empty if ``address`` is given.
-    :ivar export: export name.
-    :ivar dirty_context: NBD meta context that tells dirty areas, or empty: no tracking, everything may have changed.
-        Of an :class:`OpenLibraryExport` it is no server's: the proxy itself keeps the areas with the export.
-    :ivar address: ``HOST:PORT`` of an NBD server on another host, which is only talked to by TLS.
-    """
-
-    socket: str
-    export: str
-    dirty_context: str
-    address: str = ""
 
 
 @dataclass(frozen=True)

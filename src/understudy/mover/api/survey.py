@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from understudy.model.exclusion import DiskSurvey, Exclusion
-from understudy.mover.api.source import NbdSource
+from understudy.mover.api.export import NbdSource
 
 
 @dataclass(frozen=True)

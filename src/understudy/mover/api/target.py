@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from understudy.model.exclusion import Exclusion
-from understudy.model.extent import Extent
 from understudy.model.health import DiskHealth
 from understudy.model.replica import Replica, ReplicaIdentity, ReplicaState, RestorePoint
 from understudy.model.snapshot import LibraryExport
@@ -281,30 +280,6 @@ class VerifyPoint:
     rate: int = 0
     restart: bool = False
     exports: tuple[LibraryExport, ...] = ()
-
-
-@dataclass(frozen=True)
-class VerifiedDisk:
-    """Outcome for one disk.
-
-    :ivar bad_count: blocks whose content does not match.
-    :ivar bad_blocks: the first of their indexes, at most 1000.
-    :ivar problem: why it could not be verified, or empty.
-    :ivar bad: the blocks as ranges of the disk in bytes, at most 1000.
-    :ivar affected: the other points that read the same damaged places.
-    :ivar verified_at: end of the pass; if it did not come to its end, of the one before.
-    :ivar digests_recomputed_at: not empty if the digests were made from the replica itself, at that time.
-    """
-
-    name: str
-    blocks: int
-    bad_count: int
-    bad_blocks: tuple[int, ...]
-    problem: str
-    bad: tuple[Extent, ...] = ()
-    affected: tuple[str, ...] = ()
-    verified_at: str = ""
-    digests_recomputed_at: str = ""
 
 
 @dataclass(frozen=True)

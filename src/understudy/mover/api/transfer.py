@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from understudy.model.extent import Extent
 from understudy.model.job import Compression
 from understudy.model.transfer import TransferMode
-from understudy.mover.api.source import NbdSource
+from understudy.mover.api.export import NbdSource
 
 
 @dataclass(frozen=True)

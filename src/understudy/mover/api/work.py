@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from understudy.model.estimate import Sums
 from understudy.model.exclusion import DiskSurvey
-from understudy.mover.api.target import VerifiedDisk
+from understudy.model.extent import Extent
 from understudy.storage.values import RebuiltReplica
 
 
@@ -74,6 +74,30 @@ class ErrorFields:
     what: str
     why: str
     todo: str
+
+
+@dataclass(frozen=True)
+class VerifiedDisk:
+    """Outcome for one disk.
+
+    :ivar bad_count: blocks whose content does not match.
+    :ivar bad_blocks: the first of their indexes, at most 1000.
+    :ivar problem: why it could not be verified, or empty.
+    :ivar bad: the blocks as ranges of the disk in bytes, at most 1000.
+    :ivar affected: the other points that read the same damaged places.
+    :ivar verified_at: end of the pass; if it did not come to its end, of the one before.
+    :ivar digests_recomputed_at: not empty if the digests were made from the replica itself, at that time.
+    """
+
+    name: str
+    blocks: int
+    bad_count: int
+    bad_blocks: tuple[int, ...]
+    problem: str
+    bad: tuple[Extent, ...] = ()
+    affected: tuple[str, ...] = ()
+    verified_at: str = ""
+    digests_recomputed_at: str = ""
 
 
 @dataclass(frozen=True)
