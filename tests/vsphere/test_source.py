@@ -25,6 +25,7 @@ from understudy.model.replica import Baseline
 from understudy.model.snapshot import LibraryDisk, SourceSnapshot
 from understudy.model.transfer import Reason
 from understudy.platforms import CommitPatience
+from understudy.platforms.vsphere import tasks
 from understudy.platforms.vsphere.connection import Connection
 
 pytestmark = pytest.mark.timeout(600)
@@ -348,7 +349,7 @@ def test_a_delta_that_stays_is_an_error_that_says_what_to_do_and_the_next_sweep_
     scene.vcenter.faults.leave_delta()
     refused = vim.fault.InsufficientStorageSpace(msg="no space")
     scene.vcenter.faults.fail_task("ConsolidateVMDisks_Task", refused)
-    with pytest.raises(PlatformError, match=r"is not merged: .*no space.*consolidate the VM's disks"):
+    with pytest.raises(PlatformError, match=r"is not merged: .*no space.*ConsolidateVMDisks"):
         take(scene, 1)
     assert scene.source().sweep(Context(), scene.vm, scene.tag(2)) == [
         f"merged what removed snapshots had left of VM {scene.name!r}"
@@ -421,7 +422,18 @@ def test_traces_tell_of_all_vms_what_of_ours_they_have_and_how_to_remove_it(scen
     assert found[scene.name].snapshots == (name,)
     assert (found[scene.name].uuid, found[scene.name].active) == (scene.vm.uuid, True)
     by_hand = f"Get-VM '{scene.name}' | Get-Snapshot -Name '{name}' | Remove-Snapshot"
-    assert found[scene.name].by_hand == {name: (by_hand,)}
+    assert (found[scene.name].by_hand, found[scene.name].unmerged) == ({name: (by_hand,)}, False)
+
+
+def test_traces_tell_of_a_delta_that_no_snapshot_needs(scene: Scene) -> None:
+    # Whoever made the snapshot.
+    snapshot = tasks.run(Context(), scene.connection, "snapshot", lambda: scene.ref.CreateSnapshot_Task(
+        name="by hand", description="", memory=False, quiesce=False))  # fmt: skip
+    scene.vcenter.faults.leave_delta()
+    tasks.run(Context(), scene.connection, "remove", lambda: snapshot.RemoveSnapshot_Task(removeChildren=False))
+    (found,) = [item for item in scene.source().traces() if item.name == scene.name]
+    assert found.unmerged
+    assert found.by_hand == {"merge": (f"(Get-VM '{scene.name}').ExtensionData.ConsolidateVMDisks()",)}
 
 
 def test_a_snapshot_is_taken_over_by_the_next_controller_and_ended_by_it(scene: Scene) -> None:

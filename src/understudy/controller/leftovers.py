@@ -13,6 +13,7 @@ class Kind(enum.StrEnum):
     BACKUP_JOB = "backup_job"
     DELTA = "snapshot_delta"
     SNAPSHOT = "snapshot"
+    UNMERGED = "unmerged_delta"
     CHECKPOINT = "checkpoint"
     FILE = "file"
     EXPORT = "export"

@@ -103,7 +103,8 @@ class Sweeping:
         """Deal with everything in its order; what fails keeps nothing else."""
         acts: dict[Kind, Callable[[Sequence[Leftover]], dict[str, str]]] = {
             Kind.FROZEN_GUEST: self._thaw, Kind.BACKUP_JOB: self._end_snapshots, Kind.DELTA: self._end_snapshots,
-            Kind.SNAPSHOT: self._end_snapshots, Kind.CHECKPOINT: self._remove_checkpoints,
+            Kind.SNAPSHOT: self._end_snapshots, Kind.UNMERGED: self._end_snapshots,
+            Kind.CHECKPOINT: self._remove_checkpoints,
             Kind.FILE: self._remove_files, Kind.EXPORT: self._end_held, Kind.TRANSFER: self._end_held,
             Kind.MERGE: self._sweep_replica, Kind.REPLICA_FILE: self._sweep_replica, Kind.DIGESTS: self._drop_digests,
         }  # fmt: skip
@@ -154,7 +155,8 @@ class Sweeping:
                 return {item.name: f"another program copies disk {', '.join(busy)} of the VM just now" for item in todo}
             self._distrust_tracking(todo[0].place, vm)
         try:
-            self._platform(todo[0].place).sweep(self._ctx, vm, tag)
+            done = self._platform(todo[0].place).sweep(self._ctx, vm, tag)
+            problems = self._unmerged(todo, vm, done)
         except HostUnreachable:
             raise
         except UnderstudyError as exc:
@@ -165,6 +167,15 @@ class Sweeping:
                 path = PurePosixPath(item.name)
                 problems |= self._remove_file(item.place, str(path.parent), path.name, item.name)
         return problems
+
+    def _unmerged(self, todo: Sequence[Leftover], vm: Vm, done: Sequence[str]) -> dict[str, str]:
+        """What is not merged although it was tried: for a session that is no error, and only told."""
+        if all(item.kind not in (Kind.SNAPSHOT, Kind.UNMERGED) for item in todo):
+            return {}
+        traces = self._platform(todo[0].place).traces()
+        if not any(item.unmerged for item in traces if item.uuid == vm.uuid):
+            return {}
+        return {item.name: "; ".join(done) or "its delta is not merged" for item in todo}
 
     def _distrust_tracking(self, host: str, vm: Vm) -> None:
         """Forget every baseline of ours on a VM whose delta is about to be merged, so that the next runs scan.

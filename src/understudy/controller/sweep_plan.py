@@ -188,6 +188,21 @@ def _named_snapshots(facts: Facts) -> Iterator[Leftover]:
         for name in item.traces.snapshots:
             leftover = _of_vm(facts, item, Kind.SNAPSHOT, name, (Action.COMMIT, "its session is dead"))
             yield from [leftover] if leftover else []
+        yield from _unmerged(facts, item)
+
+
+def _unmerged(facts: Facts, item: HostVm) -> Iterator[Leftover]:
+    """Deltas that no snapshot needs, of a VM that a job replicates: they may be of a snapshot of ours that is gone."""
+    traces = item.traces
+    replicated = {job for job, uuid in facts.recorded.values() if uuid == traces.uuid}
+    jobs = [job for job in facts.jobs
+            if job.id in replicated or (item.host in job.sources and traces.name in job.vms)]  # fmt: skip
+    if not traces.unmerged or not jobs:
+        return
+    busy = [found for job in jobs if (found := _busy(facts, job, item.host, traces.name))]
+    verdict = busy[0] if busy else (Action.COMMIT, "no snapshot needs it: one was removed, and not merged")
+    commands = () if busy else tuple(traces.by_hand.get("merge", ()))
+    yield Leftover(Kind.UNMERGED, item.host, traces.name, "", None, *verdict, jobs[0].id, commands)
 
 
 def _checkpoints(facts: Facts) -> Iterator[Leftover]:

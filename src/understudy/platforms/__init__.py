@@ -72,7 +72,8 @@ class VmTraces:
     :ivar images: ``(file, format)`` of the active image of each disk.
     :ivar snapshots: names of snapshots that begin as ours do, where a snapshot has a name of its own.
     :ivar copied: disks of which another program makes a copy just now, so that nothing can be merged.
-    :ivar by_hand: what an administrator types, by the name of what is to be removed; and for ``thaw``.
+    :ivar unmerged: the VM has deltas that no snapshot needs, where the platform says so; whose they are it does not.
+    :ivar by_hand: what an administrator types, by the name of what is to be removed; and for ``thaw`` and ``merge``.
     """
 
     name: str
@@ -84,6 +85,7 @@ class VmTraces:
     images: tuple[tuple[str, str], ...]
     copied: tuple[str, ...] = ()
     snapshots: tuple[str, ...] = ()
+    unmerged: bool = False
     by_hand: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -78,6 +78,23 @@ def test_what_cannot_be_ended_keeps_what_depends_on_it_and_nothing_else(database
         ("db", "checkpoint"): "",
     }
     assert [call[:2] for call in platform.calls] == [("sweep", "web"), ("sweep", "db"), ("keep", "db")]
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_delta_that_stays_unmerged_is_told_although_the_platform_did_not_fail(
+    database: Database, *, merged: bool
+) -> None:
+    left = VmTraces("db", "uuid-db", True, (), "", (), (), snapshots=(str(Tag(JOB.id, "uuid-db", 2)),), unmerged=True)
+    platform = SimpleNamespace(
+        describe_vm=Platform().describe_vm, sweep=lambda _ctx, _vm, _tag: ["it is locked"],
+        traces=lambda: (replace(left, snapshots=(), unmerged=not merged),),
+    )
+    sites = cast("SiteBuilder", SimpleNamespace(platforms=SimpleNamespace(get=lambda _uri: platform)))
+    facts = Facts((JOB,), vms=(HostVm("prod", left),))
+    swept = Sweeping(Context(), database, sites, facts).apply(plan_sweep(facts, Scope()))
+    problem = "" if merged else "it is locked"
+    assert [(item.leftover.kind.value, item.problem) for item in swept] == [
+        ("snapshot", problem), ("unmerged_delta", problem)]  # fmt: skip
 
 
 def test_a_sweep_is_refused_while_another_process_is_the_controller(

@@ -272,3 +272,18 @@ def test_a_snapshot_of_a_session_that_is_not_over_or_of_an_unknown_job_or_of_ano
     vm = HostVm("vc", traces("web", WEB, snapshots=names))
     found = {item.name: item.action for item in plan(Facts(JOBS, vms=(vm,), busy={NIGHTLY: 3}))}
     assert found == {names[0]: Action.SKIP, names[1]: Action.NOT_OURS, names[2]: Action.NOT_OURS}
+
+
+def test_a_delta_that_no_snapshot_needs_is_merged_on_a_vm_that_a_job_replicates_and_on_no_other() -> None:
+    left = {"unmerged": True, "by_hand": {"merge": ("merge it",)}}
+    vms = (HostVm("prod", traces("web", WEB, **left)), HostVm("prod", traces("somebody", "uuid-x", **left)),
+           HostVm("prod", traces("db", DB)), HostVm("elsewhere", traces("web", "uuid-y", **left)))  # fmt: skip
+    facts = Facts(JOBS, vms=vms)
+    (found,) = plan(facts)
+    assert (found.kind, found.owner, found.action, found.job) == (Kind.UNMERGED, "web", Action.COMMIT, NIGHTLY)
+    assert found.commands == ("merge it",)
+    # Renamed since, or its host is called by another name: its replica tells.
+    (found,) = plan(Facts(JOBS, vms=vms[1:2], recorded={"rid": (HOURLY, "uuid-x")}))
+    assert (found.owner, found.action, found.job) == ("somebody", Action.COMMIT, HOURLY)
+    (found,) = plan(replace(facts, busy={HOURLY: 7}))
+    assert (found.action, found.commands) == (Action.SKIP, ())

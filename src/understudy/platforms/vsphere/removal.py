@@ -14,7 +14,8 @@ from understudy.platforms import CommitPatience
 from understudy.platforms.vsphere import tasks
 from understudy.platforms.vsphere.machine import Machine, TreeSnapshot, snapshots_of
 
-_NEEDED = "runtime.consolidationNeeded"
+#: The property of a VM that says that it has deltas that no snapshot needs.
+NEEDED = "runtime.consolidationNeeded"
 # Of a VM that writes much, the last merge may take hours, and the server tells no progress of it (P47). It is not
 # given up: it would go on without us.
 _MERGE = tasks.Patience(deadline_s=12 * 3600.0, busy_s=60.0)
@@ -31,6 +32,11 @@ class Problem:
 def by_hand(vm: str, snapshot: str) -> str:
     """What an administrator types in PowerCLI to remove a snapshot; its name tells of which of the VMs of that name."""
     return f"Get-VM {_quoted(vm.rpartition('/')[2])} | Get-Snapshot -Name {_quoted(snapshot)} | Remove-Snapshot"
+
+
+def merge_by_hand(vm: str) -> str:
+    """What an administrator types in PowerCLI to merge deltas that no snapshot needs."""
+    return f"(Get-VM {_quoted(vm.rpartition('/')[2])}).ExtensionData.ConsolidateVMDisks()"
 
 
 def _quoted(text: str) -> str:
@@ -56,7 +62,7 @@ def end_snapshot(ctx: Context, machine: Machine, name: str, patience: CommitPati
     raise PlatformError(
         f"remove snapshot {name!r} of VM {machine.name!r}", problem.why,
         f"while it stays the VM's disks grow; the next run or 'understudy sweep' tries again; by hand, in PowerCLI: "
-        f"{by_hand(machine.name, name)}; or consolidate the VM's disks, if the snapshot is gone already",
+        f"{by_hand(machine.name, name)}; or, if the snapshot is gone already: {merge_by_hand(machine.name)}",
     )  # fmt: skip
 
 
@@ -128,7 +134,7 @@ def needs_merging(machine: Machine) -> bool:
 
     :raises NotFound: if it is gone.
     """
-    return bool(machine.get(_NEEDED).get(_NEEDED))
+    return bool(machine.get(NEEDED).get(NEEDED))
 
 
 def merge_left(ctx: Context, machine: Machine) -> Problem | None:

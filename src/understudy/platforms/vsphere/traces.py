@@ -10,10 +10,10 @@ from understudy.platforms.vsphere.connection import Connection
 from understudy.platforms.vsphere.inventory import STATES
 from understudy.platforms.vsphere.lookup import Lookup
 from understudy.platforms.vsphere.machine import snapshots_in
-from understudy.platforms.vsphere.removal import by_hand
+from understudy.platforms.vsphere.removal import NEEDED, by_hand, merge_by_hand
 from understudy.platforms.vsphere.replica_points import POINT
 
-_PATHS = ("config.instanceUuid", "config.uuid", "runtime.powerState", "snapshot")
+_PATHS = ("config.instanceUuid", "config.uuid", "runtime.powerState", "snapshot", NEEDED)
 
 
 def traces_of(connection: Connection, lookup: Lookup) -> tuple[VmTraces, ...]:
@@ -31,7 +31,9 @@ def _traces(entry: properties.Entry, name: str) -> VmTraces:
     Restore points of a replica are no traces, although the ids in their names look like the mark of a session.
     """
     found = [item.name for item in snapshots_in(entry.get("snapshot"))]
-    names = tuple(name for name in found if name.startswith(TAGGED) and not name.startswith(POINT))
+    unmerged = bool(entry.get(NEEDED))
+    commands = {"merge": (merge_by_hand(name),)} if unmerged else {}
+    names = tuple(item for item in found if item.startswith(TAGGED) and not item.startswith(POINT))
     return VmTraces(
         name=name,
         uuid=entry.get("config.instanceUuid") or entry.get("config.uuid", ""),
@@ -41,5 +43,6 @@ def _traces(entry: properties.Entry, name: str) -> VmTraces:
         deltas=(),
         images=(),
         snapshots=names,
-        by_hand={item: (by_hand(name, item),) for item in names},
+        unmerged=unmerged,
+        by_hand=commands | {item: (by_hand(name, item),) for item in names},
     )
