@@ -272,6 +272,28 @@ def test_a_lost_target_copy_is_rebuilt_and_a_lost_source_copy_is_fetched(lab: La
     lab.check()
 
 
+def test_of_a_rebuild_of_digests_that_was_killed_nothing_stays_that_a_session_does_not_sweep(
+        lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.replicate(TransferMode.FULL)
+    digests = Path(lab.facts().digests[lab.points[-1]]["vda"])
+    good = digests.read_bytes()
+    release, place = lab.directory / "release", lab.directory
+    monkeypatch.setenv("UNDERSTUDY_FAULT", "digests.rebuilt=stall")
+    monkeypatch.setenv("UNDERSTUDY_FAULT_RELEASE", str(release))
+    with MoverProcess("doomed", place / "d", place / "doomed-state", place / "doomed.log") as doomed:
+        doomed.client.call(api.RebuildDigests(lab.ref, lab.points[-1], "vda"), api.WorkStarted)
+        deadline = time.monotonic() + 60
+        while not release.with_name("release.reached").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(doomed.pid, signal.SIGKILL)
+    (left,) = [path for path in digests.parent.iterdir() if path != digests]
+    assert digests.read_bytes() == good
+    lab.replicate(TransferMode.DIGEST_SCAN)
+    assert not left.exists()
+    lab.check()
+
+
 def test_a_changed_byte_in_the_replica_is_found(lab: Lab) -> None:
     write(lab.image, 1, (0, 5 * MIB))
     lab.replicate(TransferMode.FULL)
