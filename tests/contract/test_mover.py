@@ -41,6 +41,8 @@ from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import KIB, MIB
 
 SIZE = 10 * MIB + 512
+#: For so long httpx uses an idle connection again.
+CLIENT_KEEPS_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -498,6 +500,18 @@ def test_children_do_not_outlive_their_mover(tmp_path: Path, how: str) -> None:
                 return
         time.sleep(0.05)
     pytest.fail("qemu-nbd still serves")
+
+
+def test_a_mover_keeps_a_connection_for_longer_than_a_client_uses_it_again(
+        movers: tuple[MoverProcess, MoverProcess]) -> None:
+    """Otherwise it may close one just when a request comes, which then fails though nothing is wrong."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(movers[0].socket))
+        request = b"POST /v1/about HTTP/1.1\r\nHost: mover\r\nContent-Length: 2\r\n\r\n{}"
+        for _ in range(2):
+            connection.sendall(request)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 ")
+            time.sleep(CLIENT_KEEPS_S + 1)
 
 
 def test_a_mover_that_is_gone_is_a_mover_error(tmp_path: Path) -> None:
