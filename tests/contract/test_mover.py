@@ -41,6 +41,8 @@ from understudy.storage.values import NewDisk, PointMeta
 from understudy.units import KIB, MIB
 
 SIZE = 10 * MIB + 512
+#: For so long httpx uses an idle connection again.
+CLIENT_KEEPS_S = 5
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +274,28 @@ def test_a_lost_target_copy_is_rebuilt_and_a_lost_source_copy_is_fetched(lab: La
     lab.check()
 
 
+def test_of_a_rebuild_of_digests_that_was_killed_nothing_stays_that_a_session_does_not_sweep(
+        lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.replicate(TransferMode.FULL)
+    digests = Path(lab.facts().digests[lab.points[-1]]["vda"])
+    good = digests.read_bytes()
+    release, place = lab.directory / "release", lab.directory
+    monkeypatch.setenv("UNDERSTUDY_FAULT", "digests.rebuilt=stall")
+    monkeypatch.setenv("UNDERSTUDY_FAULT_RELEASE", str(release))
+    with MoverProcess("doomed", place / "d", place / "doomed-state", place / "doomed.log") as doomed:
+        doomed.client.call(api.RebuildDigests(lab.ref, lab.points[-1], "vda"), api.WorkStarted)
+        deadline = time.monotonic() + 60
+        while not release.with_name("release.reached").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(doomed.pid, signal.SIGKILL)
+    (left,) = [path for path in digests.parent.iterdir() if path != digests]
+    assert digests.read_bytes() == good
+    lab.replicate(TransferMode.DIGEST_SCAN)
+    assert not left.exists()
+    lab.check()
+
+
 def test_a_changed_byte_in_the_replica_is_found(lab: Lab) -> None:
     write(lab.image, 1, (0, 5 * MIB))
     lab.replicate(TransferMode.FULL)
@@ -476,6 +500,18 @@ def test_children_do_not_outlive_their_mover(tmp_path: Path, how: str) -> None:
                 return
         time.sleep(0.05)
     pytest.fail("qemu-nbd still serves")
+
+
+def test_a_mover_keeps_a_connection_for_longer_than_a_client_uses_it_again(
+        movers: tuple[MoverProcess, MoverProcess]) -> None:
+    """Otherwise it may close one just when a request comes, which then fails though nothing is wrong."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(movers[0].socket))
+        request = b"POST /v1/about HTTP/1.1\r\nHost: mover\r\nContent-Length: 2\r\n\r\n{}"
+        for _ in range(2):
+            connection.sendall(request)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 ")
+            time.sleep(CLIENT_KEEPS_S + 1)
 
 
 def test_a_mover_that_is_gone_is_a_mover_error(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from tests.proof.virt_v2v import MEMORY_MIB, build_guest_of_vsphere, make_program
 from tests.system.aftermath import remove_vms
+from tests.system.commands import Answer
 from tests.system.foreign import REPLICA, hardware, publish
-from tests.system.installation import Answer, Installation
+from tests.system.installation import Installation
 from tests.system.steps import published_files, replica_directory
 from understudy.lab import agent
 from understudy.lab.lab import DEFAULT_CACHE, Lab

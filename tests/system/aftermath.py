@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,13 @@ from xml.etree import ElementTree as ET
 import libvirt
 import libvirt_qemu
 
-from tests.system.installation import Answer, Installation, assert_same, frozen_copy
+from tests.system.commands import Answer
+from tests.system.installation import Installation, assert_same, frozen_copy
+from tests.system.living import our_processes, wait_gone
 from understudy.lab import agent
 from understudy.lab.lab import Lab
 from understudy.lab.libvirt_calls import libvirt_calls
 from understudy.lab.vm import LabVm
-
-_OUR_PROGRAMS = ("understudy.mover", "understudy.guests", "-m understudy", "qemu-nbd", "qemu-img")
-_SOON_S = 30.0
 
 
 class Bench:
@@ -117,29 +115,12 @@ class Bench:
 
     def wait_processes_gone(self) -> None:
         """The movers and watchdogs of a killed controller end by themselves, soon."""
-        deadline = time.monotonic() + _SOON_S
-        while found := self.our_processes():
-            assert time.monotonic() < deadline, found
-            time.sleep(0.05)
-
-    def our_processes(self) -> list[str]:
-        """Command lines of our programs that work for this installation or on a disk of this lab."""
-        mark, found = str(self.installation.lab.directory), []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if mark in line and any(program in line for program in _OUR_PROGRAMS):
-                found.append(line)
-        return found
+        wait_gone(self.installation.lab.directory)
 
     def assert_clean(self, replica: str = "") -> None:
         """Nothing of an ended run is left, anywhere; each job has its baseline and no more."""
         name = replica or self.replica
-        found = [*self.our_processes(), *self._stray_files(name)]
+        found = [*our_processes(self.installation.lab.directory), *self._stray_files(name)]
         with self.vm.domain() as domain:
             found += left_on_domain(domain, self.vm)
         assert not found, found
@@ -160,13 +141,17 @@ class Bench:
         return [str(path) for path in found]
 
 
-def unreferenced_files(place: Path, record: dict[str, Any]) -> list[Path]:
+def unreferenced_files(place: Path, record: dict[str, Any], *, excluded: bool = True) -> list[Path]:
+    """What of a replica of layers no point needs.
+
+    :param excluded: every point leaves something out, for every VM of the lab has a swap partition.
+    """
+    kinds = ("xml", "json", "excluded") if excluded else ("xml", "json")
     disks = [disk for point in record["points"] for disk in point["disks"]]
     needed = {
         "layers": {disk["layer"] for disk in disks} | {disk["backing"] for disk in disks},
         "digests": {disk["digest"] for disk in disks},
-        # Every VM here has a swap partition, so that every point leaves something out.
-        "points": {f"{point['id']}.{kind}" for point in record["points"] for kind in ("xml", "json", "excluded")},
+        "points": {f"{point['id']}.{kind}" for point in record["points"] for kind in kinds},
     }
     return [path for part, names in needed.items() for path in (place / part).iterdir() if path.name not in names]
 

@@ -28,8 +28,8 @@ READY, GO = b"ready", b"go"
 #: What a command imports in the course of its life, besides the modules of the command line.
 _IMPORTED_LATE = (
     "understudy.controller.database", "understudy.controller.services", "understudy.mover.api.survey",
-    "understudy.mover.api.transfer", "understudy.platforms.libvirt", "understudy.storage.qcow2",
-    "sqlalchemy.dialects.sqlite.pysqlite",
+    "understudy.mover.api.transfer", "understudy.platforms.libvirt", "understudy.platforms.vsphere.host",
+    "understudy.storage.qcow2", "sqlalchemy.dialects.sqlite.pysqlite",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -118,15 +119,20 @@ class Forks:
         with theirs:
             self._server = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedCommand:
-        """Start a command: the interpreter, ``-m``, ``understudy``, and its arguments."""
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str], said: str = "") -> ForkedCommand:
+        """Start a command: the interpreter, ``-m``, ``understudy``, and its arguments.
+
+        :param said: its whole standard input.
+        """
         ours, outcome = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # So that the kernel says who wrote to it, by the pid that it has here.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         (out_read, out), (err_read, err) = os.pipe(), os.pipe()
         request = Request(list(arguments), dict(environment), str(Path.cwd()))
-        with outcome, Path(os.devnull).open("rb") as nothing:
-            descriptors = [nothing.fileno(), out, err, outcome.fileno()]
+        with outcome, tempfile.TemporaryFile() as input_file:
+            input_file.write(said.encode())
+            input_file.seek(0)
+            descriptors = [input_file.fileno(), out, err, outcome.fileno()]
             try:
                 socket.send_fds(self._control, [json.dumps(asdict(request)).encode()], descriptors)
             finally:

@@ -10,66 +10,30 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-import understudy
 from tests.system.aftermath import Bench, remove_vms
-from tests.system.installation import Answer, Installation
+from tests.system.installation import Installation
+from tests.system.living import proxies
+from tests.system.outcome import Outcome, outcome_of
+from tests.system.places import borders, fault_points, steps
 from understudy.faults import TRACE_VARIABLE
 from understudy.lab.lab import Lab
 from understudy.lab.power_fs import PowerFs
-from understudy.lab.processes import ProcessIdentity
 from understudy.lab.vm import LabVm
-from understudy.model.session import Step
 from understudy.units import MIB
 
 POINTS_KEPT = 2
-SOURCES = Path(next(iter(understudy.__path__)))
-#: Modules of acts that are no part of a run, and have their tests elsewhere.
-NO_PART_OF_A_RUN = (
-    "replication/failover.py", "replication/conversion.py", "mover/verify.py", "mover/conversion.py",
-    "storage/qcow2/salvage.py",
-)
-#: Modules of a kind of target that no libvirt host is: restore points that are snapshots of the replica VM.
-OF_ANOTHER_TARGET = (
-    "replication/snapshot_points.py", "mover/leaves.py", "storage/snapshots/draft.py", "storage/snapshots/store.py",
-)
 SOURCE_PROXY, TARGET_PROXY = "near", "far"
 STORE_BYTES = 160 * MIB
 #: What a scan may send of a disk whose guest wrote a few files since the last point: those, and its metadata.
 LITTLE = 6 * MIB
-
-
-def steps() -> list[str]:
-    """Before and after every step that a run goes through."""
-    told = {name for path in SOURCES.rglob("*.py") for name in re.findall(r"\.step\(Step\.(\w+)\)", path.read_text())}
-    return [f"{step}.{side}" for step in Step if step.name in told for side in ("before", "after")]
-
-
-def borders() -> list[str]:
-    """Before the first step, between any two, and after the last.
-
-    The end of a step and the beginning of the next are one instant for everybody but the controller, which alone is
-    between them.
-    """
-    return [place for place in steps() if place.endswith(".before")] + steps()[-1:]
-
-
-def fault_points(under: str = "") -> list[str]:
-    """Every fault point of the sources that has a fixed name, but for those outside a run."""
-    found: dict[str, None] = {}
-    for path in sorted((SOURCES / under).rglob("*.py")):
-        if str(path.relative_to(SOURCES)) not in NO_PART_OF_A_RUN + OF_ANOTHER_TARGET:
-            found |= dict.fromkeys(re.findall(r'fault_point\("([^"]+)"\)', path.read_text()))
-    return list(found)
-
 
 #: Where the controller may die, and where anybody else may.
 PLACES = [*steps(), *fault_points()]
@@ -109,26 +73,13 @@ WAYS = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run in which somebody died.
-
-    :ivar recorded: whether its restore point is on record.
-    :ivar heard: whether its controller lived on and knows of that point.
-    """
-
-    actor: Actor
-    recorded: bool
-    heard: bool
-
-
-def reasons(outcome: Outcome) -> tuple[str, ...]:
+def reasons(actor: Actor, outcome: Outcome) -> tuple[str, ...]:
     """Why the next run may be no incremental one; an empty reason: it must be one."""
-    if outcome.actor is Actor.HYPERVISOR:
+    if actor is Actor.HYPERVISOR:
         # Its dirty bitmaps died with it: marked as in use in the image, or never written there. A run that read the
         # disks of the VM, which was off then, may have made a point without a baseline.
         return ("bitmap_inconsistent", "checkpoint_missing", *(["no_baseline"] if outcome.heard else []))
-    if outcome.recorded and not outcome.heard and outcome.actor is not Actor.CONTROLLER:
+    if outcome.recorded and not outcome.heard and actor is not Actor.CONTROLLER:
         # The controller took the run for a failed one, and went back to the baseline of the point before.
         return ("checkpoint_missing",)
     return ("",)
@@ -182,10 +133,11 @@ class Matrix(Bench):
             self.vm.start()
             self.vm.wait_agent()
         self.assert_thawed()
-        outcome = self._outcome(actor, answer, before, self.point_ids(replica))
+        after, killed = self.point_ids(replica), actor is Actor.CONTROLLER
+        outcome = outcome_of(answer, before, after, POINTS_KEPT, killed=killed)
         self.check_points(replica)
         self.write()
-        (task,) = self.assert_healed(way.job, replica, reasons(outcome))["tasks"]
+        (task,) = self.assert_healed(way.job, replica, reasons(actor, outcome))["tasks"]
         (disk,) = task["disks"]
         # Were there more, a change had been lost before, which the scan would hide from the check at the end.
         assert disk["mode"] == "incremental" or disk["sent_bytes"] < LITTLE, task
@@ -210,24 +162,6 @@ class Matrix(Bench):
             assert self.run_broken(way.job, f"{way.broken_at}=kill").status == 1
             self.wait_processes_gone()
 
-    def _outcome(self, actor: Actor, answer: Answer, before: Sequence[str], after: Sequence[str]) -> Outcome:
-        """Check what the run says of itself against what is there, and what it did to older points."""
-        new = [point for point in after if point not in before]
-        kept = [point for point in after if point in before]
-        assert len(new) <= 1, (before, after)
-        assert list(after) == [*before[len(before) - len(kept):], *new], (before, after)
-        assert len(after) >= min(len(before), POINTS_KEPT), (before, after)
-        if actor is Actor.CONTROLLER:
-            assert answer.status == -signal.SIGKILL, answer
-            return Outcome(actor, bool(new), heard=False)
-        assert answer.status in (0, 1), answer
-        assert "Traceback" not in answer.err, answer
-        (task,) = answer.json["tasks"]
-        assert (task["restore_point"] is not None) == (answer.status == 0), answer
-        assert task["restore_point"] in (None, *new), "a point that was reported is gone"
-        assert task["error"] or answer.status == 0, answer
-        return Outcome(actor, bool(new), heard=task["restore_point"] is not None)
-
     def _kill(self, actor: Actor, way: Way, controller: int) -> None:
         """Kill ``actor``; what a host starts again by itself is there again at return."""
         source, target = self.installation.lab.hosts
@@ -242,27 +176,12 @@ class Matrix(Bench):
             host.start_libvirtd()
         else:
             # Before the first step there are no proxies yet.
-            for proxy in self._proxies(way.proxies[actor is not Actor.SOURCE_PROXY]):
+            for proxy in proxies(self.installation.home, way.proxies[actor is not Actor.SOURCE_PROXY]):
                 proxy.signal(signal.SIGKILL)
                 assert proxy.wait_end(10)
         if actor is Actor.TARGET_POWER:
             assert self._power is not None
             self._power.cut()
-
-    def _proxies(self, name: str) -> list[ProcessIdentity]:
-        """The running proxy of that name; none if it does not run."""
-        marks = {b"understudy.mover", b"--name", name.encode()}
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = entry.read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            here = str(self.installation.home).encode()
-            if marks <= set(words) and any(word.startswith(here) for word in words):
-                identity = ProcessIdentity.of(int(entry.parent.name))
-                found += [identity] if identity else []
-        return found
 
 
 class OnTarget(Installation):
@@ -292,8 +211,8 @@ def matrix(lab: Lab, name: str, *, power: PowerFs | None = None) -> Iterator[Mat
         vm.wait_agent()
         for proxy in (SOURCE_PROXY, TARGET_PROXY):
             installation.ok("proxy", "add", proxy)
-        for job, suffix, proxies in dict.fromkeys((way.job, way.suffix, way.proxies) for way in WAYS):
-            movers = ("--source-proxy", proxies[0], "--target-proxy", proxies[1])
+        for job, suffix, (near, far) in dict.fromkeys((way.job, way.suffix, way.proxies) for way in WAYS):
+            movers = ("--source-proxy", near, "--target-proxy", far)
             installation.job(job, vm.name, options=("--points", str(POINTS_KEPT), "--suffix", suffix, *movers))
         made = Matrix(installation, vm, power)
         made.learn()

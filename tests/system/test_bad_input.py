@@ -15,7 +15,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.system.aftermath import remove_vms
-from tests.system.installation import Answer, Installation
+from tests.system.commands import Answer
+from tests.system.installation import Installation
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
 

@@ -12,8 +12,10 @@ from contextlib import closing
 import pytest
 
 from tests.system.aftermath import Bench, bench
-from tests.system.installation import Installation, StalledRun
-from tests.system.matrix import fault_points, steps
+from tests.system.commands import StalledRun
+from tests.system.installation import Installation
+from tests.system.living import our_processes
+from tests.system.places import fault_points, steps
 from understudy.lab.lab import Lab
 
 # From here on the point is published: a wish to cancel comes too late, and the run says success.
@@ -94,7 +96,8 @@ def test_a_second_job_is_executed_by_the_controller_that_lives(scene: Bench) -> 
         )
         _wait(lambda: installation.json("session", "list", "--job", "other")[0]["state"] == "running")
         # Both tasks are of one VM: the second waits for the first, in the same process.
-        assert len([line for line in scene.our_processes() if "understudy.mover" in line]) == 1
+        running = our_processes(installation.lab.directory)
+        assert len([line for line in running if "understudy.mover" in line]) == 1
     out, err = second.communicate(timeout=60)
     assert (second.returncode, err) == (0, ""), (out, err)
     assert first.ended.status == 0

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.system.aftermath import Bench, bench
-from tests.system.installation import RUN_TIMEOUT_S, Answer, assert_same, frozen_copy
+from tests.system.commands import RUN_TIMEOUT_S, Answer
+from tests.system.installation import assert_same, frozen_copy
 from understudy.lab.lab import Lab
 
 MIB = 1 << 20

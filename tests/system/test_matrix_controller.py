@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES, SOURCES, Actor, Matrix, matrix
+from tests.system.matrix import PLACES, Actor, Matrix, matrix
+from tests.system.places import SOURCES
 from understudy.lab.lab import Lab
 
 

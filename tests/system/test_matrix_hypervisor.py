@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import Actor, Matrix, borders, matrix
+from tests.system.matrix import Actor, Matrix, matrix
+from tests.system.places import borders
 from understudy.lab.lab import Lab
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES_OF_OTHERS, Actor, Matrix, fault_points, matrix
+from tests.system.matrix import PLACES_OF_OTHERS, Actor, Matrix, matrix
+from tests.system.places import fault_points
 from understudy.lab.lab import Lab
 
 ELSEWHERE = fault_points("storage")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.matrix import fault_points
+from tests.system.places import fault_points
 from tests.unit.storage import replica_lab
 from understudy.faults import TRACE_VARIABLE, VARIABLE
 from understudy.lab.errors import CommandFailed

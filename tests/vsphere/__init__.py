@@ -11,6 +11,7 @@
 - `facts.py` is the contract with the disk library's double: who may open which file, and how.
 - `client.py` is a pyVmomi session for tests; `conftest.py` has fixtures, `steps.py` what tests do again and again.
 - `scene.py` is a VM with its job by the command line; `guest_disk.py` writes files into it, as no guest does here.
+- `matrix.py` and `shelves.py` are the crash matrix: who dies where, and what must be true of every point afterwards.
 
 The packages are in `packaging/debian-packages-test` (Go and the govmomi library); without them the tests are skipped
 and say so. The program is built once for all processes, in `/var/cache/understudy/vsphere`, which takes a minute.

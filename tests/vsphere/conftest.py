@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
+from tests.system.forked import close_forks
 from tests.vsphere.client import Client, connected
 from tests.vsphere.front import Front, front
 from tests.vsphere.library import kit
@@ -16,6 +17,13 @@ from tests.vsphere.library.kit import StandIn, stand_in
 from tests.vsphere.library.lab import serve_vms, sparse
 from tests.vsphere.simulator import Inventory, missing
 from tests.vsphere.steps import AREA, SIZE, VM
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks_end() -> Iterator[None]:
+    """What commands are forked from ends with the tests."""
+    yield
+    close_forks()
 
 
 @pytest.fixture

@@ -94,6 +94,26 @@ class Front:
         """End all connections that clients have now; they may make new ones."""
         self._gateway.cut_connections()
 
+    def forget_sessions(self) -> None:
+        """Every client has to log in again."""
+        self._gateway.expire_sessions()
+
+    def properties(self, vm: str, *names: str) -> dict[str, Any]:
+        """Properties of a VM that are set, by name; asked without any client's session."""
+        with self._calls.lock:
+            moref = self._machine(vm).moref
+            return self._client.properties(vim.VirtualMachine(moref, self._client.stub), *names)
+
+    def snapshots(self, vm: str) -> dict[str, str]:
+        """The names of a VM's snapshots, by moref, each after the one that it stands on."""
+        info, found = self.properties(vm, "snapshot").get("snapshot"), {}
+        waiting = list(info.rootSnapshotList) if info else []
+        while waiting:
+            item = waiting.pop(0)
+            found[str(item.snapshot._moId)] = str(item.name)
+            waiting += item.childSnapshotList or ()
+        return found
+
     def disks(self, vm: str) -> list[Disk]:
         """The disks of a VM, in the order of their keys."""
         machine = self._machine(vm)

@@ -20,7 +20,7 @@ from tests.vsphere import simulator
 from tests.vsphere.chain import copy_sparse
 from tests.vsphere.client import Client, connected
 from tests.vsphere.front import Front, front
-from tests.vsphere.installing import Vsphere, installed
+from tests.vsphere.installing import Vsphere, installed, with_vcenter
 from tests.vsphere.library import kit
 from tests.vsphere.library.kit import stand_in
 from tests.vsphere.machines import Disk
@@ -172,6 +172,21 @@ def devices(admin: Client, vm: Any, kind: Any) -> list[Any]:
     """The devices of that kind."""
     listed = admin.properties(vm, "config.hardware.device")["config.hardware.device"]
     return [device for device in listed if isinstance(device, kind)]
+
+
+@contextmanager
+def opened_vcenter(vms: int) -> Iterator[tuple[Vsphere, Client, Path]]:
+    """A vCenter with a home that knows it, and a directory for more; the test is skipped where there cannot be one."""
+    if reason := simulator.missing() or kit.missing():
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="understudy-vt-")))
+        for name in ("front", "kit", "store"):
+            (place / name).mkdir()
+        library = stack.enter_context(stand_in(kit.build(place / "kit"), place / "front"))
+        vcenter = stack.enter_context(front(Inventory(vms=vms), place / "front", page=3))
+        admin = stack.enter_context(connected(vcenter.url, vcenter.user, vcenter.password))
+        yield with_vcenter(vcenter, library, place), admin, place
 
 
 @contextmanager

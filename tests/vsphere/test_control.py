@@ -255,6 +255,16 @@ def test_a_reading_call_is_made_again_when_its_connection_breaks(vcenter: Front,
     assert count(connection) == VMS
 
 
+def test_a_server_that_cuts_a_call_and_has_forgotten_the_session_is_asked_once_more(
+    vcenter: Front, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, service = Asked(vcenter, monkeypatch), connection.managed("ServiceInstance", "ServiceInstance")
+    vcenter.faults.drop("CurrentTime")
+    vcenter.faults.expire_sessions(after=1)
+    assert connection.read("ask for the time", service.CurrentTime)
+    assert (asked.times("CurrentTime"), asked.times("Login")) == (3, 1)
+
+
 def test_a_task_is_never_started_again_when_its_connection_breaks(
     vcenter: Front, connection: Connection, vm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from tests.vsphere.installing import Answer, await_while, modes, task_of
+from tests.system.commands import Answer, await_while
+from tests.vsphere.installing import modes, task_of
 from tests.vsphere.scene import INCREMENTAL, SYSTEM, Scene, World, opened_world
 from tests.vsphere.snapshot_scene import SnapshotScene, add_datastore
 from understudy.units import MIB

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.commands import StalledRun, await_while
 from tests.vsphere.client import Client, connected
-from tests.vsphere.installing import HeldRun, await_while, modes, task_of
+from tests.vsphere.installing import modes, task_of
 from tests.vsphere.scene import INCREMENTAL, SYSTEM, Scene, World, opened_world
 from understudy.units import MIB
 
@@ -69,7 +70,7 @@ def called(scene: Scene, method: str, times: int = 1) -> Callable[[], bool]:
     return lambda: scene.vcenter.calls.count(method) >= before + times
 
 
-def await_snapshot(scene: Scene, run: HeldRun) -> None:
+def await_snapshot(scene: Scene, run: StalledRun) -> None:
     """Wait until the front has taken the snapshot, whatever the client knows of it."""
     await_while(run, lambda: bool(scene.disk(SYSTEM).chain.frozen), "there is no snapshot")
 
@@ -91,7 +92,7 @@ def test_tasks_that_take_their_time_are_waited_for_while_the_guest_writes(scene:
 
 
 def test_connections_that_are_cut_and_an_answer_that_is_lost_cost_nothing(scene: Scene) -> None:
-    with scene.made.held(scene.job, "snapshot.after") as run:
+    with scene.made.stalled(scene.job, "snapshot.after") as run:
         copies = scene.frozen()
         scene.write(1001)
         scene.vcenter.faults.drop("RemoveSnapshot_Task")
@@ -140,14 +141,15 @@ def test_a_target_that_gets_full_in_the_middle_keeps_its_points_and_the_next_run
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     directory.mkdir()
     # Each command has the file system mounted for itself alone: however it ends, nothing stays mounted.
-    made = replace(world.made, elsewhere=("unshare", "--mount", "sh", "-c", _IN_SMALL, str(image), str(directory)))
+    small = ("unshare", "--mount", "sh", "-c", _IN_SMALL, str(image), str(directory))
+    made = replace(world.made, elsewhere=small, anew=True)
     scene = with_random_bytes(replace(world, made=made, admin=admin), "DC0_C0_RP0_VM1")
     made.ok("datastore", "add", "small", "--host", "beta", "--path", str(directory))
     made.job(scene.job, scene.vm, datastore="small")
     scene.run()
     disk = scene.disk(SYSTEM)
     scene.vcenter.write(scene.vm, disk.key, 0, random.Random(7).randbytes(3 * MIB))
-    with made.held(scene.job, "snapshot.after") as run:
+    with made.stalled(scene.job, "snapshot.after") as run:
         scene.write(1002)
         hog = Path(f"/proc/{run.process.pid}/root{directory}/hog")
         take_all_but(hog, MIB)

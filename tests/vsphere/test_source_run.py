@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from pyVmomi import vim, vmodl
 from tests.vsphere import simulator
 from tests.vsphere.client import Client, connected
 from tests.vsphere.front import Front, front
-from tests.vsphere.installing import RUN_TIMEOUT_S, Vsphere, installed, modes, raw, task_of
+from tests.vsphere.installing import Vsphere, installed, modes, raw, task_of
 from tests.vsphere.library import kit
 from tests.vsphere.library.kit import stand_in
 from tests.vsphere.machines import Disk
@@ -162,26 +160,10 @@ def only_disk(case: Case) -> Any:
 
 def during(case: Case, act: Callable[[], None]) -> dict[str, Any]:
     """Run the job, and do something while its snapshot is held and its disks are read."""
-    home = case.made.home
-    release = home / f"release-{time.monotonic_ns()}"
-    env = {**os.environ, "UNDERSTUDY_FAULT": "read.middle=stall", "UNDERSTUDY_FAULT_RELEASE": str(release)}
-    process = subprocess.Popen(case.made.command("--json", "job", "run", case.job), env=env, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    try:
-        deadline = time.monotonic() + RUN_TIMEOUT_S
-        while not release.with_name(release.name + ".reached").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with case.made.stalled(case.job, "read.middle") as run:
         act()
-        release.touch()
-        out, err = process.communicate(timeout=RUN_TIMEOUT_S)
-        assert process.returncode == 0, (out, err)
-    finally:
-        release.touch()
-        process.kill()
-        process.communicate()
-    return task_of(case.made.run("--json", "session", "show", str(newest_session(case))))
+    assert run.ended.status == 0, run.ended
+    return task_of(run.ended)
 
 
 def newest_session(case: Case) -> int:

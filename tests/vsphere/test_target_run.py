@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,12 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 
-from tests.vsphere import simulator
-from tests.vsphere.client import Client, connected
-from tests.vsphere.front import Front, front
+from tests.vsphere.client import Client
+from tests.vsphere.front import Front
 from tests.vsphere.installing import Vsphere
-from tests.vsphere.library import kit
-from tests.vsphere.library.kit import stand_in
-from tests.vsphere.simulator import Inventory
+from tests.vsphere.scene import opened_vcenter
 from tests.vsphere.steps import VM
 from understudy.platforms.vsphere.replica_points import POINT
-from understudy.platforms.vsphere.trust import fetch_certificate
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -76,32 +71,14 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    if reason := simulator.missing() or kit.missing():
-        pytest.skip(reason)
     (tmp_path / "raw").write_bytes(random.Random(1).randbytes(SIZE))
-    with tempfile.TemporaryDirectory(prefix="understudy-vt-") as name:
-        place = Path(name)
-        for part in ("front", "kit", "store"):
-            (place / part).mkdir()
-        with (
-            stand_in(kit.build(place / "kit"), place / "front") as library,
-            front(Inventory(vms=1), place / "front", page=3) as vcenter,
-            connected(vcenter.url, vcenter.user, vcenter.password) as client,
-        ):
-            vcenter.place_disk(VM, tmp_path / "raw")
-            vcenter.set_tools(VM, running=True)
-            made = Vsphere(vcenter, library, place / "home")
-            made.ok("credential", "add", "vcenter", "--user", vcenter.user, "--password-stdin",
-                    said=f"{vcenter.password}\n")  # fmt: skip
-            shown = fetch_certificate("127.0.0.1", vcenter.port)
-            made.ok("host", "add", "vc", f"vpx://127.0.0.1:{vcenter.port}/", "--credential", "vcenter", "--thumbprint",
-                    shown.thumbprint, "--library-dir", library.library.directory, "--library-plugin",
-                    library.library.plugin)  # fmt: skip
-            made.ok("datastore", "add", "ds", "--host", "vc", "--path", str(place / "store"), "--kind", "vsphere",
-                    "--place", "LocalDS_0")  # fmt: skip
-            made.ok("job", "create", "job", "--source", "vc", "--target", "vc", "--datastore", "ds", "--vm", VM,
-                    "--block-size", "256K", "--points", "2")  # fmt: skip
-            yield Scene(made, vcenter, client)
+    with opened_vcenter(vms=1) as (made, client, place):
+        made.vcenter.place_disk(VM, tmp_path / "raw")
+        made.vcenter.set_tools(VM, running=True)
+        made.ok("datastore", "add", "ds", "--host", "vc", "--path", str(place / "store"), "--kind", "vsphere",
+                "--place", "LocalDS_0")  # fmt: skip
+        made.job("job", VM, target="vc", options=("--points", "2"))
+        yield Scene(made, made.vcenter, client)
 
 
 def test_points_are_the_source_byte_for_byte_and_a_failover_is_undone_to_the_newest(scene: Scene) -> None:

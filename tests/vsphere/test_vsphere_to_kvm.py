@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
+from tests.system.commands import await_while
 from tests.vsphere.client import Client
 from tests.vsphere.guest_disk import GuestDisk
-from tests.vsphere.installing import await_while, modes, task_of
+from tests.vsphere.installing import modes, task_of
 from tests.vsphere.scene import INCREMENTAL, SYSTEM, Scene, World, devices, opened_world
 from understudy.lab import agent
 from understudy.lab.guest import build_guest
@@ -117,7 +118,7 @@ def parts(areas: Sequence[Extent]) -> set[int]:
 
 def replicate(scene: Scene, guest: Guest, number: int) -> dict[str, Any]:
     """Run the job; the guest goes on writing between its snapshot and the first read."""
-    with scene.made.held(scene.job, "snapshot.after") as run:
+    with scene.made.stalled(scene.job, "snapshot.after") as run:
         copies = scene.frozen()
         changed = guest.snapshot()
         guest.put(f"meanwhile-{number}", number, 150_000)
@@ -161,7 +162,7 @@ def full_copy_of_both_disks_at_a_time(scene: Scene) -> None:
     """The controller is held after its first look at what it has begun: what is read then was begun together."""
     library = scene.made.library
     library.forget()
-    with scene.made.held(scene.job, "read.middle") as run:
+    with scene.made.stalled(scene.job, "read.middle") as run:
         copies = scene.frozen()
         paths = {node.path for name in scene.disks for node in scene.disk(name).chain.frozen.values()}
         await_while(run, lambda: {call.values["path"] for call in library.calls("Read")} == paths,

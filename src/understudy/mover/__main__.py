@@ -21,7 +21,7 @@ from understudy.certificates import Credentials
 from understudy.mover.ending import End, serve_until_told
 from understudy.mover.listeners import open_data_listeners
 from understudy.mover.operations import load_all
-from understudy.mover.server import make_app
+from understudy.mover.server import IDLE_TIMEOUT_S, make_app
 from understudy.mover.state import Mover
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def main() -> None:
     mover = Mover.make(arguments.name, arguments.state_dir, arguments.socket.parent, credentials, arguments.identity)
     listener = _listen(arguments.socket)
     open_data_listeners(mover, arguments.data_listen)
-    config = uvicorn.Config(make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none")
+    config = uvicorn.Config(make_app(mover), log_config=None, access_log=False, lifespan="off", ws="none",
+                            timeout_keep_alive=IDLE_TIMEOUT_S)  # fmt: skip
     server = uvicorn.Server(config)
     end = End(mover, lambda: _remove_socket(arguments.socket))
     threading.Thread(target=_end_with_stdin, args=(end,), name="stdin", daemon=True).start()

@@ -24,6 +24,8 @@ from understudy.mover.work import error_fields
 
 LOG = logging.getLogger(__name__)
 JSON = "application/json"
+#: Longer than the controller keeps an idle connection: a connection that it still uses is then never closed here.
+IDLE_TIMEOUT_S = 75
 STATUS_CODES = {"usage": 400, "not_found": 404, "refused": 409, "fenced": 409}
 
 

@@ -21,13 +21,11 @@ from understudy.mover.ending import End, serve_until_told
 from understudy.mover.listeners import listen, open_data_listeners, parse_listen
 from understudy.mover.operations import load_all
 from understudy.mover.operations_target import release_orphans
-from understudy.mover.server import make_app
+from understudy.mover.server import IDLE_TIMEOUT_S, make_app
 from understudy.mover.settings import StateDir
 from understudy.mover.state import Mover
 
 LOG = logging.getLogger(__name__)
-#: Longer than the controller keeps an idle connection: a connection that it still uses is then never closed here.
-IDLE_TIMEOUT_S = 75
 #: Requests that last longer than this after SIGTERM are given up.
 GRACE_S = 10
 #: How often the service looks for drafts of dead controllers.

@@ -24,6 +24,7 @@ from understudy.mover.pace import Pace
 from understudy.mover.plan import Conclusion, Item, Plan, PlanSpec, ReadBlock, StatusSource, ZeroRun
 from understudy.mover.reader import Source, read_plan
 from understudy.nbd import ALLOCATION, ZERO_FLAG
+from understudy.storage.records.place import partial
 from understudy.units import GIB, block_count
 
 #: What a pass has found is told to whoever remembers it after so long, or so many bytes.
@@ -113,15 +114,17 @@ def rebuild_digests(ctx: Context, where: NbdSource, header: DigestHeader, path: 
 
     :raises TransferError: if it cannot be read.
     """
-    partial = path.with_name(path.name + ".rebuild.partial")
+    # The name that it had while its point was in the making: if we are killed here, the next session sweeps it.
+    unfinished = partial(path)
     try:
-        with DigestWriter(partial, header) as writer:
+        with DigestWriter(unfinished, header) as writer:
             _read_all(ctx, where, header, meter, _Recorder(writer))
             writer.finish()
-        partial.replace(path)
+        fault_point("digests.rebuilt")
+        unfinished.replace(path)
         sync_directory(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 class _Blocks(Protocol):

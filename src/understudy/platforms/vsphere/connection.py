@@ -155,21 +155,24 @@ class Connection:
             self._stub.DropConnections()
 
     def _call(self, what: str, call: Callable[[], T], again: Callable[[BaseException], bool]) -> T:
-        generation = self._generation
-        self._check_open()
-        try:
-            return call()
-        except VSPHERE_ERRORS as exc:
-            if remedy(exc) is Remedy.LOGIN:
-                self._renew(generation)
-            elif not isinstance(exc, ConnectionLost) or not again(exc):
-                raise converted(what, exc, self.name_of) from exc
-            else:
-                LOG.info("%s: %s: tried again", what, exc)
-        try:
-            return call()
-        except VSPHERE_ERRORS as exc:
-            raise converted(what, exc, self.name_of) from exc
+        """A server that was started anew cuts the call and does not know the session either: each is mended once."""
+        mended: set[Remedy] = set()
+        while True:
+            generation = self._generation
+            self._check_open()
+            try:
+                return call()
+            except VSPHERE_ERRORS as exc:
+                helps = remedy(exc)
+                if helps in mended:
+                    raise converted(what, exc, self.name_of) from exc
+                mended.add(helps)
+                if helps is Remedy.LOGIN:
+                    self._renew(generation)
+                elif isinstance(exc, ConnectionLost) and again(exc):
+                    LOG.info("%s: %s: tried again", what, exc)
+                else:
+                    raise converted(what, exc, self.name_of) from exc
 
     def name_of(self, item: Any) -> str:
         """An object as ``VirtualMachine vm-42 (web 1)``; without its name if the server does not tell it."""

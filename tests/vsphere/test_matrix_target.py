@@ -1,0 +1,57 @@
+"""Somebody dies at every place of a run whose restore points are snapshots: nothing is lost, and the next run heals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.places import borders, fault_points
+from tests.vsphere.matrix import LAYERS, Actor, Matrix, matrix, places, places_of_others
+from tests.vsphere.scene import opened_vcenter
+from tests.vsphere.shelves import Snapshots
+
+pytestmark = pytest.mark.timeout(1200)
+
+POINTS = fault_points(without=LAYERS)
+#: Those of the target's proxy alone, which the source's is not in touch with.
+ELSEWHERE = fault_points("storage", without=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Matrix]:
+    with opened_vcenter(vms=1) as (made, _, place):
+        store = place / "store"
+        made.ok("datastore", "add", "ds", "--host", "vc", "--path", str(store), "--kind", "vsphere", "--place",
+                "LocalDS_0")  # fmt: skip
+        with matrix(made, Snapshots(store, made.vcenter), place, "vc") as learned:
+            yield learned
+
+
+def test_every_place_lies_on_the_way_of_a_run(scene: Matrix) -> None:
+    """A new fault point that none of the ways reaches needs a way of its own, or is no part of a run."""
+    assert [place for place in places(POINTS) if scene.way_to(place) is None] == []
+
+
+@pytest.mark.parametrize("place", places(POINTS))
+def test_the_controller_dies(scene: Matrix, place: str) -> None:
+    scene.strike(place, Actor.CONTROLLER)
+
+
+@pytest.mark.parametrize("place", [place for place in places_of_others(POINTS) if place not in ELSEWHERE])
+def test_the_source_proxy_dies(scene: Matrix, place: str) -> None:
+    scene.strike(place, Actor.SOURCE_PROXY)
+
+
+@pytest.mark.parametrize("place", places_of_others(POINTS))
+def test_the_target_proxy_dies(scene: Matrix, place: str) -> None:
+    scene.strike(place, Actor.TARGET_PROXY)
+
+
+@pytest.mark.parametrize("place", borders())
+def test_the_vcenter_forgets_everybody(scene: Matrix, place: str) -> None:
+    scene.strike(place, Actor.VCENTER)
+
+
+def test_no_change_was_lost_and_every_point_verifies(scene: Matrix) -> None:
+    scene.assert_nothing_lost()
