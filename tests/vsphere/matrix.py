@@ -27,11 +27,13 @@ from tests.vsphere.shelves import Shelf
 from tests.vsphere.steps import VM
 from understudy.faults import TRACE_VARIABLE
 from understudy.model.extent import PART
-from understudy.units import MIB
+from understudy.units import KIB, MIB
 
 POINTS_KEPT = 2
 #: No multiple of a block, a part, or of what tracking counts in.
 SIZE = 4 * MIB + 512
+#: The jobs' block size.
+BLOCK = 256 * KIB
 SOURCE_PROXY, TARGET_PROXY = "near", "far"
 #: Of stores whose places have a matrix of their own, with the same proxies: ``tests/system/test_matrix*.py``. Here it
 #: matters what the source is when a point is published.
@@ -155,7 +157,9 @@ class Matrix:
         or not.
         """
         replica = self.replica_of(way)
-        changed = self._changed_since(self._known[replica, self.point_ids(way)[-1]])
+        # What an unfinished layer has already is looked at by whole blocks.
+        unit = BLOCK if any(self.place.rglob("*.partial")) else PART
+        changed = self._changed_since(self._known[replica, self.point_ids(way)[-1]], unit)
         task = self.made.replicate(way.job)
         (disk,) = task["disks"]
         assert (disk["mode"], disk["reason"]) == ("incremental", ""), task
@@ -187,10 +191,10 @@ class Matrix:
         """What the guest sees now."""
         return Instant(self._disk.file.read_bytes(), len(self._written))
 
-    def _changed_since(self, instant: Instant) -> int:
-        """How many bytes the parts have at the most that the guest has written since."""
+    def _changed_since(self, instant: Instant, unit: int) -> int:
+        """How many bytes the units of the disk have at the most in which the guest has written since."""
         written = self._written[instant.writes :]
-        return PART * len({part for area in written for part in range(area[0] // PART, area[-1] // PART + 1)})
+        return unit * len({number for area in written for number in range(area[0] // unit, area[-1] // unit + 1)})
 
     def point_ids(self, way: Way) -> list[str]:
         """Restore points on record, oldest first."""
