@@ -10,7 +10,7 @@ MINUTES := 30
 # Test files at a time: a lab waits for its guests often enough to share the cores. tests/conftest.py says in what order.
 WORKERS := 2
 
-.PHONY: demo demo-two-hosts test proof bench check lint types contracts unit system soak packages packages-test packages-bench clean
+.PHONY: demo demo-two-hosts test thorough proof bench check lint types contracts unit system soak packages packages-test packages-bench clean
 
 demo: packages $(VENV)/runtime  ## run the main job before your eyes
 	$(AS_ROOT) $(BIN)/understudy demo
@@ -43,6 +43,9 @@ system: packages-test $(VENV)/development  ## the tests on real libvirt hosts
 
 proof: packages-test $(VENV)/development  ## a Debian guest with a database under load, on a machine that does nothing else
 	$(AS_ROOT) $(BIN)/python -m pytest tests/proof --durations 8
+
+thorough: packages-test $(VENV)/development  ## the crash matrix for vSphere at all its places, also those that make test leaves out
+	$(AS_ROOT) $(BIN)/python -m pytest -m "" tests/vsphere/test_matrix_source.py tests/vsphere/test_matrix_target.py -n $(WORKERS) --dist loadfile
 
 soak: packages-test $(VENV)/development  ## random sessions with faults for MINUTES, from SEED if it is given
 	$(AS_ROOT) $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -38,6 +38,8 @@ SOURCE_PROXY, TARGET_PROXY = "near", "far"
 #: Of stores whose places have a matrix of their own, with the same proxies: ``tests/system/test_matrix*.py``. Here it
 #: matters what the source is when a point is published.
 LAYERS = ("storage/qcow2/",)
+#: Where the source's proxy has something to do.
+READING = ["read.middle", *fault_points("mover")]
 _TAKE = "CreateSnapshot_Task"
 
 
@@ -63,14 +65,18 @@ class Way:
 WAYS = (Way("wired", "_w", (SOURCE_PROXY, TARGET_PROXY)), Way("beside", "_b", (TARGET_PROXY, TARGET_PROXY)))
 
 
-def places(points: Sequence[str]) -> list[str]:
-    """Where the controller may die, if these are the fault points of a run."""
-    return [*steps(), *points]
+def rows(places: Sequence[str], thorough: Sequence[str]) -> list[object]:
+    """Where somebody dies: at ``places`` whenever there are tests, and at ``thorough`` in ``make thorough``.
+
+    Between two steps a proxy is asked for nothing, whatever the platform, and the end of a step is the beginning of
+    the next for all that it holds: the matrix of libvirt tries these every time.
+    """
+    return [*places, *(pytest.param(place, marks=pytest.mark.thorough) for place in thorough)]
 
 
-def places_of_others(points: Sequence[str]) -> list[str]:
-    """Where anybody else may die."""
-    return [*borders(), *points]
+def ends() -> list[str]:
+    """After each step but the last: the same instant as before the next, but for the controller."""
+    return [place for place in steps() if place not in borders()]
 
 
 def publishing() -> list[str]:

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.places import OF_SNAPSHOTS, borders, fault_points
-from tests.vsphere.matrix import LAYERS, Actor, Matrix, matrix, places, places_of_others, publishing
+from tests.system.places import OF_SNAPSHOTS, borders, fault_points, steps
+from tests.vsphere.matrix import LAYERS, READING, Actor, Matrix, ends, matrix, publishing, rows
 from tests.vsphere.scene import opened_world
 from tests.vsphere.shelves import Layers
 
 pytestmark = pytest.mark.timeout(1200)
 
-ELSEWHERE = publishing()
-POINTS = [*fault_points(without=(*LAYERS, *OF_SNAPSHOTS)), *ELSEWHERE]
+POINTS = [*fault_points(without=(*LAYERS, *OF_SNAPSHOTS)), *publishing()]
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +26,20 @@ def scene() -> Iterator[Matrix]:
 
 def test_every_place_lies_on_the_way_of_a_run(scene: Matrix) -> None:
     """A new fault point that none of the ways reaches needs a way of its own, or is no part of a run."""
-    assert [place for place in places(POINTS) if scene.way_to(place) is None] == []
+    assert [place for place in (*steps(), *POINTS) if scene.way_to(place) is None] == []
 
 
-@pytest.mark.parametrize("place", places(POINTS))
+@pytest.mark.parametrize("place", rows([*borders(), *POINTS], ends()))
 def test_the_controller_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.CONTROLLER)
 
 
-@pytest.mark.parametrize("place", [place for place in places_of_others(POINTS) if place not in ELSEWHERE])
+@pytest.mark.parametrize("place", rows(READING, borders()))
 def test_the_source_proxy_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.SOURCE_PROXY)
 
 
-@pytest.mark.parametrize("place", places_of_others(POINTS))
+@pytest.mark.parametrize("place", rows(POINTS, borders()))
 def test_the_target_proxy_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.TARGET_PROXY)
 
