@@ -21,8 +21,9 @@ from tests.system.installation import Installation
 from tests.system.steps import freeze_status, wait_until
 from understudy.lab.lab import Lab
 from understudy.lab.vm import LabVm
-from understudy.model.guest import DEFAULT_FREEZE_DEADLINE_S
 
+#: Twice the ordinary time: of four guests on a busy machine, one must be seen while it is frozen.
+DEADLINE_S = 20
 SLACK_S = 2.5
 SCRIPT_LIMIT_S = 2
 
@@ -71,7 +72,7 @@ class Story:
         for vm in stopped:
             vm.run("touch /run/armed")
         with self.installation.stalled(policy, "snapshot.before") as run:
-            wait_until(lambda: freeze_status(self.vms[RESET]) == "frozen", 30, "the guest is frozen")
+            wait_until(lambda: freeze_status(self.vms[RESET]) == "frozen", 60, "the guest is frozen")
             with self.vms[RESET].domain() as domain:
                 domain.reset(0)
             wait_until(lambda: not any(_answers(vm) for vm in stopped), 30, "the agents stopped")
@@ -115,6 +116,7 @@ def story(lab: Lab) -> Iterator[Story]:
         script.write_text(_HANGING)
         for policy in ("try", "require"):
             installation.job(policy, *vms, options=("--guest-processing", policy, "--suffix", f"_{policy}"))
+            installation.ok("job", "guest", policy, "--freeze-deadline", str(DEADLINE_S))
             installation.ok("job", "guest", policy, "--vm", FULL, "--pre-freeze", str(script),
                             "--script-timeout", str(SCRIPT_LIMIT_S))  # fmt: skip
         story = Story(installation, vms)
@@ -126,7 +128,7 @@ def story(lab: Lab) -> Iterator[Story]:
 @pytest.mark.parametrize("name", [FREEZING, FROZEN, FULL])
 def test_no_write_waits_for_longer_than_the_deadline(story: Story, name: str) -> None:
     beats = [float(line) for line in story.vms[name].run("cat /run/beats").split()]
-    assert max(later - earlier for earlier, later in pairwise(beats)) < DEFAULT_FREEZE_DEADLINE_S + SLACK_S
+    assert max(later - earlier for earlier, later in pairwise(beats)) < DEADLINE_S + SLACK_S
 
 
 def test_a_guest_whose_agent_never_thaws_is_thawed_by_the_program_in_it(story: Story) -> None:
