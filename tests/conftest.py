@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, settings
 _HERE = Path(__file__).parent
 #: Files of several minutes, the longest first.
 _LONGEST = (
-    "test_matrix.py", "test_matrix_target.py", "test_matrix_source.py", "test_matrix_power.py",
-    "test_matrix_hypervisor.py", "test_shapes.py", "test_guest_faults.py", "test_source_life.py", "test_source_run.py",
+    "test_matrix.py", "test_matrix_target.py", "test_matrix_power.py", "test_matrix_hypervisor.py", "test_shapes.py",
+    "test_source_run.py", "test_controller_restart.py", "test_content.py", "test_cancel.py", "test_source_life.py",
+    "test_matrix_source.py", "test_guest_faults.py", "test_run_faults.py", "test_run_changes.py",
     "test_vsphere_to_kvm.py", "test_source_faults.py", "test_target_run.py",
 )  # fmt: skip
 _THEN = ("system", "lab", "contract")

@@ -68,8 +68,8 @@ WAYS = (Way("wired", "_w", (SOURCE_PROXY, TARGET_PROXY)), Way("beside", "_b", (T
 def rows(places: Sequence[str], thorough: Sequence[str]) -> list[object]:
     """Where somebody dies: at ``places`` whenever there are tests, and at ``thorough`` in ``make thorough``.
 
-    Between two steps a proxy is asked for nothing, whatever the platform, and the end of a step is the beginning of
-    the next for all that it holds: the matrix of libvirt tries these every time.
+    The latter are those where another matrix tries the same every time: proxies and stores that know no platform on
+    libvirt; the snapshot at the source, and the vCenter, where the target is one, too.
     """
     return [*places, *(pytest.param(place, marks=pytest.mark.thorough) for place in thorough)]
 
