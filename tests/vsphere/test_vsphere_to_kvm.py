@@ -187,7 +187,7 @@ def failover_and_undo(scene: Scene, guest: Guest) -> None:
             return agent.run_in_guest(beta, scene.replica, script, BOOT_S)
 
         # The guest mounts what it has when it starts; a second disk may appear later.
-        run("mountpoint -q /mnt/sdb && exit; until [ -b /dev/sdb ]; do usleep 50000; done; "
+        run("grep -q ' /mnt/sdb ' /proc/mounts && exit; until [ -b /dev/sdb ]; do usleep 50000; done; "
             "mkdir -p /mnt/sdb; mount -t ext4 /dev/sdb /mnt/sdb")  # fmt: skip
         assert run("basename $(readlink /sys/class/net/eth0/device/driver)").strip() == "vmxnet3"
         assert run("ls /sys/bus/pci/drivers/vmw_pvscsi | grep -c :").strip() == "1"
