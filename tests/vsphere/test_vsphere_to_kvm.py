@@ -186,9 +186,9 @@ def failover_and_undo(scene: Scene, guest: Guest) -> None:
         def run(script: str) -> str:
             return agent.run_in_guest(beta, scene.replica, script, BOOT_S)
 
-        # The guest mounts what it has when it starts; a second disk may appear later.
-        run("grep -q ' /mnt/sdb ' /proc/mounts && exit; until [ -b /dev/sdb ]; do usleep 50000; done; "
-            "mkdir -p /mnt/sdb; mount -t ext4 /dev/sdb /mnt/sdb")  # fmt: skip
+        # Which disk is sda depends on who answers first; the guest's start mounts none of that name.
+        run("grep -q ' /mnt/sdb ' /proc/mounts && exit; mkdir -p /mnt/sdb; "
+            "until mount -t ext4 /dev/sda /mnt/sdb 2>/dev/null; do usleep 50000; done")  # fmt: skip
         assert run("basename $(readlink /sys/class/net/eth0/device/driver)").strip() == "vmxnet3"
         assert run("ls /sys/bus/pci/drivers/vmw_pvscsi | grep -c :").strip() == "1"
         assert run("ls /data/meanwhile-4 /mnt/sdb/meanwhile-4 2>/dev/null | wc -l").strip() == "0"
