@@ -7,8 +7,8 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := packaging/debian-packages packaging/debian-packages-lab
 RUNS := 5
 MINUTES := 30
-# Test files at a time: a lab waits for its guests often enough to share the cores. tests/conftest.py says in what order.
-WORKERS := 2
+# Test files at a time: a lab waits for its guests often enough for three of them to share two cores. tests/conftest.py says in what order.
+WORKERS := 3
 
 .PHONY: demo demo-two-hosts test thorough proof bench check lint types contracts unit system soak packages packages-test packages-bench clean
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests.system.living import our_processes, proxies, wait_gone
 from tests.system.outcome import outcome_of
-from tests.system.places import borders, fault_points, steps
+from tests.system.places import fault_points
 from tests.vsphere.installing import Vsphere
 from tests.vsphere.machines import Disk
 from tests.vsphere.shelves import Shelf
@@ -68,15 +68,10 @@ WAYS = (Way("wired", "_w", (SOURCE_PROXY, TARGET_PROXY)), Way("beside", "_b", (T
 def rows(places: Sequence[str], thorough: Sequence[str]) -> list[object]:
     """Where somebody dies: at ``places`` whenever there are tests, and at ``thorough`` in ``make thorough``.
 
-    The latter are those where another matrix tries the same every time: proxies and stores that know no platform on
-    libvirt; the snapshot at the source, and the vCenter, where the target is one, too.
+    The latter are those where another matrix tries the same every time: the steps, and proxies and stores that know no
+    platform, on libvirt; the snapshot at the source, and the vCenter, where the target is one, too.
     """
     return [*places, *(pytest.param(place, marks=pytest.mark.thorough) for place in thorough)]
-
-
-def ends() -> list[str]:
-    """After each step but the last: the same instant as before the next, but for the controller."""
-    return [place for place in steps() if place not in borders()]
 
 
 def publishing() -> list[str]:
