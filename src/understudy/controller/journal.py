@@ -69,11 +69,10 @@ def insert_session(
 
 def claim_session(database: Database) -> ClaimedSession | None:
     """Take the oldest queued session and call it running; None if nothing is queued."""
-    oldest = select(SessionRow).filter_by(state=SessionState.QUEUED.value).order_by(SessionRow.id).limit(1)
     # A controller asks many times a second: it must not take SQLite's only write lock each time.
-    with database.reading() as session:
-        if session.scalar(oldest) is None:
-            return None
+    if not has_session(database, running=False):
+        return None
+    oldest = select(SessionRow).filter_by(state=SessionState.QUEUED.value).order_by(SessionRow.id).limit(1)
     with database.transaction() as session:
         row = session.scalar(oldest.with_for_update(skip_locked=True))
         if row is None:
@@ -114,12 +113,12 @@ def request_cancel(database: Database, session_id: int) -> SessionState:
 
 
 def has_ended(database: Database, session_id: int) -> bool:
-    """Whether a session has ended; asked often, so it looks at nothing else.
+    """Whether a session has ended.
 
     :raises NotFound: if there is no such session.
     """
-    with database.reading() as session:
-        return SessionState(session_row(session, session_id).state).ended
+    state, _cancel = _glance(database, session_id)
+    return state.ended
 
 
 def is_cancel_requested(database: Database, session_id: int) -> bool:
@@ -127,8 +126,8 @@ def is_cancel_requested(database: Database, session_id: int) -> bool:
 
     :raises NotFound: if there is no such session.
     """
-    with database.reading() as session:
-        return session_row(session, session_id).cancel_requested
+    _state, cancel = _glance(database, session_id)
+    return cancel
 
 
 def is_queued(database: Database, session_id: int, vm: str) -> bool:
@@ -274,8 +273,22 @@ def session_row(session: Session, session_id: int, lock: bool = False) -> Sessio
     """For the controller package: the session's row, or NotFound."""
     row = session.get(SessionRow, session_id, with_for_update=lock or None)
     if row is None:
-        raise NotFound(f"session {session_id}", "no such session", "see 'understudy session list'")
+        raise _no_session(session_id)
     return row
+
+
+def _glance(database: Database, session_id: int) -> tuple[SessionState, bool]:
+    """The state of a session, and whether it is to end; asked many times a second, so nothing else is read."""
+    asked = select(SessionRow.state, SessionRow.cancel_requested).filter_by(id=session_id)
+    with database.reading() as session:
+        found = session.execute(asked).one_or_none()
+    if found is None:
+        raise _no_session(session_id)
+    return SessionState(found.state), found.cancel_requested
+
+
+def _no_session(session_id: int) -> NotFound:
+    return NotFound(f"session {session_id}", "no such session", "see 'understudy session list'")
 
 
 def close(row: SessionRow, why: str) -> SessionState:
