@@ -83,6 +83,8 @@ class Story:
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
         wait_until(lambda: all(_answers(vm) for vm in stopped), 30, "the agents go on")
         wait_until(lambda: all(freeze_status(vm) == "thawed" for vm in stopped), 30, "the guests are thawed")
+        # An agent that comes back during a backup job of more than 30 s is missed by libvirt 9.0, until it starts anew.
+        self.installation.lab.alpha.restart()
         self.vms[RESET].wait_agent()
         for vm in self.vms.values():
             vm.run("dd if=/dev/zero of=/data/proof bs=512 count=1 conv=notrunc,fsync", timeout_s=10)
@@ -174,6 +176,7 @@ def test_the_next_session_of_each_job_leaves_nothing_of_all_this_in_the_guests(s
     installation, vms = story.installation, story.vms
     for policy in ("try", "require"):
         installation.ok("job", "guest", policy, "--vm", FULL, "--reset")
+        installation.ok("job", "guest", policy, "--freeze-deadline", "60")
     assert {task["consistency"] for task in installation.replicate("require")["tasks"]} == {"filesystem"}
     vms[RESET].run("mkdir -p /run/understudy-guest; mount -t tmpfs -o size=8k,mode=700 none /run/understudy-guest")
     tasks = {task["vm"]: task for task in installation.replicate("try")["tasks"]}

@@ -153,11 +153,11 @@ def _without_scripts(place: Place, vm: Vm, settings: GuestSettings) -> None:
 def _without(place: Place, vm: Vm, settings: GuestSettings, problem: str) -> None:
     if settings.policy is GuestPolicy.REQUIRE:
         raise GuestError(f"guest processing of VM {vm.name!r}", problem,
-                         "install and start qemu-guest-agent in the guest, or use --guest-processing try")
+                         "see that qemu-guest-agent runs in the guest, or use --guest-processing try")
     place.journal.warn(f"guest processing skipped, the restore point is crash-consistent: {problem}")
 
 
 def _agent_problem(vm: Vm) -> str:
     if not vm.has_agent_channel:
         return "the VM has no guest agent channel"
-    return "" if vm.agent_connected else "the guest agent is not running in the guest"
+    return "" if vm.agent_connected else "the host has no connection to a guest agent in the VM"

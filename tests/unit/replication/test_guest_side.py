@@ -83,8 +83,8 @@ def test_settings_of_the_vm_hold_before_those_of_the_job() -> None:
 def test_without_any_way_the_policy_decides() -> None:
     world = World()
     assert not world.touched(SILENT, GuestPolicy.TRY)
-    assert "crash-consistent: the guest agent is not running" in world.warnings[0]
-    with pytest.raises(GuestError, match="the guest agent is not running in the guest"):
+    assert "crash-consistent: the host has no connection to a guest agent" in world.warnings[0]
+    with pytest.raises(GuestError, match="the host has no connection to a guest agent"):
         world.touched(SILENT, GuestPolicy.REQUIRE)
 
 
