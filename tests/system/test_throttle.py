@@ -18,7 +18,8 @@ import pytest
 from tests.system.site_lab import MBIT, Run, SiteLab, disk_of, fill, site_lab
 from understudy.lab.disks import DataDisk
 from understudy.lab.vm import LabVm
-from understudy.units import MIB
+from understudy.mover.frames import LARGEST_DATA
+from understudy.units import KIB, MIB
 
 DATA_MIB = 48
 RATE = 4 * MIB
@@ -107,7 +108,8 @@ def test_two_disks_share_a_limit_fairly_and_never_exceed_it(
     shares = {name: after[name] - before[name] for name in after}
     assert meter.highest(began, ended) <= RATE * TOLERANCE
     assert meter.rate(began, ended) >= RATE * 0.95
-    assert min(shares.values()) >= 0.85 * max(shares.values())
+    # Bytes count when the block that they belong to is sent: at both ends a disk may be one ahead of its share.
+    assert max(shares.values()) - min(shares.values()) <= 2 * (LARGEST_DATA + KIB)
     assert meter.highest(ended, meter.samples[-1][0], 1) > 2 * RATE
 
 
