@@ -1,6 +1,7 @@
-"""A process that has the ``understudy`` command imported, and becomes one for each request: a fork of itself.
+"""A process that has the program imported, and becomes a command or a proxy for each request: a fork of itself.
 
-Started by :mod:`tests.system.forked` with its end of a socket as standard input; ends when the other end is closed.
+Started by :mod:`tests.system.forked` with its end of a socket as standard input; ends when the other end is closed. Its
+forks have a socket of their own for requests: a command asks for its proxies there.
 """
 
 from __future__ import annotations
@@ -19,30 +20,35 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 #: A request: JSON of :class:`Request`, with its three standard streams and the socket for its outcome.
 LONGEST_REQUEST = 128 << 10
 #: What a fork says when it is there and what it then waits for: whoever asked holds on to it first.
 READY, GO = b"ready", b"go"
-#: What a command imports in the course of its life, besides the modules of the command line.
+#: What a command or a proxy imports in the course of its life, besides the modules of the command line.
 _IMPORTED_LATE = (
-    "understudy.controller.database", "understudy.controller.services", "understudy.mover.api.survey",
-    "understudy.mover.api.transfer", "understudy.platforms.libvirt", "understudy.platforms.vsphere.host",
-    "understudy.storage.qcow2", "sqlalchemy.dialects.sqlite.pysqlite",
+    "anyio._backends._asyncio", "sqlalchemy.dialects.sqlite.pysqlite", "tests.system.forked",
+    "understudy.controller.database", "understudy.controller.services", "understudy.main",
+    "understudy.mover.__main__", "understudy.mover.api.survey", "understudy.mover.api.transfer",
+    "understudy.mover.process", "understudy.platforms.libvirt", "understudy.platforms.vsphere.host",
+    "understudy.storage.qcow2", "uvicorn.lifespan.off", "uvicorn.loops.auto", "uvicorn.protocols.http.auto",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """A command to become.
+    """What to become.
 
-    :ivar arguments: as a shell would give them, the Python interpreter first.
+    :ivar arguments: as a shell would give them: the Python interpreter, ``-m``, a module, what it is told.
+    :ivar new_session: away from the terminal and its signals.
     """
 
     arguments: list[str]
     environment: dict[str, str]
     directory: str
+    new_session: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,23 @@ class _Child:
 
 
 def main() -> None:
-    """Serve until nobody asks any more; in a fork, be the command."""
+    """Serve until nobody asks any more; in a fork, be what was asked for."""
     control = socket.socket(fileno=0)
+    ours, of_forks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_all()
-    fork = _serve(control)
+    fork = _serve(control, ours)
     if fork is not None:
-        sys.exit(_be(*fork))
+        sys.exit(_be(*fork, of_forks))
 
 
 def _import_all() -> None:
     from sqlalchemy.orm import configure_mappers
 
     from understudy.cli.app import COMMANDS
+    from understudy.mover.operations import load_all
 
+    load_all()
     for module in (*(where.partition(":")[0] for where in COMMANDS.values()), *_IMPORTED_LATE):
         importlib.import_module(module)
     configure_mappers()
@@ -75,21 +84,24 @@ def _import_all() -> None:
         raise RuntimeError("an import has started a thread, which no fork would have")
 
 
-def _serve(control: socket.socket) -> tuple[Request, socket.socket] | None:
+def _serve(control: socket.socket, of_forks: socket.socket) -> tuple[Request, socket.socket] | None:
     """Make forks and tell how they ended; None when that is over, in each fork its request and who waits for it."""
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
+        selector.register(of_forks, selectors.EVENT_READ)
         while True:
             for key, _events in selector.select():
                 if key.data is not None:
                     _tell_end(selector, key.fd, key.data)
                     continue
-                message, descriptors, _flags, _address = socket.recv_fds(control, LONGEST_REQUEST, 4)
+                asked = control if key.fileobj is control else of_forks
+                message, descriptors, _flags, _address = socket.recv_fds(asked, LONGEST_REQUEST, 4)
                 if not message:
                     return None
                 *streams, last = descriptors
                 outcome = socket.socket(fileno=last)
                 if _fork(selector, control, streams, outcome):
+                    of_forks.close()
                     return Request(**json.loads(message)), outcome
 
 
@@ -129,8 +141,10 @@ def _tell_end(selector: selectors.BaseSelector, descriptor: int, child: _Child) 
             child.outcome.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _be(request: Request, outcome: socket.socket) -> int:
-    """Become the command, as if it had been started as one; begin when whoever waits for it can signal it."""
+def _be(request: Request, outcome: socket.socket, of_forks: socket.socket) -> int:
+    """Become what was asked for, as if it had been started; begin when whoever waits for it can signal it."""
+    if request.new_session:
+        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request.directory)
     os.environ.clear()
@@ -142,11 +156,19 @@ def _be(request: Request, outcome: socket.socket) -> int:
         outcome.send(READY)
         if outcome.recv(len(GO)) != GO:
             return 1
-    from understudy.main import main as understudy
+    from tests.system.forked import start_proxy
+    from understudy.main import main as command
+    from understudy.mover import process
+    from understudy.mover.__main__ import main as proxy
 
     # After the interpreter and -m MODULE.
     sys.argv = [sys.argv[0], *request.arguments[3:]]
-    return understudy()
+    if request.arguments[2] == "understudy.mover":
+        of_forks.close()
+        proxy()
+        return 0
+    vars(process)["spawn"] = partial(start_proxy, of_forks)
+    return command()
 
 
 def _show(arguments: list[str]) -> None:
@@ -158,6 +180,3 @@ def _show(arguments: list[str]) -> None:
         raise RuntimeError(f"no room for a command line of {len(line)} bytes")
     ctypes.memmove(start, line.ljust(room, b"\0"), room)
 
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
-"""Commands in processes that need not import the program first: forks of one that has.
+"""Commands and proxies in processes that need not import the program first: forks of one that has.
 
 Starting Python and importing the program takes a second of processor time, which is most of what a short command
-costs. Each command here is still a process of its own, with its arguments, environment and standard streams, which
-the tests may signal, kill and find by its command line like any other. What they do not see is the start itself; a
-command that is to begin with that is run by its argument vector.
+costs, and its two proxies as much again. Each process here is still one of its own, with its arguments, environment
+and standard streams, which the tests may signal, kill and find by its command line like any other. What they do not see
+is the start itself; a command that is to begin with that is run by its argument vector, and so are its proxies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,19 +28,18 @@ from tests.system.fork_server import GO, READY, Request
 
 #: Room for the longest command line that a fork may have to show.
 _PADDING = "x" * 4096
+_ROOT = Path(__file__).parents[2]
 _SERVERS: dict[tuple[str, ...], Forks] = {}
 
 
-class ForkedCommand:
-    """A running command; the verbs are those of ``subprocess.Popen``."""
+class ForkedProcess:
+    """A running process; the verbs are those of ``subprocess.Popen``."""
 
-    def __init__(self, arguments: Sequence[str], outcome: socket.socket, stdout: IO[bytes], stderr: IO[bytes]) -> None:
+    def __init__(self, arguments: Sequence[str], outcome: socket.socket) -> None:
         self.args = list(arguments)
-        self.stdout = stdout
-        self.stderr = stderr
         self.returncode: int | None = None
         self._outcome = outcome
-        self._said: dict[IO[bytes], bytearray] = {stdout: bytearray(), stderr: bytearray()}
+        self._awaited = threading.Lock()
         self.pid = _await_ready(outcome)
         self._pidfd = os.pidfd_open(self.pid)
         outcome.send(GO)
@@ -69,6 +69,43 @@ class ForkedCommand:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return self.returncode
 
+    def _await_end(self, timeout_s: float | None) -> None:
+        # While another thread waits it has the answer first.
+        if not self._awaited.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            return
+        try:
+            if self.returncode is not None:
+                return
+            self._outcome.settimeout(timeout_s)
+            try:
+                said = self._outcome.recv(64)
+            except (BlockingIOError, TimeoutError):
+                return
+            assert said, "the server of forks has ended"
+            self.returncode = int(said)
+            self._outcome.close()
+            os.close(self._pidfd)
+        finally:
+            self._awaited.release()
+
+
+class ForkedProxy(ForkedProcess):
+    """A proxy, which ends with its standard input."""
+
+    def __init__(self, arguments: Sequence[str], outcome: socket.socket, stdin: IO[bytes]) -> None:
+        super().__init__(arguments, outcome)
+        self.stdin = stdin
+
+
+class ForkedCommand(ForkedProcess):
+    """A command with what it says."""
+
+    def __init__(self, arguments: Sequence[str], outcome: socket.socket, stdout: IO[bytes], stderr: IO[bytes]) -> None:
+        self.stdout = stdout
+        self.stderr = stderr
+        self._said: dict[IO[bytes], bytearray] = {stdout: bytearray(), stderr: bytearray()}
+        super().__init__(arguments, outcome)
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end of its output, and for its own; what it wrote to stdout and stderr."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -92,19 +129,6 @@ class ForkedCommand:
         out, err = (self._said[stream].decode() for stream in (self.stdout, self.stderr))
         return out, err
 
-    def _await_end(self, timeout_s: float | None) -> None:
-        if self.returncode is not None:
-            return
-        self._outcome.settimeout(timeout_s)
-        try:
-            said = self._outcome.recv(64)
-        except (BlockingIOError, TimeoutError):
-            return
-        assert said, "the server of forks has ended"
-        self.returncode = int(said)
-        self._outcome.close()
-        os.close(self._pidfd)
-
 
 class Forks:
     """The process that commands are forked from.
@@ -114,8 +138,9 @@ class Forks:
 
     def __init__(self, prefix: Sequence[str] = ()) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Not with its directory in the path, where it would find our modules by other names.
-        command = [*prefix, sys.executable, "-P", fork_server.__file__, _PADDING]
+        # Behind the program's own modules in the path.
+        start = f"import sys; sys.path.append({str(_ROOT)!r}); from {fork_server.__name__} import main; main()"
+        command = [*prefix, sys.executable, "-P", "-c", start, _PADDING]
         with theirs:
             self._server = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
 
@@ -124,21 +149,21 @@ class Forks:
 
         :param said: its whole standard input.
         """
-        ours, outcome = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # So that the kernel says who wrote to it, by the pid that it has here.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         (out_read, out), (err_read, err) = os.pipe(), os.pipe()
         request = Request(list(arguments), dict(environment), str(Path.cwd()))
-        with outcome, tempfile.TemporaryFile() as input_file:
+        with tempfile.TemporaryFile() as input_file:
             input_file.write(said.encode())
             input_file.seek(0)
-            descriptors = [input_file.fileno(), out, err, outcome.fileno()]
             try:
-                socket.send_fds(self._control, [json.dumps(asdict(request)).encode()], descriptors)
+                outcome = _ask(self._control, request, (input_file.fileno(), out, err))
             finally:
                 os.close(out)
                 os.close(err)
-        return ForkedCommand(arguments, ours, os.fdopen(out_read, "rb", 0), os.fdopen(err_read, "rb", 0))
+        return ForkedCommand(arguments, outcome, os.fdopen(out_read, "rb", 0), os.fdopen(err_read, "rb", 0))
+
+    def start_proxy(self, command: Sequence[str], out: IO[bytes]) -> ForkedProxy:
+        """Start a proxy, as :func:`understudy.mover.process.spawn` does."""
+        return start_proxy(self._control, command, out)
 
     def close(self) -> None:
         """End the server; commands that run go on."""
@@ -157,6 +182,30 @@ def close_forks() -> None:
     """End all servers."""
     while _SERVERS:
         _SERVERS.popitem()[1].close()
+
+
+def start_proxy(control: socket.socket, command: Sequence[str], out: IO[bytes]) -> ForkedProxy:
+    """Start a proxy as its controller does, which is a fork itself.
+
+    :param control: the socket for requests of forks.
+    """
+    read, write = os.pipe()
+    request = Request(list(command), dict(os.environ), str(Path.cwd()), new_session=True)
+    try:
+        outcome = _ask(control, request, (read, out.fileno(), out.fileno()))
+    finally:
+        os.close(read)
+    return ForkedProxy(command, outcome, os.fdopen(write, "wb", 0))
+
+
+def _ask(control: socket.socket, request: Request, streams: tuple[int, int, int]) -> socket.socket:
+    """Ask for a fork; the socket on which it tells that it is there, and the server how it ended."""
+    ours, outcome = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # So that the kernel says who wrote to it, by the pid that it has here.
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with outcome:
+        socket.send_fds(control, [json.dumps(asdict(request)).encode()], [*streams, outcome.fileno()])
+    return ours
 
 
 def _await_ready(outcome: socket.socket) -> int:

@@ -15,6 +15,8 @@ import pytest
 
 from tests.system import forked as forked_module
 from tests.system.forked import Forks
+from understudy.mover import process
+from understudy.mover.process import MoverProcess
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,17 @@ def test_the_end_of_one_that_never_heard_that_it_may_begin_is_told(
     time.sleep(0.1)
     forked.communicate(60)
     assert forked.returncode == -signal.SIGKILL
+
+
+def test_a_proxy_is_a_fork_that_ends_with_its_standard_input(
+    forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "spawn", forks.start_proxy)
+    proxy = MoverProcess("forked", tmp_path / "run", tmp_path / "state", tmp_path / "log")
+    assert proxy.info.pid == proxy.pid
+    assert os.getsid(proxy.pid) == proxy.pid
+    assert b"understudy.mover\0--socket" in Path(f"/proc/{proxy.pid}/cmdline").read_bytes()
+    proxy.close()
+    assert not proxy.alive
+    assert not Path(f"/proc/{proxy.pid}").exists()
+    assert "standard input ended" in (tmp_path / "log").read_text()

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from understudy.certificates import Credentials
 from understudy.errors import MoverError
@@ -23,6 +24,15 @@ KILL_TIMEOUT_S = 5.0
 LONGEST_SOCKET_PATH = 107
 #: What a mover adds to its run directory for sockets of its own.
 _LONGEST_NAME = len("/0123456789ab.nbd")
+
+
+def spawn(command: Sequence[str], out: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the program of a mover, in a session of its own: Ctrl-C on a terminal is for the controller, which ends it.
+
+    :param out: gets what it says.
+    :raises OSError: if it cannot be started.
+    """
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True)
 
 
 class MoverProcess:
@@ -53,10 +63,7 @@ class MoverProcess:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as out:
-                # A session of its own: Ctrl-C on the terminal is for the controller, which ends us in order.
-                self._child = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
-                )
+                self._child = spawn(command, out)
         except OSError as exc:
             raise MoverError(f"start proxy {name!r}", str(exc)) from exc
         self.client = MoverClient(UnixEndpoint(self.socket))
