@@ -44,8 +44,8 @@ system: packages-test $(VENV)/development  ## the tests on real libvirt hosts
 proof: packages-test $(VENV)/development  ## a Debian guest with a database under load, on a machine that does nothing else
 	$(AS_ROOT) $(BIN)/python -m pytest tests/proof --durations 8
 
-thorough: packages-test $(VENV)/development  ## the crash matrix for vSphere at all its places, also those that make test leaves out
-	$(AS_ROOT) $(BIN)/python -m pytest -m "" tests/vsphere/test_matrix_source.py tests/vsphere/test_matrix_target.py -n $(WORKERS) --dist loadfile
+thorough: packages-test $(VENV)/development  ## the crash matrix at all its places, also those that make test leaves out
+	$(AS_ROOT) $(BIN)/python -m pytest -m "" tests/system/test_matrix*.py tests/vsphere/test_matrix*.py -n $(WORKERS) --dist loadfile
 
 soak: packages-test $(VENV)/development  ## random sessions with faults for MINUTES, from SEED if it is given
 	$(AS_ROOT) $(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

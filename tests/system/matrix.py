@@ -22,7 +22,7 @@ from tests.system.aftermath import Bench, remove_vms
 from tests.system.installation import Installation
 from tests.system.living import proxies
 from tests.system.outcome import Outcome, outcome_of
-from tests.system.places import borders, fault_points, steps
+from tests.system.places import fault_points, steps
 from understudy.faults import TRACE_VARIABLE
 from understudy.lab.lab import Lab
 from understudy.lab.power_fs import PowerFs
@@ -35,9 +35,8 @@ STORE_BYTES = 160 * MIB
 #: What a scan may send of a disk whose guest wrote a few files since the last point: those, and its metadata.
 LITTLE = 6 * MIB
 
-#: Where the controller may die, and where anybody else may.
+#: Where the controller may die; anybody else has the same place at the end of a step and at the beginning of the next.
 PLACES = [*steps(), *fault_points()]
-PLACES_OF_OTHERS = [*borders(), *fault_points()]
 
 
 class Actor(enum.StrEnum):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 import understudy
 from understudy.model.session import Step
 
@@ -19,6 +21,8 @@ NO_PART_OF_A_RUN = (
 OF_SNAPSHOTS = (
     "replication/snapshot_points.py", "mover/leaves.py", "storage/snapshots/draft.py", "storage/snapshots/store.py",
 )
+# Between them lie the freeze, the snapshot with its baseline, the copy, and the end of the snapshot.
+_SHARP_BORDERS = ("snapshot.before", "read.before", "commit.before", "commit.after")
 
 
 def steps() -> list[str]:
@@ -34,6 +38,21 @@ def borders() -> list[str]:
     between them.
     """
     return [place for place in steps() if place.endswith(".before")] + steps()[-1:]
+
+
+def rows(places: Sequence[str], thorough: Sequence[str]) -> list[object]:
+    """Where somebody dies: at ``places`` whenever there are tests, and at ``thorough`` in ``make thorough``.
+
+    The latter are those where the matrix of another victim or platform tries nearly the same every time. On libvirt the
+    controller dies everywhere. On vSphere those are left out that libvirt has: the steps, and proxies and stores that
+    know no platform; and where the source is a vCenter, what is tried where the target is one.
+    """
+    return [*places, *(pytest.param(place, marks=pytest.mark.thorough) for place in thorough)]
+
+
+def rows_of_borders(places: Sequence[str] = ()) -> list[object]:
+    """Borders of steps, and ``places``; at the borders where nothing of the run changes, only in ``make thorough``."""
+    return rows([*_SHARP_BORDERS, *places], [border for border in borders() if border not in _SHARP_BORDERS])
 
 
 def fault_points(under: str = "", *, without: Sequence[str] = OF_SNAPSHOTS) -> list[str]:

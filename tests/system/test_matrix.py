@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES, PLACES_OF_OTHERS, Actor, Matrix, matrix
-from tests.system.places import SOURCES, borders, fault_points
+from tests.system.matrix import PLACES, Actor, Matrix, matrix
+from tests.system.places import SOURCES, fault_points, rows_of_borders
 from understudy.lab.lab import Lab
 
 #: Inside the store: the source's proxy is not in touch with it, and the target's dies there with the power of its host.
 ELSEWHERE = fault_points("storage")
-PLACES_OF_PROXIES = [place for place in PLACES_OF_OTHERS if place not in ELSEWHERE]
+PLACES_OF_PROXIES = rows_of_borders([place for place in fault_points() if place not in ELSEWHERE])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_target_proxy_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.TARGET_PROXY)
 
 
-@pytest.mark.parametrize("place", borders())
+@pytest.mark.parametrize("place", rows_of_borders())
 @pytest.mark.parametrize("actor", [Actor.SOURCE_LIBVIRT, Actor.TARGET_LIBVIRT])
 def test_a_libvirt_daemon_dies(scene: Matrix, actor: Actor, place: str) -> None:
     scene.strike(place, actor)

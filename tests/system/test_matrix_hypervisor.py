@@ -1,4 +1,4 @@
-"""The VM's QEMU dies at every border of two steps of a run."""
+"""The VM's QEMU dies at the borders of two steps of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.system.matrix import Actor, Matrix, matrix
-from tests.system.places import borders
+from tests.system.places import rows_of_borders
 from understudy.lab.lab import Lab
 
 
@@ -17,7 +17,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", borders())
+@pytest.mark.parametrize("place", rows_of_borders())
 def test_the_hypervisor_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.HYPERVISOR)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.matrix import PLACES_OF_OTHERS, STORE_BYTES, Actor, Matrix, matrix, store_of
+from tests.system.matrix import STORE_BYTES, Actor, Matrix, matrix, store_of
+from tests.system.places import fault_points, rows_of_borders
 from understudy.lab.lab import Lab
 from understudy.lab.power_fs import PowerFs
 
@@ -18,7 +19,7 @@ def scene(lab: Lab) -> Iterator[Matrix]:
         yield made
 
 
-@pytest.mark.parametrize("place", PLACES_OF_OTHERS)
+@pytest.mark.parametrize("place", rows_of_borders(fault_points()))
 def test_the_target_loses_its_power(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.TARGET_POWER)
 

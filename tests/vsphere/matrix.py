@@ -11,7 +11,7 @@ import enum
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,15 +63,6 @@ class Way:
 
 #: The first that reaches a place is the one that is broken there.
 WAYS = (Way("wired", "_w", (SOURCE_PROXY, TARGET_PROXY)), Way("beside", "_b", (TARGET_PROXY, TARGET_PROXY)))
-
-
-def rows(places: Sequence[str], thorough: Sequence[str]) -> list[object]:
-    """Where somebody dies: at ``places`` whenever there are tests, and at ``thorough`` in ``make thorough``.
-
-    The latter are those where another matrix tries the same every time: the steps, and proxies and stores that know no
-    platform, on libvirt; the snapshot at the source, and the vCenter, where the target is one, too.
-    """
-    return [*places, *(pytest.param(place, marks=pytest.mark.thorough) for place in thorough)]
 
 
 def publishing() -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.places import OF_SNAPSHOTS, borders, fault_points, steps
-from tests.vsphere.matrix import LAYERS, READING, Actor, Matrix, matrix, publishing, rows
+from tests.system.places import OF_SNAPSHOTS, borders, fault_points, rows, steps
+from tests.vsphere.matrix import LAYERS, READING, Actor, Matrix, matrix, publishing
 from tests.vsphere.scene import opened_world
 from tests.vsphere.shelves import Layers
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.places import borders, fault_points, steps
-from tests.vsphere.matrix import LAYERS, READING, Actor, Matrix, matrix, rows
+from tests.system.places import borders, fault_points, rows, rows_of_borders, steps
+from tests.vsphere.matrix import LAYERS, READING, Actor, Matrix, matrix
 from tests.vsphere.scene import opened_vcenter
 from tests.vsphere.shelves import Snapshots
 
@@ -51,7 +51,7 @@ def test_the_target_proxy_dies(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.TARGET_PROXY)
 
 
-@pytest.mark.parametrize("place", borders())
+@pytest.mark.parametrize("place", rows_of_borders())
 def test_the_vcenter_forgets_everybody(scene: Matrix, place: str) -> None:
     scene.strike(place, Actor.VCENTER)
 
