@@ -196,3 +196,20 @@ def test_a_session_that_is_stopped_instead_leaves_no_snapshot_and_its_point_is_n
     # What the dead session made beyond the points on record goes with the next run.
     assert modes(to_vsphere.run()) == [INCREMENTAL]
     to_vsphere.assert_nothing_left()
+
+
+@pytest.mark.parametrize("where", ["to_kvm", "to_vsphere"])
+def test_the_snapshot_of_an_estimate_that_was_killed_goes_with_the_next_run(
+        where: str, request: pytest.FixtureRequest) -> None:
+    scene: Scene = request.getfixturevalue(where)
+    scene.write(50)
+    before = scene.points()
+    with scene.made.stalled(scene.job, "survey.after", verb="estimate") as estimate:
+        (left,) = scene.snapshots
+        estimate.process.kill()
+    scene.write(51)
+    assert scene.points() == before
+    task = scene.run()
+    assert f"removed snapshot '{left}' of a dead session from VM '{scene.vm}'" in task["warnings"]
+    assert modes(task) == [INCREMENTAL]
+    scene.assert_nothing_left()

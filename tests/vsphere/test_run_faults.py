@@ -169,6 +169,23 @@ def test_a_connection_that_is_lost_while_changes_are_written_on_vsphere(to_vsphe
     to_vsphere.assert_nothing_left()
 
 
+def test_a_connection_that_is_lost_when_all_was_written_on_vsphere_and_nothing_flushed(to_vsphere: Scene) -> None:
+    """The server has the bytes, perhaps; a point is none before they are durable."""
+    to_vsphere.write(45, times=12)
+    to_vsphere.made.library.forget()
+    to_vsphere.made.library.fail(fail_flush=1)
+    assert "ended the connection" in failed(to_vsphere)
+    counts = to_vsphere.made.library.counts()
+    assert counts["Flush"] == 1
+    assert counts["Write"]
+    to_vsphere.check_points()
+    to_vsphere.assert_nothing_left()
+    to_vsphere.made.library.fail()
+    to_vsphere.write(46)
+    assert modes(to_vsphere.run()) == [INCREMENTAL]
+    to_vsphere.assert_nothing_left()
+
+
 @pytest.mark.parametrize("call", ["Write", "Read"])
 def test_nbdkit_is_killed_while_the_replica_on_vsphere_is_written(to_vsphere: Scene, call: str) -> None:
     to_vsphere.write(len(call), times=30)

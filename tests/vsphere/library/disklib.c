@@ -146,7 +146,7 @@ struct disk {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static log_function *say_info, *say_warning;
-static long reads, writes, opened;
+static long reads, writes, flushes, opened;
 static uint64_t written;
 
 /* ---- words ---- */
@@ -344,6 +344,7 @@ static error_t64 find_disk(const struct facts *facts, const struct connection *c
  *     connect CODE      ConnectEx fails so          open CODE      Open fails so
  *     fail-read N       the N-th read of a process fails: it ran out of the host's NFC memory
  *     fail-write N      the N-th write of a process fails: its connection was lost
+ *     fail-flush N      the N-th flush of a process fails: its connection was lost
  *     short-session N   after N requests of a connection, all fail: its connection was lost
  *     slow-read-ms N    each read takes so long     full-after N   no more than N bytes of a process can be written
  */
@@ -699,7 +700,13 @@ PUBLIC error_t64 VixDiskLib_Wait(struct disk *disk)
 
 PUBLIC error_t64 VixDiskLib_Flush(struct disk *disk)
 {
+    long number;
     note("Flush\n");
+    pthread_mutex_lock(&lock);
+    number = ++flushes;
+    pthread_mutex_unlock(&lock);
+    if (fault("fail-flush") == number)
+        return CONNECTION_LOST;
     return fsync(disk->file) == 0 ? OK : CONNECTION_LOST;
 }
 
