@@ -252,6 +252,18 @@ def test_two_proxies_of_one_machine_send_the_same_content_and_compress_nothing(i
         sent = {codec: [disk["sent_bytes"] for disk in run.task["disks"]] for codec, run in runs.items()}
         assert all(sent[codec] == sent["near"] for codec in codecs)
         assert [disk["wire_bytes"] for disk in runs["near"].task["disks"]] == [0, 0]
+    _other_proxies_go_on(installation, vm)
+
+
+def _other_proxies_go_on(installation: Installation, vm: LabVm) -> None:
+    """A job whose proxies are replaced has what the old ones knew from its target."""
+    installation.ok("proxy", "add", "spare")
+    vm.run("echo z >/data/z; sync")
+    installation.ok("job", "set", "near", "--source-proxy", "spare", "--target-proxy", "spare")
+    third = replicate_paused(installation, vm, "near")
+    assert set(third.how().values()) == {INCREMENTAL}
+    assert [disk["wire_bytes"] for disk in third.task["disks"]] == [0, 0]
+    assert_point_is(installation.points("sent_near")[-1], third.copies)
 
 
 def _all_jobs(installation: Installation, vm: LabVm, codecs: Sequence[str]) -> dict[str, Instant]:

@@ -39,6 +39,13 @@ EXCLUDE_OR_KEEP = click.Choice([EXCLUDE, KEEP])
 MASK_HELP = "Files that are left out, e.g. web:/var/cache/** or 'C:\\Temp\\**'; may be given again."
 SWAP_HELP = "Whether what is in swap areas, swap files and page files is left out."
 FREE_HELP = "Whether blocks that hold no file are left out, where that is proved."
+CODEC = click.Choice([codec.value for codec in Compression])
+CODEC_HELP = "Codec between two proxies."
+READS_HELP = "Proxy that reads; without it, the best one is chosen for each task."
+WRITES_HELP = "Proxy that writes; without it, the best one is chosen for each task."
+CONNECTIONS = click.IntRange(1, 64)
+CONNECTIONS_HELP = "Transfer connections for each disk between two proxies."
+PATIENCE_HELP = "How long a transfer waits for a lost line or proxy, e.g. 90s, 30m, 2h."
 
 
 @click.group(cls=Group)
@@ -67,14 +74,11 @@ job.add_command(estimate)
               default=GuestPolicy.TRY.value, show_default=True, help="Whether the guest is frozen.")  # fmt: skip
 @click.option("--block-size", type=click.Choice(list(BLOCK_SIZES)), default=DEFAULT_BLOCK_SIZE_NAME, show_default=True,
               help="Bytes that one digest stands for.")  # fmt: skip
-@click.option("--compression", type=click.Choice([codec.value for codec in Compression]),
-              default=Compression.ZSTD.value, show_default=True, help="Codec between two proxies.")  # fmt: skip
-@click.option("--source-proxy", default="", help="Proxy that reads; without it, the best one is chosen for each task.")
-@click.option("--target-proxy", default="", help="Proxy that writes; without it, the best one is chosen for each task.")
-@click.option("--connections", type=click.IntRange(1, 64), default=DEFAULT_CONNECTIONS, show_default=True,
-              help="Transfer connections for each disk between two proxies.")  # fmt: skip
-@click.option("--patience", default=DEFAULT_PATIENCE, show_default=True, metavar="DURATION",
-              help="How long a transfer waits for a lost line or proxy, e.g. 90s, 30m, 2h.")  # fmt: skip
+@click.option("--compression", type=CODEC, default=Compression.ZSTD.value, show_default=True, help=CODEC_HELP)
+@click.option("--source-proxy", default="", help=READS_HELP)
+@click.option("--target-proxy", default="", help=WRITES_HELP)
+@click.option("--connections", type=CONNECTIONS, default=DEFAULT_CONNECTIONS, show_default=True, help=CONNECTIONS_HELP)
+@click.option("--patience", default=DEFAULT_PATIENCE, show_default=True, metavar="DURATION", help=PATIENCE_HELP)
 @click.option("--exclude-disk", "excluded", multiple=True, metavar="VM:DISK",
               help="Disk that is not replicated; may be given again.")  # fmt: skip
 @click.option("--exclude", "masks", multiple=True, metavar="[VM:]MASK", help=MASK_HELP)
@@ -128,7 +132,7 @@ def create(
         target_proxy=target_proxy,
         excluded_disks=tuple(_excluded_disk(name, text, vms) for text in excluded),
         connections=connections,
-        patience_s=_patience_s(name, patience),
+        patience_s=_patience_s(f"create job {name!r}", patience),
         other_sources=sources[1:],
         verify_every_s=_verify_every_s(f"create job {name!r}", verify_every),
         verify_rate=parsed_rate(f"create job {name!r}", verify_rate),
@@ -204,10 +208,16 @@ def show(app: App, name: str) -> None:
 @click.option("--no-excludes", is_flag=True, help="Remove all masks.")
 @click.option("--swap", type=EXCLUDE_OR_KEEP, default=None, help=SWAP_HELP)
 @click.option("--free-blocks", type=EXCLUDE_OR_KEEP, default=None, help=FREE_HELP)
+@click.option("--compression", type=CODEC, default=None, help=CODEC_HELP)
+@click.option("--source-proxy", default=None, metavar="NAME|''", help=READS_HELP)
+@click.option("--target-proxy", default=None, metavar="NAME|''", help=WRITES_HELP)
+@click.option("--connections", type=CONNECTIONS, default=None, help=CONNECTIONS_HELP)
+@click.option("--patience", default=None, metavar="DURATION", help=PATIENCE_HELP)
 @pass_app
 def set_(
     app: App, *, name: str, points: int | None, verify_every: str | None, verify_rate: str | None,
-    masks: tuple[str, ...], no_excludes: bool, swap: str | None, free_blocks: str | None,
+    masks: tuple[str, ...], no_excludes: bool, swap: str | None, free_blocks: str | None, compression: str | None,
+    source_proxy: str | None, target_proxy: str | None, connections: int | None, patience: str | None,
 ) -> None:
     """Change settings of job NAME, for what begins later; what is not named stays. JSON: as of `job show`."""
     what = f"set job {name!r}"
@@ -218,6 +228,11 @@ def set_(
         _masks(app, what, name, masks, no_excludes),
         None if swap is None else swap == EXCLUDE,
         None if free_blocks is None else free_blocks == EXCLUDE,
+        source_proxy=source_proxy,
+        target_proxy=target_proxy,
+        connections=connections,
+        compression=None if compression is None else Compression(compression),
+        patience_s=None if patience is None else _patience_s(what, patience),
     )
     if change == jobs.JobChange():
         raise UsageError(what, "nothing to change was named", "see 'understudy job set --help'")
@@ -282,14 +297,14 @@ def _mask(what: str, vms: tuple[str, ...], text: str) -> tuple[str, str]:
     return "", text
 
 
-def _patience_s(job_name: str, text: str) -> int:
+def _patience_s(what: str, text: str) -> int:
     todo = "use 1s to 30d, e.g. 90s, 30m or 2h"
     try:
         seconds = parse_duration(text)
     except ValueError as exc:
-        raise UsageError(f"create job {job_name!r}", str(exc), todo) from exc
+        raise UsageError(what, str(exc), todo) from exc
     if not 1 <= seconds <= MAX_PATIENCE_S:
-        raise UsageError(f"create job {job_name!r}", f"a patience of {text} is not possible", todo)
+        raise UsageError(what, f"a patience of {text} is not possible", todo)
     return seconds
 
 

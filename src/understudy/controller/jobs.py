@@ -91,7 +91,11 @@ def set_enabled(database: Database, name: str, enabled: bool) -> Job:
 
 @dataclass(frozen=True)
 class JobChange:
-    """Settings of a job to change; None stays as it is. See :class:`understudy.model.job.Job`."""
+    """Settings of a job to change; None stays as it is. See :class:`understudy.model.job.Job`.
+
+    Which proxies move its disks may change at any time: where the new one has no digests of the last point, they are
+    fetched from the target.
+    """
 
     points: int | None = None
     verify_every_s: int | None = None
@@ -100,12 +104,17 @@ class JobChange:
     exclude_swap: bool | None = None
     exclude_free: bool | None = None
     guests: tuple[GuestSettings, ...] | None = None
+    source_proxy: str | None = None
+    target_proxy: str | None = None
+    connections: int | None = None
+    compression: Compression | None = None
+    patience_s: int | None = None
 
 
 def change_job(database: Database, name: str, change: JobChange) -> Job:
     """Change settings of a job, for what begins later.
 
-    :raises NotFound: if there is no such job.
+    :raises NotFound: if there is no such job, credential or proxy.
     :raises UsageError: if a setting is not acceptable.
     """
     what = f"set job {name!r}"
@@ -115,9 +124,13 @@ def change_job(database: Database, name: str, change: JobChange) -> Job:
         changed = replace(job_value(row), **{key: value for key, value in wanted.items() if value is not None})
         _check_settings(changed, what)
         _check_credentials(session, changed)
+        _check_proxies(session, changed)
         row.points, row.verify_every_s, row.verify_rate = changed.points, changed.verify_every_s, changed.verify_rate
         row.exclude_swap, row.exclude_free = changed.exclude_swap, changed.exclude_free
         row.masks, row.guests = _masks(changed), _guests(changed)
+        row.source_proxy, row.target_proxy = changed.source_proxy or None, changed.target_proxy or None
+        row.connections, row.compression = changed.connections, changed.compression.value
+        row.patience_s = changed.patience_s
         return changed
 
 
@@ -314,6 +327,10 @@ def _check_references(session: Session, job: Job, what: str) -> None:
                          "choose a datastore of the target host")
     if datastore.kind == SNAPSHOTS:
         _check_snapshots(session, job, what)
+    _check_proxies(session, job)
+
+
+def _check_proxies(session: Session, job: Job) -> None:
     for proxy in filter(None, (job.source_proxy, job.target_proxy)):
         proxy_row(session, proxy)
 

@@ -297,6 +297,13 @@ def test_job_set_changes_what_is_named_and_nothing_else(full: CommandLine) -> No
     assert full.json("job", "set", "nightly", "--points", "3") == changed | {"points": 3}
     full.ok("job", "set", "nightly", "--verify-every", "off", "--verify-rate", "off")
     assert full.json("job", "show", "nightly") == before | {"points": 3}
+    how = {"source_proxy": "local", "target_proxy": "local", "connections": 9, "compression": "lz4", "patience_s": 90}
+    assert full.json("job", "set", "nightly", "--source-proxy", "local", "--target-proxy", "local", "--connections",
+                     "9", "--compression", "lz4", "--patience", "90s") == before | {"points": 3} | how  # fmt: skip
+    travel = ("--connections", "4", "--compression", "zstd", "--patience", "30m")
+    full.ok("job", "set", "nightly", "--source-proxy", "", "--target-proxy", "", *travel)
+    assert full.refused("job", "set", "nightly", "--source-proxy", "mars").startswith("proxy 'mars': no such proxy")
+    assert "a patience of 31d is not possible" in full.refused("job", "set", "nightly", "--patience", "31d")
     assert "nothing to change was named" in full.refused("job", "set", "nightly")
     assert "not a duration: 'often'" in full.refused("job", "set", "nightly", "--verify-every", "often")
     assert "without time between" in full.refused("job", "set", "nightly", "--verify-every", "0s")
