@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.schema import copying_schema
+from understudy.controller import migrate
 
 _HERE = Path(__file__).parent
 #: Files of several minutes, the longest first.
@@ -33,6 +37,14 @@ def pytest_configure() -> None:
         "understudy", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
     )
     settings.load_profile("understudy")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def schema() -> Iterator[None]:
+    """New databases by copying; the tests of migrations undo it for themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "migrate", copying_schema(migrate.migrate))
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

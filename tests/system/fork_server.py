@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tests.schema import copying_schema
+
 #: A request: JSON of :class:`Request`, with its three standard streams and the socket for its outcome.
 LONGEST_REQUEST = 128 << 10
 #: What a fork says when it is there and what it then waits for: whoever asked holds on to it first.
@@ -72,9 +74,11 @@ def _import_all() -> None:
     from sqlalchemy.orm import configure_mappers
 
     from understudy.cli.app import COMMANDS
+    from understudy.controller import migrate
     from understudy.mover.operations import load_all
 
     load_all()
+    vars(migrate)["migrate"] = copying_schema(migrate.migrate)
     for module in (*(where.partition(":")[0] for where in COMMANDS.values()), *_IMPORTED_LATE):
         importlib.import_module(module)
     configure_mappers()

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ from understudy.model.access import NO_LIBRARY
 from understudy.model.job import Host, ProxyKind
 
 HOST = Host("prod", "qemu:///system", "/var/tmp/scratch")
+
+
+@pytest.fixture(autouse=True)
+def migrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here new databases are made by the migrations."""
+    monkeypatch.setattr(migrate, "migrate", unwrap(migrate.migrate))
 
 
 def mode(path: Path) -> int:
