@@ -127,6 +127,8 @@ class Bench:
 
     def assert_thawed(self) -> None:
         """The guest's file systems are not frozen."""
+        # A daemon that started anew answers before it has a connection to the guest's agent again.
+        self.vm.wait_agent()
         with self.vm.host.connection() as connection:
             assert agent.call_agent(connection, self.vm.name, "guest-fsfreeze-status") == "thawed"
 

@@ -130,7 +130,6 @@ class Matrix(Bench):
         answer = broken.ended
         if actor is Actor.HYPERVISOR:
             self.vm.start()
-            self.vm.wait_agent()
         self.assert_thawed()
         after, killed = self.point_ids(replica), actor is Actor.CONTROLLER
         outcome = outcome_of(answer, before, after, POINTS_KEPT, killed=killed)

@@ -101,6 +101,7 @@ def test_a_libvirt_daemon_restarted_before_the_read_harms_nothing(scene: Bench, 
     scene.write()
     with scene.installation.stalled(job, "read.before") as broken:
         scene.installation.lab.alpha.restart()
+    scene.assert_thawed()
     assert broken.ended.status in (0, 1), broken.ended
     assert scene.point_ids(replica)[-1:] != before[-1:] or broken.ended.status == 1
     scene.check_points(replica)
