@@ -153,7 +153,7 @@ def _without_scripts(place: Place, vm: Vm, settings: GuestSettings) -> None:
 def _without(place: Place, vm: Vm, settings: GuestSettings, problem: str) -> None:
     if settings.policy is GuestPolicy.REQUIRE:
         raise GuestError(f"guest processing of VM {vm.name!r}", problem,
-                         "see that qemu-guest-agent runs in the guest, or use --guest-processing try")
+                         "install and start qemu-guest-agent in the guest, or use --guest-processing try")
     place.journal.warn(f"guest processing skipped, the restore point is crash-consistent: {problem}")
 
 
