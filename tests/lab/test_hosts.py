@@ -93,6 +93,8 @@ def test_a_guest_shuts_down_by_its_agent_and_by_its_power_button(lab: Lab) -> No
     vm.start()
     vm.wait_agent()
     assert vm.read_file("/data/kept") == b"kept\n"
+    # Who hears the button starts at the same time as the agent, and writes this when it listens.
+    vm.run("until [ -s /run/acpid.pid ]; do usleep 20000; done")
     with vm.domain() as domain:
         domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
     vm.wait_off()
